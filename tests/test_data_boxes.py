@@ -51,7 +51,7 @@ def record(name: str = "cxr_1", **changes: Any) -> dict[str, Any]:
             {"name": "left lung", "box": [60, 5, 90, 45]}, {"name": "nodule", "box": [50, 10, 60, 20]},
             {"name": "nodule", "box": [10, 30, 20, 40]},
         ],
-        "qa": [{"question": "Is there a nodule?", "answer": "yes", "qid": 5}],
+        "qa": [{"question": "Is there a nodule?", "answer": "yes"}],
     }  # fmt: skip
     return row | changes
 

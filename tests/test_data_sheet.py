@@ -659,3 +659,10 @@ def test_no_finding_asks_nothing(tmp_path: Path) -> None:
     entries, told = read(write(tmp_path, [line(name="No finding"), box("cyst", 1, 1, 9, 9, image="b.png")]))
     assert [s.names for s in samples(entries)] == [("cyst",)] * 2 and not any(e.problem for e in entries)
     assert told["lines that say 'No finding' and have no box, of which nothing is asked"] == 1
+
+
+def test_an_answer_of_visual_grounding_may_deny(tmp_path: Path) -> None:
+    rows = [line(question="Where is the cyst?", answer=a) for a in ("Not there.", "There is no cyst.", "here")]
+    results, _ = read(write(tmp_path, rows), task=Task.VG)
+    assert [[s.answer.text for s in r.samples] for r in results] == [["Not there."], ["There is no cyst."], []]
+    assert results[2].problem is not None and "no [box] in an answer of VG" in results[2].problem.why

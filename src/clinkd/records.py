@@ -108,6 +108,7 @@ PAPER_MODALITIES = tuple(Modality)[:8]
 Side = Literal["image", "patient"]  # whose left "left" is: the image's, or the patient's
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+OPTION_LETTERS = "ABCDEFGHIJ"  # of the options of multiple choice
 Number = int | float  # a 1 that was read stays 1, not 1.0
 
 
@@ -259,11 +260,25 @@ class ImageRef(Record):
 
 @dataclass(frozen=True, slots=True)
 class Turn(Record):
-    """One question and its true answer. `task` decides how the answer is scored."""
+    """One question and its true answer. `task` decides how the answer is scored.
+
+    `options` are the words of a multiple-choice question's options, in the order of their letters ("" for a letter that
+    is left out); the question shows them, and the answer is one of them.
+    """
 
     task: Task
     question: BoxedText
     answer: BoxedText
+    options: tuple[str, ...] = ()
+
+    @property
+    def letter(self) -> str:
+        """The letter of the true option, "" without options."""
+        return OPTION_LETTERS[self.options.index(self.answer.text)] if self.answer.text in self.options else ""
+
+    def to_json(self) -> dict[str, Any]:
+        value = Record.to_json(self)
+        return value if self.options else {name: value[name] for name in ("task", "question", "answer")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,9 @@ class _ShareGptWriter:
             marks = "<image>" * len(sample.images) if number == 1 else ""
             messages.append({"from": "human", "value": marks + question})
             messages.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {number}")})
-        extra = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        extra: dict[str, Any] = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        if any(turn.options for turn in sample.turns):
+            extra["options"] = [turn.options for turn in sample.turns]
         extra |= _select_fields(sample, "group", "source", "names", "facts", "side", "split")
         return {
             "id": sample.id,

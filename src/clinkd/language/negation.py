@@ -162,6 +162,14 @@ def yes_no_verdict(text: str) -> str:
     return ""
 
 
+def denies(text: str) -> bool:
+    """Whether a text denies anything, as "no", "not there", "absent" and "there is no mass" do."""
+    return any(any(c.negated) or c.words in _BARE_DENIALS for c in clauses(text)) or yes_no_verdict(text) == "no"
+
+
+_BARE_DENIALS = {(word,) for word in (*_NEGATORS, *_ABSENT, "nothing", "nowhere", "negative")}
+
+
 def carries_meaning(word: str) -> bool:
     """Whether a normalised word can make an answer right or wrong; not "the", "is", "seen", "image"."""
     return carries_finding(word) or word in _NEGATORS or word in NUMBERS or word in {"yes", "both"}

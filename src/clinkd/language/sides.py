@@ -353,9 +353,13 @@ def convert_side(sample: Sample, to: Side) -> Sample:
     def swap_fact(fact: Fact) -> Fact:
         return replace(fact, name=_swap_sides(fact.name, sample), side=fact.side and _swap_sides(fact.side, sample))
 
+    def swap_turn(turn: Turn) -> Turn:
+        options = tuple(_swap_sides(option, sample) for option in turn.options)
+        return replace(turn, question=swap_text(turn.question), answer=swap_text(turn.answer), options=options)
+
     return replace(
         sample,
-        turns=tuple(replace(t, question=swap_text(t.question), answer=swap_text(t.answer)) for t in sample.turns),
+        turns=tuple(swap_turn(turn) for turn in sample.turns),
         names=tuple(_swap_sides(name, sample) for name in sample.names),
         facts=tuple(swap_fact(fact) for fact in sample.facts),
         side=to,

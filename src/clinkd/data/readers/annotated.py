@@ -16,12 +16,12 @@ from clinkd.data.patients import strip_frame
 from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
 from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
-from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import Box, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A checked image. `objects` are pairs of name and box, `qa` of question and answer.
+    """A checked image. `objects` are pairs of name and box, `qa` the questions about the whole image.
 
     `incomplete` holds names that have unknown boxes, too; no question asks where they are.
     """
@@ -30,7 +30,7 @@ class Annotated:
     image: ImageRef
     modality: Modality
     objects: tuple[tuple[str, Box], ...] = ()
-    qa: tuple[tuple[str, str], ...] = ()
+    qa: tuple[Turn, ...] = ()
     group: str = ""  # if empty, the id
     origin: str = ""  # the collection that the image comes from
     side: Side = "patient"
@@ -75,8 +75,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for number, (name, box) in enumerate(objects if Task.RC in source.tasks else (), start=1):
         turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
-    for number, (question, answer) in enumerate(record.qa, start=1):
-        turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
+    for number, turn in enumerate(record.qa, start=1):
         samples.append(record.make_sample(f"{record.id}-qa{number}", turn))
     return sample_questions(samples, source, notes)
 

@@ -1,12 +1,12 @@
 """Reader of `records.jsonl`: each line is one image with its boxes in pixels and its questions.
 
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
-     "qa": [{"question", "answer"}]}
+     "qa": [{"question", "answer", "options"}]}
 
 Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive, unless `Source.box_layout`
 says otherwise. "left" and "right" in names
 are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
-are counted.
+are counted. Options make a question a multiple choice (see `choices`).
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from typing import Any, get_args
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
+from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
     Word,
     convert_rows,
+    count_unused_keys,
     iterate_objects,
     json_rows,
     require_choice,
     require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, Box, ImageRef, Modality, Sample, Side
+from clinkd.records import SPLITS, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
+OBJECT_KEYS = {"name", "box"}
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -52,7 +55,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
         record = _parse_record(row, source, pictures, notes)
         _require_unique("id", record.id, rows_of_ids, row.number)
         _require_unique("image", record.image.path, rows_of_images, row.number)
-        notes.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
+        count_unused_keys(row.value, KEYS, notes)
         samples = make_samples(record, source, notes)
         if not record.objects and not record.qa:
             notes["rows without objects and questions, of which nothing is asked"] += 1
@@ -78,12 +81,10 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
     objects = []
     for i, entry in iterate_objects(value, "objects"):
+        count_unused_keys(entry, OBJECT_KEYS, notes, "objects.")
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
         objects.append((object_name, _parse_box(entry.get("box"), f"objects[{i}].box", image, source, notes)))
-    qa = []
-    for i, entry in iterate_objects(value, "qa"):
-        question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
-        qa.append((question, answer))
+    qa = [_parse_turn(entry, f"qa[{i}].", notes) for i, entry in iterate_objects(value, "qa")]
     if value.get("group") is not None:
         split_group = parse_group(value["group"], "group")
     else:
@@ -107,6 +108,15 @@ def _find_untold_group(source: Source, image: ImageRef, name: str, pictures: Ima
     if source.group or facts:
         return find_split_group(source, image.path, facts)
     return parse_patient_group(name)
+
+
+def _parse_turn(entry: dict[str, Any], prefix: str, notes: Counter[str]) -> Turn:
+    """A question about the whole image, and its answer."""
+    keys = find_choice_keys(tuple(entry))
+    count_unused_keys(entry, {"question", "answer", *keys.used}, notes, "qa.")
+    question = BoxedText(require_words(entry.get("question"), f"{prefix}question"))
+    answer = BoxedText(require_words(entry.get("answer"), f"{prefix}answer"))
+    return make_choice_turn(Turn(Task.QA, question, answer), entry, keys, f"{prefix}answer", notes)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from clinkd.data.readers.box_layout import BoxForm
+from clinkd.data.readers.choices import NO_CHOICE, ChoiceKeys, find_choice_keys
 from clinkd.records import BadInput
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -19,6 +20,10 @@ SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
     "window", "frame", "sentence", "caption", "label",
 )  # fmt: skip
+CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA, taken only beside options
+    "image": ("Figure_path", "image_path"), "answer": ("Anwser", "gt_answer"), "modality": ("modality_type",),
+    "id": ("question_id",),
+}  # fmt: skip
 _LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
 _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
     "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
@@ -74,6 +79,7 @@ def map_columns(
             both = f"{columns[our_name]!r} and {column!r} both mean {our_name}"
             raise BadInput(f"{context}; {both}: say which with --column")
         columns[our_name] = column
+    columns = _add_choice_columns(head, columns)
     if not (set(EXTENT) <= columns.keys() or set(EXTENT) & mapping.keys()):  # width and height may be the image's
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in EXTENT}
     if mapping.keys().isdisjoint({"box", *CORNERS, *EXTENT}):
@@ -92,7 +98,7 @@ def map_columns(
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted{offer}")
     meanings = {sheet_name: our_name for our_name, sheet_name in offered.items()}
     for column in head:
-        if column not in columns.values() and column not in used:
+        if column not in columns.values() and column not in {*used, *find_choice_columns(head, columns).used}:
             perhaps = f"; perhaps: {_spell_flag(meanings[column], column)}" if column in meanings else ""
             notes[f"column {column!r} is not used{perhaps}"] += 1
     return columns
@@ -121,6 +127,22 @@ def list_box_forms(columns: Mapping[str, str]) -> tuple[BoxForm, ...]:
         return ("xyxy",)
     left = _strip_name(columns["x"])
     return ("cxcywh",) if left in _CENTRES else ("xywh", "cxcywh") if left == "x" else ("xywh",)
+
+
+def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKeys:
+    """The columns of options and of the true letter, if the sheet asks questions."""
+    free = tuple(column for column in head if column not in columns.values())
+    return find_choice_keys(free) if "question" in columns else NO_CHOICE
+
+
+def _add_choice_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns with those that published sets of multiple choice name in their own way, if the sheet has options."""
+    choice = find_choice_columns(head, columns)
+    if choice is NO_CHOICE:
+        return dict(columns)
+    names = {our_name: next((c for c in head if c in theirs), "") for our_name, theirs in CHOICE_COLUMNS.items()}
+    names["answer"] = names["answer"] or choice.letter
+    return {our_name: column for our_name, column in names.items() if column} | dict(columns)
 
 
 def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.patients import note_patients, strip_frame
+from clinkd.data.readers import vqa_med
+from clinkd.data.readers.choices import find_choice_keys
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.cvat import FILE as CVAT_FILE
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
@@ -43,14 +45,15 @@ FORMS = {  # name -> module of the reader, description
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
     "coco": ("coco", "COCO: images, annotations and categories"),
-    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
-    "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
+    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question, also with options (PMC-VQA)"),
+    "vqa": ("vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options"),
     "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
     "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
     "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
     "kvasir-seg": ("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json"),
     "slake-boxes": ("image_boxes", "SLAKE: the boxes of its images, detection.json"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
+    "vqa-med": ("vqa_med", "VQA-Med of ImageCLEF: lines such as image|question|answer"),
     "dicom": (
         "dicom_folder",
         "DICOM files, with boxes of segmentations and reports; other questions come from a sheet",
@@ -132,6 +135,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         return "imagefolder"
     if list_slake_files(folder):
         return "slake-boxes"
+    if any(p.suffix.lower() == ".txt" and vqa_med.count_parts(p) > 1 for p in _list_first_files(folder)):
+        return "vqa-med"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
@@ -152,6 +157,8 @@ def _walk_files(folder: Path) -> Iterator[Path]:
 def _detect_file_form(file: Path, encoding: str) -> str | None:
     if file.suffix.lower() in SHEETS:
         return "sheet"
+    if vqa_med.count_parts(file) > 1:
+        return "vqa-med"
     if kind_of(file).medical:
         return "dicom"
     with file.open("rb") as stream:
@@ -186,7 +193,8 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
         return "llava-med-qa"
     if "image" in row and ("objects" in row or "qa" in row):
         return "boxes"
-    if "question" in row and "answer" in row:
+    has_answer = "answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter)
+    if "question" in row and has_answer:
         return "vqa"
     return "imagefolder" if is_metadata(row) else None
 

@@ -12,7 +12,7 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -109,7 +109,7 @@ def make_error_result(
     file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row"
 ) -> RowResult:
     """The result of a row that has an error."""
-    keys = ("id", "qid", "question_id", "image")
+    keys = ("id", "qid", "question_id", "image", "image_name", "img_name", "image_path")
     name = next((value[k] for k in keys if k in value), "?") if isinstance(value, dict) else "?"
     row_id = shorten_value(str(name))
     problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
@@ -163,6 +163,23 @@ def check_unicode(value: str, field: str) -> None:
     except UnicodeEncodeError as error:
         why = f"half a character at place {error.start + 1} (an escape or encoding torn apart); write the text anew"
         raise FieldError(field, value, why) from None
+
+
+def require_answer(value: Any, field: str, notes: Counter[str]) -> str:
+    """The text of an answer. A number is taken as text, which `notes` counts; JSON's true and false are not."""
+    if isinstance(value, bool):
+        raise FieldError(field, value, 'not text: it may mean "yes" or "true", "no" or "false"; write the word')
+    if isinstance(value, int | float):
+        notes["answers that are numbers, taken as text"] += 1
+        value = str(value)
+    return require_words(value, field)
+
+
+def count_unused_keys(value: dict[str, Any], used: Collection[str], notes: Counter[str], prefix: str = "") -> None:
+    """Count each key that no reader uses, unless it is empty. `prefix` names the object that it is a key of."""
+    for key in value:
+        if key not in used and value[key] not in (None, "", [], {}):
+            notes[f"keys {prefix + key!r}, which are not used"] += 1
 
 
 def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:

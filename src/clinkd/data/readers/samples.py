@@ -15,6 +15,7 @@ from clinkd.data.readers.rows import (
     SourceRow,
     check_unicode,
     convert_rows,
+    count_unused_keys,
     get_list,
     iterate_objects,
     json_rows,
@@ -98,8 +99,7 @@ def assemble_sample(
 
 
 def _count_unknown_keys(value: dict[str, Any], record_type: type, prefix: str, notes: Counter[str]) -> None:
-    for key in value.keys() - {f.name for f in fields(record_type)}:
-        notes[f"key {prefix + key!r} of rows, which a sample does not keep"] += 1
+    count_unused_keys(value, {f.name for f in fields(record_type)}, notes, prefix)
 
 
 def _require_text(value: Any, field: str) -> str:
@@ -160,12 +160,24 @@ def _parse_laterality(value: Any, field: str) -> Laterality | None:
 def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:
     _count_unknown_keys(value, Turn, "turns.", notes)
     task = require_choice(value.get("task"), tuple(Task), f"{field}.task")
-    return Turn(task, _parse_text(value, "question", field), _parse_text(value, "answer", field))
+    question, answer = (_parse_text(value, key, field, notes) for key in ("question", "answer"))
+    return Turn(task, question, answer, parse_options(value.get("options"), answer, f"{field}.options"))
 
 
-def _parse_text(value: dict[str, Any], key: str, field: str) -> BoxedText:
+def parse_options(value: Any, answer: BoxedText, field: str) -> tuple[str, ...]:
+    """The options of a turn, none if the key is absent. Raises FieldError if the answer is none of them."""
+    if value in (None, []):
+        return ()
+    if not isinstance(value, list) or not all(isinstance(words, str) for words in value) or answer.text not in value:
+        raise FieldError(field, value, f"a list of texts, the answer among them, is wanted; {_MEND_OR_IMPORT}")
+    return tuple(value)
+
+
+def _parse_text(value: dict[str, Any], key: str, field: str, notes: Counter[str]) -> BoxedText:
     """A text, or {"text", "boxes"}."""
     raw, field = value.get(key), f"{field}.{key}"
+    if isinstance(raw, dict):
+        count_unused_keys(raw, {"text", "boxes"}, notes, f"turns.{key}.")
     text, boxes = (raw.get("text"), raw.get("boxes")) if isinstance(raw, dict) else (raw, [])
     if not isinstance(boxes, list):
         raise FieldError(f"{field}.boxes", boxes, "a list of boxes is wanted")

@@ -35,9 +35,10 @@ from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.patients import names_nobody, strip_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
+from clinkd.data.readers.choices import make_choice_turn
+from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
-from clinkd.data.readers.published import NO_FINDING, PublishedCells, PublishedSheet, find_published
+from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
     FieldError,
@@ -51,6 +52,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
@@ -72,13 +74,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
     head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), [])
-    published = find_published(head)
-    if published is not None:
-        notes[f"sheet read as {published.title}, by the names of its columns"] += 1
-    mapping = {**(published.columns if published else {}), **source.columns}
-    used = [column for column in head if published and column.casefold() in published.one_hot]
-    columns = map_columns(head, mapping, file, notes, used) if head else {}
-    yield from _SheetReader(file, source, columns, notes, published).read_lines(lines)
+    yield from _SheetReader(file, source, head, notes).read_lines(lines)
 
 
 def sheet_of(path: Path) -> Path:
@@ -121,12 +117,13 @@ class _SheetReader:
     Errors name a field by our name of its column; `_report` puts the sheet's own name in its place.
     """
 
-    def __init__(
-        self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str], published: PublishedSheet | None
-    ) -> None:
-        self.file, self.source, self.columns, self.notes, self.published = file, source, columns, notes, published
-        self.published_cells = PublishedCells(published, file, source, notes) if published else None
-        self.boxes = SheetBoxes(file, source, columns, notes, published.box_form if published else None)
+    def __init__(self, file: Path, source: Source, head: list[str], notes: Counter[str]) -> None:
+        self.file, self.source, self.notes = file, source, notes
+        self.published = find_published(head)
+        self.published_cells = PublishedCells(self.published, file, source, notes) if self.published else None
+        self.columns = columns = self._map_columns(head)
+        self.choice_keys = find_choice_columns(head, columns)
+        self.boxes = SheetBoxes(file, source, columns, notes, self.published.box_form if self.published else None)
         self.fields = {"box": ",".join(columns.get(c, c) for c in self.boxes.corners)} | columns
         self.pictures = ImageResolver(source, notes)
         self.similar_path = _PathSuggester(source.root)
@@ -141,6 +138,14 @@ class _SheetReader:
         self.has_patients = False  # whether any line names one
         self.names: set[str] = set()  # of boxes
         self.without_finding: set[str] = set()  # images of which a line says that there is no finding
+
+    def _map_columns(self, head: list[str]) -> dict[str, str]:
+        published = self.published
+        if published is not None:
+            self.notes[f"sheet read as {published.title}, by the names of its columns"] += 1
+        mapping = {**(published.columns if published else {}), **self.source.columns}
+        used = [column for column in head if published and column.casefold() in published.one_hot]
+        return map_columns(head, mapping, self.file, self.notes, used) if head else {}
 
     def read_lines(self, lines: Sequence[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The result of each line, in their order."""
@@ -239,7 +244,7 @@ class _SheetReader:
             self.without_finding.add(path)
         elif box is not None and "name" in words:
             self.names.add(words["name"])
-        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
+        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(row, cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)
         if line.id and self.ids.setdefault(line.id, row.number) != row.number:
@@ -274,7 +279,9 @@ class _SheetReader:
 
     # ---- questions
 
-    def _parse_turn(self, cells: Cells, box: Box | None) -> Turn | None:
+    def _parse_turn(self, row: SourceRow, cells: Cells, box: Box | None) -> Turn | None:
+        if self.choice_keys.letter and cells["question"] and not cells["answer"]:
+            cells["answer"] = row.value[self.choice_keys.letter]
         if not cells["question"] and not cells["answer"]:
             return None
         for ours, other in (("question", "answer"), ("answer", "question")):
@@ -282,12 +289,12 @@ class _SheetReader:
                 raise FieldError(ours, "", f"empty, where the {other} is given; fill it in")
         question, answer = (_parse_boxed_text(ours, cells[ours], box) for ours in ("question", "answer"))
         task = self.source.task or infer_task_from_boxes(question, answer, Task.QA)
-        if task is Task.VG and not answer.boxes:
+        if task is Task.VG and not answer.boxes and not denies(answer.text):
             raise FieldError("answer", cells["answer"], f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
             why = f"no {BOX_MARK} in a question of {task}; add it, and the box"
             raise FieldError("question", cells["question"], why)
-        return Turn(task, question, answer)
+        return make_choice_turn(Turn(task, question, answer), row.value, self.choice_keys, "answer", self.notes)
 
     # ---- images
 
@@ -453,8 +460,6 @@ def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
     if marks and box is None:
         raise FieldError(field, text, f"{BOX_MARK} in the text, and no box on the line; give it")
     return BoxedText(fold_plain_text(text, field), (box,) * marks if box else ())
-
-
 
 
 class _PathSuggester:

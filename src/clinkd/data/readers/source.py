@@ -284,6 +284,8 @@ class ImageResolver:
             return f"; it lies in {below}: give --images {shlex.quote(str(below))}"
         if len(path.parts) > 1 and os.path.isfile(root.joinpath(*path.parts[1:])):
             return f"; the path holds a folder too many: give --prefix {shlex.quote(path.parts[0])}/"
+        if above := next((f for f in root.resolve().parents[:2] if len(path.parts) > 1 and (f / path).is_file()), None):
+            return f"; it lies above, in {above}: give --images {shlex.quote(str(above))}"
         return "" if self.source.images else ", or give the folder of the images with --images"
 
     @cached_property
