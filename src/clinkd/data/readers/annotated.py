@@ -33,6 +33,7 @@ class Annotated:
     side: Side = "patient"
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
+    sentences: tuple[tuple[str, Box, str], ...] = ()  # name, box, what the data says of the box
 
     def make_sample(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
         """A sample with one question about the image."""
@@ -44,7 +45,7 @@ class Annotated:
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
     """Make the questions of a record: where each name is (one answer with all its boxes, left to right), what each box
-    shows, a sentence on each box, and the record's own questions.
+    shows, a sentence on each box (the record's own, where it has one), and the record's own questions.
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
     Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
@@ -69,8 +70,11 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(objects if Task.ROC in source.tasks else (), start=1):
         samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
-    for number, (name, box) in enumerate(objects if Task.RC in source.tasks else (), start=1):
-        turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
+    stated = dict.fromkeys(record.sentences)
+    described = {(name, box) for name, box, _ in stated}
+    plain = [(*pair, "") for pair in objects if pair not in described] if Task.RC in source.tasks else []
+    for number, (name, box, sentence) in enumerate([*stated, *plain], start=1):
+        turn = questions.ask_description(box, sentence or questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
     for number, (question, answer) in enumerate(record.qa, start=1):
         turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))

@@ -7,22 +7,27 @@ import itertools
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.readers import coco, voc, yolo
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 from clinkd.version import spell_program
 
-HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
-FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"]}
+TREES = {  # form -> patterns of its label files, and whether a file is one
+    "coco": (("annotations/*.json", "*/*.json", "*/annotations/*.json"), coco.looks_like_coco),
+    "yolo": (("*.yaml", "*.yml", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt"), yolo.looks_like_yolo),
+    "voc": (("*.xml", "*/*.xml", "*/*/*.xml"), voc.looks_like_voc),
+}
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -30,6 +35,8 @@ FORMS = {  # name -> module of the reader, description
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
     "coco": ("coco", "COCO: images, annotations and categories"),
+    "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
+    "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
@@ -43,12 +50,17 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
     Raises BadInput if there is no data of the form, or if the form cannot be detected.
     """
-    form = source.form or detect_form(source)
-    if form not in FORMS:
-        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
-    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
-    results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
+    source = with_form(source)
+    if source.form not in FORMS:
+        raise BadInput(f"--form {source.form}: one of {', '.join(FORMS)} is wanted")
+    module = importlib.import_module(f"clinkd.data.readers.{FORMS[source.form][0]}")
+    results: Iterator[RowResult] = module.read(source, notes)
     return results
+
+
+def with_form(source: Source) -> Source:
+    """The source with its form, which its root depends on. Raises BadInput if the form cannot be detected."""
+    return replace(source, form=source.form or detect_form(source))
 
 
 def detect_form(source: Source) -> str:
@@ -81,6 +93,7 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
+    forms += [form for form, tree in TREES.items() if form not in forms and _has_label_file(folder, *tree)]
     if len(forms) > 1:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
@@ -90,6 +103,12 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+
+
+def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callable[[Path], bool]) -> bool:
+    """Whether one of the first files of a pattern is a label file."""
+    first_files = itertools.chain.from_iterable(itertools.islice(folder.glob(p), MOST_LOOKED_AT) for p in patterns)
+    return any(path.is_file() and is_label_file(path) for path in first_files)
 
 
 def _list_first_files(folder: Path) -> list[Path]:
@@ -107,12 +126,12 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return "sheet"
     if kind_of(file).medical:
         return "dicom"
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     if file.suffix.lower() not in (".json", ".jsonl"):
-        return None
+        return "voc" if voc.looks_like_voc(file) else "yolo" if yolo.looks_like_yolo(file) else None
+    with file.open("rb") as stream:
+        head = stream.read(coco.HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
-        return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
+        return "coco" if coco.looks_like_coco(file, encoding) else None
     first_rows = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
     first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:

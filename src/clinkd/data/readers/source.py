@@ -25,6 +25,7 @@ from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encodi
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
 MOST_BOXES = 4  # in one answer, by default
+LABEL_FOLDERS = ("annotations", "labels")  # in lower case; images lie beside such a folder, not in it
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
 
@@ -157,6 +158,9 @@ class Source:
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
+        if self.form in ("coco", "yolo", "voc"):
+            labels = next((f for f in (folder, folder.absolute().parent) if f.name.lower() in LABEL_FOLDERS), None)
+            return labels.parent if labels is not None else folder
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
 
