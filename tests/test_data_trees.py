@@ -228,14 +228,14 @@ def test_phrases_of_boxes_are_read_and_other_keys_counted(tmp_path: Path) -> Non
     picture(tmp_path / "a.png")
     phrases = [["small apical pneumothorax"], "basal pneumothorax"]
     marks = [
-        {"id": k, "image_id": 0, "category_id": 1, "bbox": [k, 1, 9, 9], "label_text": text, "origin_y": 7}
+        {"id": k, "image_id": 0, "category_id": 1, "bbox": [20 * k, 1, 9, 9], "label_text": text, "origin_y": 7}
         for k, text in enumerate(phrases)
     ]
     file = write(tmp_path / "mscxr.json", coco(["a.png"], annotations=marks))
     samples, notes, problems = read(file, tasks=(Task.VG, Task.RC))
     assert not problems and notes == {"keys 'origin_y' of annotations, which are not used": 2}
     answers = {s.answer.text: s.question.boxes[0].x1 * WIDTH for s in samples if s.task is Task.RC}
-    assert answers == {"small apical pneumothorax": 0, "basal pneumothorax": 1}
+    assert answers == {"small apical pneumothorax": 0, "basal pneumothorax": 20}
     marks[0]["label_text"] = [" "]
     write(file, coco(["a.png"], annotations=marks))
     assert "annotations[0].label_text" in read(file)[2][0]

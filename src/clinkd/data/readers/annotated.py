@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
+from clinkd.data.readers.agreement import merge_readers
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
@@ -34,6 +35,8 @@ class Annotated:
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
     sentences: tuple[tuple[str, Box, str], ...] = ()  # name, box, what the data says of the box
+    readers: tuple[str, ...] = ()  # who drew each of `objects`, "" where nobody is named
+    panel: frozenset[str] = frozenset()  # all who read the image, also those who drew nothing
 
     def make_sample(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
         """A sample with one question about the image."""
@@ -48,13 +51,11 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     shows, a sentence on each box (the record's own, where it has one), and the record's own questions.
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
-    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
-    `notes` counts all three.
+    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once,
+    and `Source.readers` says what becomes of several readers' boxes (see `agreement`). `notes` counts all four.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    objects = tuple(dict.fromkeys(record.objects))
-    if repeated := len(record.objects) - len(objects):
-        notes["boxes that stand twice under one name, taken once"] += repeated
+    objects = merge_readers(record.objects, record.readers, record.panel, source.readers, notes)
     boxes: dict[str, list[Box]] = {}
     for name, box in objects:
         boxes.setdefault(name, []).append(box)

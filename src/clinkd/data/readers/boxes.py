@@ -4,8 +4,8 @@
      "qa": [{"question", "answer"}]}
 
 Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
-are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
-are counted.
+are the patient's unless the source says otherwise. An object may have a "reader", who drew its box; a row "group" (the
+patient), "split" and "side". Other keys are counted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
+READER_KEYS = ("reader", "reader_id", "rad_id", "annotator", "annotator_id")  # of a box
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
@@ -75,10 +76,11 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     for field, actual in (("width", image.width), ("height", image.height)):
         if field in value and actual is not None and value[field] != actual:
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
-    objects = []
+    objects, readers = [], []
     for i, entry in iterate_objects(value, "objects"):
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
         objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
+        readers.append(find_reader(entry, f"objects[{i}]"))
     qa = []
     for i, entry in iterate_objects(value, "qa"):
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
@@ -89,7 +91,18 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
         split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+    origin = parse_origin(name)
+    return Annotated(
+        name, image, modality, tuple(objects), tuple(qa), split_group, origin, side, split, readers=tuple(readers)
+    )
+
+
+def find_reader(entry: dict[str, Any], field: str) -> str:
+    """Who drew a box, "" if no key says so. Raises FieldError if it is neither text nor a number."""
+    for key in READER_KEYS:
+        if (reader := entry.get(key)) is not None:
+            return require_words(str(reader) if type(reader) is int else reader, f"{field}.{key}")
+    return ""
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -4,8 +4,9 @@
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "segmentation", "iscrowd"}]}
 
 A bbox is in pixels of the upright image. An annotation without a bbox gets the box around its polygons or around its
-run-length mask. Its "label_text" (MS-CXR) is what is said of the box. An image may have the keys "modality", "group" or
-"patient", and "split". Our writer adds "source" and "side", under the key "clinkd". Other keys are counted.
+run-length mask. Its "label_text" (MS-CXR) is what is said of the box; its "reader", "annotator" or "rad_id" drew it. An
+image may have the keys "modality", "group" or "patient", and "split". Our writer adds "source" and "side", under
+"clinkd". Other keys are counted.
 
 Images lie beside the file, or where COCO's own tree and Roboflow's exports have them (`trees`); a name of the file, or
 of its folder below the given one, may tell the split.
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, Self
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
-from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
+from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_of_path
 from clinkd.data.readers.rows import (
     FieldError,
@@ -56,7 +57,7 @@ KEYS_OF_IMAGES = {
 }  # fmt: skip
 KEYS_OF_ANNOTATIONS = {
     "id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "keypoints", "num_keypoints", "area",
-    "label_text",
+    "label_text", *READER_KEYS,
 }  # fmt: skip
 EDGE_PIXELS = 0.01  # a box so far beyond the border was rounded: COCO files are written with two decimals
 
@@ -335,7 +336,7 @@ class _CocoReader:
         annotations = data.annotations_of(value)
         names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
         objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
-        pairs = zip(annotations, names_and_boxes, strict=True)
+        pairs = list(zip(annotations, names_and_boxes, strict=True))
         sentences = [(name, box, text) for a, (name, box) in pairs if box is not None for text in _parse_sentences(a)]
         if not objects:  # no question is made, so nothing more must be known about the image
             self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
@@ -351,6 +352,7 @@ class _CocoReader:
             side=parse_choice(stated, "side", SIDES) or self.source.side or "patient",
             split=_parse_split(stated.get("split"), None if self.source.split else data.split) or data.split,
             sentences=tuple(sentences),
+            readers=tuple(find_reader(a.value, a.field) for a, (_, box) in pairs if box is not None),
             incomplete=frozenset(name for name, box in names_and_boxes if box is None),
         )
         samples = make_samples(record, self.source, image_notes)

@@ -16,7 +16,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 EXTENT = ("x", "y", "width", "height")  # left, top, and the size of the box
 SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
-    "window", "frame", "sentence", "caption",
+    "window", "frame", "sentence", "caption", "reader",
 )  # fmt: skip
 _LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
 _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
@@ -32,6 +32,7 @@ _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them;
     "box": "bbox boundingbox rechteck rectangle cadre",
     "name": "label class classname category structure finding struktur klasse organ befund nom classe organe etiquette",
     "sentence": "satz phrase",
+    "reader": "readerid radid radiologist annotator annotatorid rater befunder lecteur",
     "caption": "description report findings beschreibung bildbeschreibung befund befundtext legende rapport",
     "split": "set subset partition aufteilung",
 }  # fmt: skip
@@ -55,7 +56,7 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
     offered = guess_columns(head, columns)
     has_boxes = _check_columns(columns, context, _spell_offer(offered))
     if not has_boxes:  # "name" may be the patient's name
-        ambiguous = {"name", "sentence"} - mapping.keys()
+        ambiguous = {"name", "sentence", "reader"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
     if not ({"question", "caption"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())):
         wanted = "question and answer, name and box (or x1, y1, x2, y2), or caption"
@@ -82,7 +83,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     spelling = next((group for group in (("box",), CORNERS, EXTENT) if set(group) <= known.keys()), ())
     others = {"box", *CORNERS, *EXTENT} - set(spelling)  # "left" is a corner, or the left of a width
     if not spelling:
-        others |= {"name", "sentence"}  # without boxes, "name" may be the patient's name
+        others |= {"name", "sentence", "reader"}  # without boxes, "name" may be the patient's name
     guesses = {our_name: column for our_name, column in guesses.items() if our_name not in others}
     taken: dict[str, str] = {}
     for our_name, column in guesses.items():

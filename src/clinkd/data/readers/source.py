@@ -21,6 +21,7 @@ from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.agreement import HowToMerge
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
@@ -135,6 +136,12 @@ class Source:
     ] = (Task.VG, Task.ROC)
     max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
+    readers: Annotated[
+        HowToMerge,
+        Flag(
+            "boxes of one finding by several: keep all, union (a box around them), vote (median of a majority) (keep)"
+        ),
+    ] = "keep"
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
 
