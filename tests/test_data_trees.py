@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from clinkd.cli import main
-from clinkd.data.checks.check import Checks
+from clinkd.data.checks.check import Checks, check
 from clinkd.data.importing import Division, NotClean, import_data
 from clinkd.data.readers.coco import CocoNames
 from clinkd.data.readers.forms import detect_form, read_rows, read_samples
@@ -119,7 +119,8 @@ def test_a_coco_file_alone_finds_its_images(tmp_path: Path) -> None:
     (sample, _) = read_samples(Source(out), Counter())
     assert (sample.images[0].path, sample.split) == ("images/val2017/a.png", "validation")
     assert splits(read(file, images=tmp_path / "images", open_images=False)[0]) == {("val2017/a.png", "validation")}
-    assert main(["data", "check", str(file), "--modality", "ct", "--workers", "1"]) == 0
+    assert check(Source(file, modality=Modality.CT), CHECKS).clean
+    assert main(["data", "show", str(file), sample.id, "--modality", "ct", "--out", str(tmp_path / "drawn.png")]) == 0
 
 
 def test_an_image_that_lies_in_two_folders_is_refused(tmp_path: Path) -> None:
@@ -338,6 +339,27 @@ def test_boxes_and_splits_of_yolo_trees(tmp_path: Path, tree: str, names: Any) -
         assert splits(samples) == {(places[s], split) for s, split in told.items()}
 
 
+def test_a_part_of_a_yolo_tree_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = yolo(tmp_path / "a", "images/{}", "labels/{}")
+    monkeypatch.chdir(root)
+    assert len(splits(read(Path("labels"))[0])) == len(splits(read(Path("."))[0])) == 3
+    assert splits(read(Path("labels/val/val.txt"))[0]) == {("images/val/val.png", "validation")}
+    samples, notes, problems = read(root / "labels/val")
+    assert splits(samples) == {("images/val/val.png", "validation")} and not notes and not problems
+    root = yolo(tmp_path / "b", "{}/images", "{}/labels", lists("../{}/images"))
+    found = import_data(
+        [Source(root / split, modality=Modality.CT) for split in ("train", "val", "test")],
+        tmp_path / "out",
+        CHECKS,
+        None,
+    )
+    told = {"train": "train", "val": "validation", "test": "test"}
+    assert splits(read_samples(Source(tmp_path / "out"), Counter())) == {
+        (f"{s}/images/{s}.png", split) for s, split in told.items()
+    }
+    assert [note for note in found.notes if "as its name" not in note] == ["images of one colour all over"]
+
+
 def test_darknet_names_classes_and_splits_in_texts(tmp_path: Path) -> None:
     """https://github.com/AlexeyAB/darknet: lists name the images from the folder of the program, as data/obj/a.png."""
     for name in ("a", "b"):
@@ -426,6 +448,9 @@ def test_a_yolo_tree_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     (root / "data.yaml").unlink()
     with pytest.raises(BadInput, match="no names of the classes"):
         read(root)
+    write(root / "train/_darknet.labels", "liver\nspleen\n")  # of Roboflow's export for Darknet
+    assert not read(root)[2]
+    (root / "train/_darknet.labels").unlink()
     names = write(root / "words.txt", "liver\nspleen\n")
     assert not read(root, classes=names)[2]
     names.rename(root / "classes.txt")
@@ -479,6 +504,7 @@ def test_boxes_and_splits_of_voc_trees(tmp_path: Path, tree: str) -> None:
     assert boxes(samples) == wanted and len(wanted) == 6
     told = {"train": "train", "val": "validation", "test": "test"}
     assert splits(samples) == {(f"{images.format(s)}/{s}.png", split) for s, split in told.items()}
+    assert not any("without a label" in note for note in read(next(tmp_path.rglob("val.xml")))[1])
     if tree == "the devkit":
         assert len(read(tmp_path / "Annotations/val.xml")[0]) == len(read(tmp_path / "Annotations")[0]) / 3 == 4
 
@@ -504,8 +530,8 @@ VOC_FAULTS = [
     (("<width>40", "<width>41"), "size", "the image has 40x20 pixels"),
     (("<xmax>12", "<xmax>52"), "object 2.bndbox", "outside"),
     (("<xmax>12", "<xmax>4"), "object 2.bndbox", "empty"),
-    (("<xmax>12", "<xmax>x"), "bndbox.xmax", "a number of pixels"),
-    (("<xmax>12</xmax>", ""), "bndbox.xmax", "a number of pixels"),
+    (("<xmax>12", "<xmax>x"), "bndbox/xmax", "a number of pixels"),
+    (("<xmax>12</xmax>", ""), "bndbox/xmax", "a number of pixels"),
     (("<name>spleen</name>", "<name> </name>"), "object 2.name", "empty"),
     (("bndbox>", "robndbox>"), "object 1.bndbox", "one box is wanted"),
     (("</annotation>", ""), "annotation", "not XML"),

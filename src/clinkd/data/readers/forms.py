@@ -25,7 +25,10 @@ MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"]}
 TREES = {  # form -> patterns of its label files, and whether a file is one
     "coco": (("annotations/*.json", "*/*.json", "*/annotations/*.json"), coco.looks_like_coco),
-    "yolo": (("*.yaml", "*.yml", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt"), yolo.looks_like_yolo),
+    "yolo": (
+        ("*.yaml", "*.yml", "*.txt", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
+        yolo.looks_like_yolo,
+    ),
     "voc": (("*.xml", "*/*.xml", "*/*/*.xml"), voc.looks_like_voc),
 }
 FORMS = {  # name -> module of the reader, description

@@ -17,11 +17,12 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from clinkd.data.images import is_named_as_image, stays_inside
-from clinkd.data.readers.conversations import find_split_in_name
+from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import LABEL_FOLDERS, ImageResolver, Source
-from clinkd.records import ImageRef
+from clinkd.records import ImageRef, Split
 
+LABEL_SUFFIXES = (".txt", ".xml")
 IMAGE_FOLDERS = ("images", "JPEGImages", "Images", "imgs", "img", "data")
 
 
@@ -83,8 +84,19 @@ class TreeImages:
                 stems.setdefault(PurePosixPath(name).stem, []).append(name)
         return found
 
+    def list_label_files(self, suffix: str) -> list[Path]:
+        """The files of a suffix below the given folder, or the given file; its tree's, if it has another suffix."""
+        path = self.source.path
+        if path.suffix.lower() == suffix and path.is_file():
+            return [path]
+        top = path if path.is_dir() else self.base
+        return sorted(f for f in top.rglob("*") if f.suffix.lower() == suffix and f.is_file())
+
     def count_unlabelled(self, labelled: Set[str], notes: Counter[str]) -> None:
-        """Note the images below the root that no label file means."""
+        """Note the images below the root that no label file means, where the whole tree is read."""
+        path, base = self.source.path.resolve(), self.base.resolve()
+        if path != base and (path.parent != base or path.suffix.lower() in LABEL_SUFFIXES):
+            return
         paths = (folder + name for folder, stems in self.names.items() for names in stems.values() for name in names)
         if count := sum(path not in labelled for path in paths):
             notes["images without a label file, of which nothing is asked"] += count
@@ -103,10 +115,18 @@ class TreeImages:
         names = (place, place.rpartition("#")[0]) if "#" in place else (place,)
         return stays_inside(place) and any(os.path.isfile(self.source.root / name) for name in names)
 
+    def find_below(self, path: Path) -> PurePosixPath:
+        """The path of a label file or its folder, relative to the top of the tree; "." for one outside."""
+        below = PurePosixPath(Path(os.path.relpath(path, self.base)).as_posix())
+        return PurePosixPath(".") if ".." in below.parts else below
+
+    def tell_split(self, file: Path) -> Split | None:
+        """The split that the folders of a label file tell. Raises BadInput if they tell different ones."""
+        return find_split_of_path(Path(self.find_below(file.parent)), Path("."))
+
     def _list_folders(self, parent: Path, stem: str) -> list[str]:
         """The folders in which the images of a label file may lie, as prefixes of paths."""
-        inside = parent.resolve().is_relative_to(self.base.resolve())
-        own = PurePosixPath(parent.resolve().relative_to(self.base.resolve()).as_posix() if inside else ".")
+        own = self.find_below(parent)
         folders = [PurePosixPath("."), own]
         for k, part in enumerate(own.parts):
             if part.lower() in LABEL_FOLDERS:

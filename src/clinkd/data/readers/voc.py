@@ -12,7 +12,7 @@ Pascal VOC counts pixels from 1, and a box includes its last column and row
 alone). Other programs write the layout and count from 0 (CVAT, VoTT). A source is read as VOC's unless a left or top
 below 1 shows that it counts from 0; which, is told. Marks such as `difficult` and `truncated` are counted, not used.
 
-A row is an image. An XML file that declares a document type is refused, because its entities may unfold without end.
+A row is an image. A file that declares a document type is refused, because its entities may unfold without end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xml.parsers import expat
 
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import SPLITS, find_split_of_path
+from clinkd.data.readers.conversations import SPLITS
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
@@ -35,7 +35,7 @@ from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
 HEAD_BYTES = 1 << 12
 MOST_BYTES = 1 << 24  # of an XML file
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 KEYS = {"folder", "filename", "path", "source", "size", "segmented", "owner", "object"}  # of an annotation
 NO_MARKS = ("", "0", "Unspecified", "unspecified")  # of pose, truncated, difficult, occluded
 
@@ -43,7 +43,7 @@ NO_MARKS = ("", "0", "Unspecified", "unspecified")  # of pose, truncated, diffic
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of an XML file, or of all below a folder. Raises BadInput if there are none."""
     reader = _VocReader(source, notes)
-    files = [source.path] if source.path.is_file() else sorted(reader.images.base.rglob("*.[xX][mM][lL]"))
+    files = reader.images.list_label_files(".xml")
     if not files:
         raise BadInput(f"{source.path}: no .xml files there; give the folder that holds Annotations and the images")
     reader.set_first_pixel(files)
@@ -75,8 +75,8 @@ class _VocReader:
         """See whether a left or top is below 1, where no file of Pascal VOC has one."""
         for file in files:
             try:
-                boxes = _parse_xml(file).findall("object/bndbox")
-                lefts = [_read_number(box, corner) for box in boxes for corner in CORNERS[:2]]
+                entries = _parse_xml(file).findall("object")
+                lefts = [_read_number(entry, corner) for entry in entries for corner in CORNERS[:2]]
             except FieldError:
                 continue  # its row says so
             if any(v < 1 for v in lefts):
@@ -107,10 +107,9 @@ class _VocReader:
         objects = tuple(
             self._parse_object(e, f"object {k}", image, notes) for k, e in enumerate(root.findall("object"), 1)
         )
-        if not objects:
-            notes["images without a box, of which nothing is asked"] += 1
         self.notes.update(notes)
         if not objects:
+            self.notes["images without a box, of which nothing is asked"] += 1
             return []
         record = Annotated(
             id=image.path,
@@ -128,8 +127,8 @@ class _VocReader:
         """The image of an XML file, with the size that the file states. Raises FieldError if its true size differs."""
         name = (root.findtext("filename") or "").strip()
         image = self.images.find_named_or_like(file, name, "filename")
-        stated = [root.findtext(f"size/{key}") for key in ("width", "height")]
-        width, height = (_to_number(text) if text else 0 for text in stated)
+        sides = ("size/width", "size/height")
+        width, height = (_read_number(root, side) if root.findtext(side) else 0 for side in sides)
         if not (width and height):  # some programs write 0 where they do not know it
             return image
         if image.width is not None and (image.width, image.height) != (width, height):
@@ -139,8 +138,7 @@ class _VocReader:
 
     def _find_split(self, file: Path) -> Split | None:
         """The split that lists or folders tell. Raises FieldError if they tell different ones."""
-        base, folder = self.images.base.resolve(), file.parent.resolve()
-        by_folder = find_split_of_path(folder, base) if folder != base else None
+        by_folder = self.images.tell_split(file)
         told = self.listed.get(file.stem, set()) | ({by_folder} if by_folder else set())
         if len(told) > 1:
             why = f"the folder, or the lists of ImageSets, say {' and '.join(sorted(told))}"
@@ -162,7 +160,7 @@ class _VocReader:
             for tag in marks
             if len(entry.findall(tag)[0]) or (entry.findtext(tag) or "").strip() not in NO_MARKS
         )
-        x1, y1, x2, y2 = (_read_number(boxes[0], corner) for corner in CORNERS)
+        x1, y1, x2, y2 = (_read_number(entry, corner) for corner in CORNERS)
         corners = [x1 - self.first_pixel, y1 - self.first_pixel, x2, y2]
         return name, parse_pixel_box([int(v) if v == int(v) else v for v in corners], f"{field}.bndbox", image)
 
@@ -190,19 +188,13 @@ def _parse_xml(file: Path) -> Element:
     return root
 
 
-def _read_number(box: Element, corner: str) -> float:
-    value = box.findtext(corner)
+def _read_number(element: Element, path: str) -> float:
+    """The number of pixels at a path below an element. Raises FieldError if there is none."""
+    text = element.findtext(path)
     try:
-        return _to_number(value or "")
-    except FieldError:
-        raise FieldError(f"bndbox.{corner}", value, "a number of pixels is wanted; correct it") from None
-
-
-def _to_number(text: str) -> float:
-    try:
-        number = float(text)
+        number = float(text or "nan")
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise FieldError("size", text, "a number of pixels is wanted; correct it")
+        raise FieldError(path, text, "a number of pixels is wanted; correct it")
     return number

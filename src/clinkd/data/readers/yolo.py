@@ -13,14 +13,12 @@ A row is an image; `line 3` in an error is the third line of its label file. An 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import find_split_of_path
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
@@ -76,20 +74,13 @@ class _YoloReader:
 
     def list_label_files(self) -> list[Path]:
         """The label files in folders named `labels`; without such a folder, those beside images of their names."""
-        if self.source.path.suffix.lower() == ".txt":
-            return [self.source.path]
-        files = [
-            Path(directory) / name
-            for directory, _, names in os.walk(self.base)
-            for name in names
-            if name.lower().endswith(".txt") and name not in NO_LABELS
-        ]
-        in_folders = [f for f in files if LABELS in f.relative_to(self.base).parts[:-1]]
-        return sorted(in_folders or (f for f in files if self._has_image_beside(f)))
+        files = [f for f in self.images.list_label_files(".txt") if f.name not in NO_LABELS]
+        in_folders = [f for f in files if LABELS in self.images.find_below(f).parts[:-1]]
+        return in_folders or [f for f in files if self._has_image_beside(f)]
 
     def _has_image_beside(self, file: Path) -> bool:
-        folder = file.parent.relative_to(self.base).as_posix()
-        return file.stem in self.images.names.get("" if folder == "." else f"{folder}/", {})
+        folder = self.images.find_below(file.parent)
+        return file.stem in self.images.names.get("" if str(folder) == "." else f"{folder}/", {})
 
     def convert(self, row: SourceRow) -> list[Sample]:
         """The samples of the image of a label file."""
@@ -115,9 +106,7 @@ class _YoloReader:
 
     def _find_split(self, file: Path, image: str) -> Split | None:
         """The split that folders or data.yaml tell. Raises FieldError if they tell different ones."""
-        base, folder = self.base.resolve(), file.parent.resolve()
-        by_folder = find_split_of_path(folder, base) if folder != base else None
-        told = self.about.find_splits(image) | {by_folder} - {None}
+        told = self.about.find_splits(image) | {self.images.tell_split(file)} - {None}
         if len(told) > 1:
             why = f"the folder, or a list of {self.about.file.name}, says {' and '.join(sorted(filter(None, told)))}"
             raise FieldError("split", image, f"{why}; correct one of them, or give --all-in")

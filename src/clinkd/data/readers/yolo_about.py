@@ -22,15 +22,10 @@ from clinkd.records import BadInput, Split
 MOST_BYTES = 1 << 22  # of a label file or data.yaml
 YAML = (".yaml", ".yml")
 NAME_FILES = (
-    "data.yaml",
-    "data.yml",
-    "dataset.yaml",
-    "*.yaml",
-    "*.yml",
-    "classes.txt",
-    "labels/classes.txt",
-    "*.names",
-)
+    "data.yaml", "data.yml", "dataset.yaml", "*.yaml", "*.yml", "classes.txt", "labels/classes.txt", "*.names",
+    "_darknet.labels", "*/_darknet.labels",
+)  # fmt: skip
+PARENTS = ("data.yaml", "data.yml")  # where one folder of a split is given
 SPLIT_LISTS = {"train.txt": "train", "valid.txt": "val", "val.txt": "val", "test.txt": "test"}  # of Darknet
 
 
@@ -57,11 +52,12 @@ class YoloAbout:
     def _read_values(self) -> tuple[Path, dict[str, Any]]:
         """The file that names the classes, and what it says."""
         given = self.source.path if self.source.path.suffix.lower() in YAML else None
-        files = [given] if given else [f for p in NAME_FILES for f in sorted(self.base.glob(p)) if f.is_file()]
+        folders = [(f, p) for f, patterns in ((self.base, NAME_FILES), (self.base.parent, PARENTS)) for p in patterns]
+        files = [given] if given else [file for f, p in folders for file in sorted(f.glob(p)) if file.is_file()]
         values = {SPLIT_LISTS[f.name]: f.name for f in sorted(self.base.glob("*.txt")) if f.name in SPLIT_LISTS}
         for file in files:
             if "names" in (own := _read_name_file(file)):
-                values |= own
+                values |= own if file.parent != self.base.parent else {"names": own["names"]}  # paths are not ours
                 break
         if self.source.classes is not None:
             return self.source.classes, values | {"nc": None} | _read_name_file(self.source.classes)
