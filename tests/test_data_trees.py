@@ -475,6 +475,7 @@ def voc(name: str, boxes: list[tuple[str, int, int, int, int]], more: str = "") 
 
 VOC_BOXES = [("liver", 1, 1, WIDTH, HEIGHT), ("spleen", 5, 3, 12, 9)]
 VOC_TREES = {
+    "two years": ("VOC2007/Annotations", "VOC2007/JPEGImages"),
     "the devkit": ("Annotations", "JPEGImages"),
     "lower case": ("annotations", "images"),
     "roboflow": ("{}", "{}"),
@@ -489,9 +490,11 @@ def test_boxes_and_splits_of_voc_trees(tmp_path: Path, tree: str) -> None:
         picture(tmp_path / images.format(split) / f"{split}.png")
         write(tmp_path / labels.format(split) / f"{split}.xml", voc(f"{split}.png", VOC_BOXES))
         if "{}" not in labels:
-            write(tmp_path / f"ImageSets/Main/{split}.txt", f"{split}\n")
-            write(tmp_path / f"ImageSets/Main/liver_{split}.txt", "train 1\nval 1\ntest -1\n")
-    write(tmp_path / "ImageSets/Main/trainval.txt", "train\nval\n")
+            lists = tmp_path / labels / "../ImageSets/Main"
+            write(lists / f"{split}.txt", f"{split}\n")
+            write(lists / f"liver_{split}.txt", "train 1\nval 1\ntest -1\n")
+            write(lists / "trainval.txt", "train\nval\n")
+            write(tmp_path / "VOC2012/ImageSets/Main/train.txt", "train\nval\ntest\n")  # of other images
     samples, notes, problems = read(tmp_path)
     assert detect_form(Source(tmp_path)) == "voc" and not problems
     assert notes == {"source has corners that count from 1, right and bottom included, as Pascal VOC's do": 1}
@@ -533,6 +536,7 @@ VOC_FAULTS = [
     (("<xmax>12", "<xmax>x"), "bndbox/xmax", "a number of pixels"),
     (("<xmax>12</xmax>", ""), "bndbox/xmax", "a number of pixels"),
     (("<name>spleen</name>", "<name> </name>"), "object 2.name", "empty"),
+    (("<annotation>", '<?xml version="1.0" encoding="gbk"?><annotation>'), "annotation", "not XML"),
     (("bndbox>", "robndbox>"), "object 1.bndbox", "one box is wanted"),
     (("</annotation>", ""), "annotation", "not XML"),
     (("annotation>", "Annotations>"), "annotation", "no annotation of Pascal VOC"),

@@ -55,7 +55,7 @@ class TreeImages:
 
     def find_by_stem(self, file: Path, field: str) -> ImageRef:
         """The image that has the name of a label file, but for the suffix. Raises FieldError as `find`."""
-        folders = self._cached_folders(file.parent, "")
+        folders = self._find_folders(file)
         places = [f"{folder}{name}" for folder in folders for name in self.names.get(folder, {}).get(file.stem, ())]
         if len(places) > 1:
             why = f"is both {places[0]} and {places[1]}; remove one, or give the folder of the right one with --images"
@@ -109,7 +109,11 @@ class TreeImages:
     def _list_places(self, file: Path, name: str) -> list[str]:
         """The paths that an image of a label file may have, relative to the root of the source, the likeliest first."""
         relative = name.strip().removeprefix(self.source.prefix)
-        return [f"{folder}{relative}" for folder in self._cached_folders(file.parent, file.stem)]
+        return [f"{folder}{relative}" for folder in self._find_folders(file)]
+
+    def _find_folders(self, file: Path) -> list[str]:
+        """The folders of the images of a label file. The name of a file for one image says nothing of folders."""
+        return self._cached_folders(file.parent, "" if file.suffix.lower() in LABEL_SUFFIXES else file.stem)
 
     def _is_file(self, place: str) -> bool:
         names = (place, place.rpartition("#")[0]) if "#" in place else (place,)

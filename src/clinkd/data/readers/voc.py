@@ -8,7 +8,7 @@ Files lie in `Annotations`, with `JPEGImages` or `images` beside it, or beside t
 ImageSets/Main/train.txt, val.txt and test.txt list the names of a split; folders tell it, too.
 
 Pascal VOC counts pixels from 1, and a box includes its last column and row
-(http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html; Detectron2's loader takes 1 from xmin and ymin
+(http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf; Detectron2's loader takes 1 from xmin and ymin
 alone). Other programs write the layout and count from 0 (CVAT, VoTT). A source is read as VOC's unless a left or top
 below 1 shows that it counts from 0; which, is told. Marks such as `difficult` and `truncated` are counted, not used.
 
@@ -34,7 +34,7 @@ from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
 HEAD_BYTES = 1 << 12
-MOST_BYTES = 1 << 24  # of an XML file
+MOST_BYTES = 1 << 21  # of an XML file: some 7,000 objects
 CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 KEYS = {"folder", "filename", "path", "source", "size", "segmented", "owner", "object"}  # of an annotation
 NO_MARKS = ("", "0", "Unspecified", "unspecified")  # of pose, truncated, difficult, occluded
@@ -86,12 +86,13 @@ class _VocReader:
         self.notes["source has corners that count from 1, right and bottom included, as Pascal VOC's do"] += 1
 
     def _read_lists(self) -> dict[str, set[Split]]:
-        """The splits of ImageSets/Main, by the names of images."""
+        """The splits of ImageSets/Main, by the path of its folder (of VOC2007, say) and the name of the image."""
         listed: dict[str, set[Split]] = {}
-        for file in sorted(self.images.base.glob("ImageSets/Main/*.txt")):
-            for line in file.read_text(encoding=self.source.encoding).split("\n") if file.stem in SPLITS else ():
-                if words := line.split():
-                    listed.setdefault(words[0], set()).add(SPLITS[file.stem])
+        for file in sorted(f for f in self.images.base.rglob("ImageSets/Main/*.txt") if f.stem in SPLITS):
+            folder = self.images.find_below(file.parents[2])
+            for words in map(str.split, file.read_text(encoding=self.source.encoding).split("\n")):
+                if words:
+                    listed.setdefault(str(folder / words[0]), set()).add(SPLITS[file.stem])
         return listed
 
     def convert(self, row: SourceRow) -> list[Sample]:
@@ -139,7 +140,10 @@ class _VocReader:
     def _find_split(self, file: Path) -> Split | None:
         """The split that lists or folders tell. Raises FieldError if they tell different ones."""
         by_folder = self.images.tell_split(file)
-        told = self.listed.get(file.stem, set()) | ({by_folder} if by_folder else set())
+        places = (str(folder / file.stem) for folder in self.images.find_below(file).parents)
+        told = next((self.listed[place] for place in places if place in self.listed), set()) | (
+            {by_folder} if by_folder else set()
+        )
         if len(told) > 1:
             why = f"the folder, or the lists of ImageSets, say {' and '.join(sorted(told))}"
             raise FieldError("split", file.stem, f"{why}; correct one of them, or give --all-in")
@@ -181,7 +185,7 @@ def _parse_xml(file: Path) -> Element:
     try:
         parser.Parse(file.read_bytes(), True)
         root = builder.close()
-    except (expat.ExpatError, ParseError) as error:
+    except (expat.ExpatError, ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
         raise FieldError("annotation", file.name, f"not XML ({error}); mend or remove the file") from None
     if root.tag != "annotation":
         raise FieldError("annotation", f"<{root.tag}>", "no annotation of Pascal VOC; remove the file")

@@ -75,7 +75,7 @@ class _YoloReader:
     def list_label_files(self) -> list[Path]:
         """The label files in folders named `labels`; without such a folder, those beside images of their names."""
         files = [f for f in self.images.list_label_files(".txt") if f.name not in NO_LABELS]
-        in_folders = [f for f in files if LABELS in self.images.find_below(f).parts[:-1]]
+        in_folders = [f for f in files if LABELS in map(str.lower, self.images.find_below(f).parts[:-1])]
         return in_folders or [f for f in files if self._has_image_beside(f)]
 
     def _has_image_beside(self, file: Path) -> bool:
