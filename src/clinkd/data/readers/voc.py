@@ -5,14 +5,11 @@
     </annotation>
 
 Files lie in `Annotations`, with `JPEGImages` or `images` beside it, or beside their images, as Roboflow exports them.
-ImageSets/Main/train.txt, val.txt and test.txt list the names of a split; folders tell it, too.
+ImageSets/Main/train.txt, val.txt and test.txt list the names of a split; folders tell it, too. A row is an image.
 
-Pascal VOC counts pixels from 1, and a box includes its last column and row
-(http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf; Detectron2's loader takes 1 from xmin and ymin
-alone). Other programs write the layout and count from 0 (CVAT, VoTT). A source is read as VOC's unless a left or top
-below 1 shows that it counts from 0; which, is told. Marks such as `difficult` and `truncated` are counted, not used.
-
-A row is an image. A file that declares a document type is refused, because its entities may unfold without end.
+VOC counts pixels from 1, and a box includes its last column and row: 1 is taken from left and top, as Detectron2 does
+(http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf). Other programs write the layout and count from 0. A
+source is read as VOC's unless a left or top below 1 shows that it counts from 0; which, is told.
 """
 
 from __future__ import annotations
