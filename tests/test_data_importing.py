@@ -394,6 +394,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "ask_absent": (["--ask-absent"], True),
     "max_questions": (["--max-questions", "3"], 3),
     "max_boxes": (["--max-boxes", "5"], 5),
+    "readers": (["--readers", "vote"], "vote"),
     "window": (["--window", "lung"], "lung"),
     "seed": (["--seed", "6"], 6),
 }

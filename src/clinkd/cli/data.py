@@ -377,12 +377,13 @@ def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
 def _stats(args: argparse.Namespace) -> int:
     from clinkd.data.checks import guessability
     from clinkd.data.checks.stats import count_samples
+    from clinkd.data.readers.forms import with_form
     from clinkd.records import Task
 
     samples, bad = _read_good_samples(args)
     show(count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
-        root = source_of(args, args.path).root
+        root = with_form(source_of(args, args.path)).root
         show(guessability.measure_guessability(guessability.find_sightings(samples, root)).table())
     return WRONG if bad else 0
 
@@ -393,6 +394,7 @@ def _show(args: argparse.Namespace) -> int:
     from PIL.PngImagePlugin import PngInfo
 
     from clinkd.data.images import encode_picture, open_image
+    from clinkd.data.readers.forms import with_form
     from clinkd.reporting.viewer.overlay import draw_sample_boxes
     from clinkd.storage import write_atomic
 
@@ -404,7 +406,7 @@ def _show(args: argparse.Namespace) -> int:
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", png, PICTURE)
-    picture = open_image(source_of(args, args.path).root, sample.images[-1])
+    picture = open_image(with_form(source_of(args, args.path)).root, sample.images[-1])
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
     write_atomic(png, encode_picture(draw_sample_boxes(picture, sample), pnginfo=png_info))

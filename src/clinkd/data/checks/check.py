@@ -443,6 +443,7 @@ class Checker:
 
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
+    source = forms.with_form(source)
     checker = Checker(checks, source.root if source.open_images else None)
     for result in count_progress(forms.read_rows(source, checker.findings.notes), "read rows", "rows"):
         checker.check_row(result)

@@ -13,6 +13,7 @@ from typing import Any
 from clinkd.data import questions
 from clinkd.data.images import Facts
 from clinkd.data.patients import strip_frame
+from clinkd.data.readers.agreement import merge_readers
 from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
 from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
@@ -36,6 +37,9 @@ class Annotated:
     side: Side = "patient"
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
+    sentences: tuple[tuple[str, Box, str], ...] = ()  # name, box, what the data says of the box
+    readers: tuple[str, ...] = ()  # who drew each of `objects`, "" where nobody is named
+    panel: frozenset[str] = frozenset()  # all who read the image, also those who drew nothing
 
     def make_sample(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
         """A sample with one question about the image."""
@@ -47,16 +51,14 @@ class Annotated:
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
     """Make the questions of a record: where each name is (one answer with all its boxes, left to right), what each box
-    shows, a sentence on each box, and the record's own questions.
+    shows, a sentence on each box (the record's own, where it has one), and the record's own questions.
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
-    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
-    `notes` counts all three.
+    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once,
+    and `Source.readers` says what becomes of several readers' boxes (see `agreement`). `notes` counts all four.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    objects = tuple(dict.fromkeys(record.objects))
-    if repeated := len(record.objects) - len(objects):
-        notes["boxes that stand twice under one name, taken once"] += repeated
+    objects = merge_readers(record.objects, record.readers, record.panel, source.readers, notes)
     boxes: dict[str, list[Box]] = {}
     for name, box in objects:
         boxes.setdefault(name, []).append(box)
@@ -72,8 +74,11 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(objects if Task.ROC in source.tasks else (), start=1):
         samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
-    for number, (name, box) in enumerate(objects if Task.RC in source.tasks else (), start=1):
-        turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
+    stated = dict.fromkeys(record.sentences)
+    described = {(name, box) for name, box, _ in stated}
+    plain = [(*pair, "") for pair in objects if pair not in described] if Task.RC in source.tasks else []
+    for number, (name, box, sentence) in enumerate([*stated, *plain], start=1):
+        turn = questions.ask_description(box, sentence or questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
     for number, turn in enumerate(record.qa, start=1):
         samples.append(record.make_sample(f"{record.id}-qa{number}", turn))

@@ -4,9 +4,9 @@
      "qa": [{"question", "answer", "options"}]}
 
 Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive, unless `Source.box_layout`
-says otherwise. "left" and "right" in names
-are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
-are counted. Options make a question a multiple choice (see `choices`).
+says otherwise. "left" and "right" in names are the patient's unless the source says otherwise. An object may have a
+"reader", who drew its box; a row "group" (the patient), "split" and "side". Other keys are counted. Options make a
+question a multiple choice (see `choices`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from clinkd.data.readers.rows import (
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-OBJECT_KEYS = {"name", "box"}
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
+READER_KEYS = ("reader", "reader_id", "rad_id", "annotator", "annotator_id")  # of a box
+OBJECT_KEYS = {"name", "box", *READER_KEYS}
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
@@ -79,11 +80,12 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
     for field, actual in (("width", image.width), ("height", image.height)):
         if field in value and actual is not None and value[field] != actual:
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
-    objects = []
+    objects, readers = [], []
     for i, entry in iterate_objects(value, "objects"):
         count_unused_keys(entry, OBJECT_KEYS, notes, "objects.")
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
         objects.append((object_name, _parse_box(entry.get("box"), f"objects[{i}].box", image, source, notes)))
+        readers.append(find_reader(entry, f"objects[{i}]"))
     qa = [_parse_turn(entry, f"qa[{i}].", notes) for i, entry in iterate_objects(value, "qa")]
     if value.get("group") is not None:
         split_group = parse_group(value["group"], "group")
@@ -91,7 +93,18 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
         split_group = _find_untold_group(source, image, name, pictures)
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+    origin = parse_origin(name)
+    return Annotated(
+        name, image, modality, tuple(objects), tuple(qa), split_group, origin, side, split, readers=tuple(readers)
+    )
+
+
+def find_reader(entry: dict[str, Any], field: str) -> str:
+    """Who drew a box, "" if no key says so. Raises FieldError if it is neither text nor a number."""
+    for key in READER_KEYS:
+        if (reader := entry.get(key)) is not None:
+            return require_words(str(reader) if type(reader) is int else reader, f"{field}.{key}")
+    return ""
 
 
 def _parse_box(value: Any, field: str, image: ImageRef, source: Source, notes: Counter[str]) -> Box:

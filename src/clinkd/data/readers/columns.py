@@ -18,7 +18,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 EXTENT = ("x", "y", "width", "height")  # left, top, and the size of the box
 SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
-    "window", "frame", "sentence", "caption", "label",
+    "window", "frame", "sentence", "caption", "label", "reader",
 )  # fmt: skip
 CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA, taken only beside options
     "image": ("Figure_path", "image_path"), "answer": ("Anwser", "gt_answer"), "modality": ("modality_type",),
@@ -38,6 +38,7 @@ _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them;
     "box": "bbox boundingbox rechteck rectangle cadre",
     "name": "label class classname category structure finding struktur klasse organ befund nom classe organe etiquette",
     "sentence": "satz phrase",
+    "reader": "readerid radid radiologist annotator annotatorid rater befunder lecteur",
     "caption": "description report findings beschreibung bildbeschreibung befund befundtext legende rapport",
     "split": "set subset partition aufteilung",
     "label": "diagnosis diagnose diagnostic class classname category klasse classe",
@@ -87,7 +88,7 @@ def map_columns(
     offered = guess_columns(head, columns)
     has_boxes = _check_columns(columns, context, _spell_offer(offered))
     if not has_boxes:  # "name" may be the patient's name
-        ambiguous = {"name", "sentence"} - mapping.keys()
+        ambiguous = {"name", "sentence", "reader"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
     asks = {"question", "caption", "label"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())
     if not asks and not has_boxes and (label := next((c for c in head if fold_name(c) == "label"), None)):
@@ -158,7 +159,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     spelling = next((group for group in (("box",), CORNERS, EXTENT) if set(group) <= known.keys()), ())
     others = {"box", *CORNERS, *EXTENT} - set(spelling)  # "left" is a corner, or the left of a width
     if not spelling:
-        others |= {"name", "sentence"}  # without boxes, "name" may be the patient's name
+        others |= {"name", "sentence", "reader"}  # without boxes, "name" may be the patient's name
     guesses = {our_name: column for our_name, column in guesses.items() if our_name not in others}
     taken: dict[str, str] = {}
     for our_name, column in guesses.items():

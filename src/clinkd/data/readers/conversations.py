@@ -78,13 +78,23 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 def find_split_in_name(stem: str) -> Split | None:
-    """The split that a word of a file's name states."""
-    return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
+    """The split that a word of a file's name states, None if words state several."""
+    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
 
 
-def find_split_of_path(path: Path) -> Split | None:
-    """The split that the name of a file or folder states, or else the name of the folder around it."""
-    return find_split_in_name(path.stem) or SPLITS.get(path.parent.name.lower())
+def find_split_of_path(path: Path, root: Path | None = None) -> Split | None:
+    """The split that the name of a file or folder tells, or the folders between it and `root` (by default only the one
+    around it). Raises BadInput if two of these names tell different splits.
+    """
+    told: dict[Split, str] = {}
+    for name in (*path.relative_to(root or path.parent.parent).parts[:-1], path.stem):
+        if (split := find_split_in_name(name)) is not None:
+            told.setdefault(split, name)
+    if len(told) > 1:
+        (first, one), (second, other), *_ = told.items()
+        raise BadInput(f"{path}: {one!r} says {first}, and {other!r} says {second}; rename one of them")
+    return next(iter(told), None)
 
 
 def _apply_file_name(file: Path, source: Source) -> Source:

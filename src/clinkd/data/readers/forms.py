@@ -7,7 +7,7 @@ import itertools
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.patients import note_patients, strip_frame
-from clinkd.data.readers import vqa_med
+from clinkd.data.readers import coco, voc, vqa_med, yolo
 from clinkd.data.readers.choices import find_choice_keys
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.cvat import FILE as CVAT_FILE
@@ -28,7 +28,6 @@ from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 from clinkd.version import spell_program
 
-HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 PLAIN_BOXES = ("boxes", "sheet")  # forms whose boxes are four numbers, of which flags may say what they are
 FOLDER_MARKS = {
@@ -36,7 +35,14 @@ FOLDER_MARKS = {
     "boxes": [RECORDS],
     "kvasir-seg": [KVASIR_FILE],
     "sa-med2d": ["images", "masks"],
-    "coco": ["annotations"],
+}
+TREES = {  # form -> patterns of its label files, and whether a file is one
+    "coco": (("annotations/*.json", "*/*.json", "*/annotations/*.json"), coco.looks_like_coco),
+    "yolo": (
+        ("*.yaml", "*.yml", "*.txt", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
+        yolo.looks_like_yolo,
+    ),
+    "voc": (("*.xml", "*/*.xml", "*/*/*.xml"), voc.looks_like_voc),
 }
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
@@ -45,6 +51,8 @@ FORMS = {  # name -> module of the reader, description
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
     "coco": ("coco", "COCO: images, annotations and categories"),
+    "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
+    "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question, also with options (PMC-VQA)"),
     "vqa": ("vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options"),
     "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
@@ -67,13 +75,13 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
     Raises BadInput if there is no data of the form, or if the form cannot be detected.
     """
-    form = source.form or detect_form(source)
-    if form not in FORMS:
-        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
-    _refuse_box_flags(source, form)
-    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
-    results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
-    return results if form == "samples" else _note_patients(results, source, notes)
+    source = with_form(source)
+    if source.form not in FORMS:
+        raise BadInput(f"--form {source.form}: one of {', '.join(FORMS)} is wanted")
+    _refuse_box_flags(source)
+    module = importlib.import_module(f"clinkd.data.readers.{FORMS[source.form][0]}")
+    results: Iterator[RowResult] = module.read(source, notes)
+    return results if source.form == "samples" else _note_patients(results, source, notes)
 
 
 def _note_patients(results: Iterator[RowResult], source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -86,13 +94,18 @@ def _note_patients(results: Iterator[RowResult], source: Source, notes: Counter[
     notes.update(dict(note_patients(groups, source.group)))
 
 
-def _refuse_box_flags(source: Source, form: str) -> None:
+def _refuse_box_flags(source: Source) -> None:
     """Raise BadInput if a flag says what the numbers of boxes mean, and the form says it itself."""
     flags = [f"--box-form {source.box_form}"] * (source.box_form is not None)
     flags += ["--one-based"] * source.one_based + ["--y-up"] * source.y_up
-    if flags and form not in PLAIN_BOXES:
-        own = f"the form {form} says itself what the numbers of its boxes are"
+    if flags and source.form not in PLAIN_BOXES:
+        own = f"the form {source.form} says itself what the numbers of its boxes are"
         raise BadInput(f"{flags[0]}: {own}; leave it out, or import {source.path} by itself without it")
+
+
+def with_form(source: Source) -> Source:
+    """The source with its form, which its root depends on. Raises BadInput if the form cannot be detected."""
+    return replace(source, form=source.form or detect_form(source))
 
 
 def detect_form(source: Source) -> str:
@@ -125,6 +138,7 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     record_files = [p for p in files if p.suffix.lower() in SUFFIXES and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in record_files if (form := _detect_file_form(p, encoding)) is not None))
+    forms += [form for form, tree in TREES.items() if form not in forms and _has_label_file(folder, *tree)]
     if len(forms) > 1:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
@@ -144,6 +158,12 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
 
 
+def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callable[[Path], bool]) -> bool:
+    """Whether one of the first files of a pattern is a label file."""
+    first_files = itertools.chain.from_iterable(itertools.islice(folder.glob(p), MOST_LOOKED_AT) for p in patterns)
+    return any(path.is_file() and is_label_file(path) for path in first_files)
+
+
 def _list_first_files(folder: Path) -> list[Path]:
     return list(itertools.islice(_walk_files(folder), MOST_LOOKED_AT))
 
@@ -161,14 +181,12 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return "vqa-med"
     if kind_of(file).medical:
         return "dicom"
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
-    if file.suffix.lower() == ".xml" and "<annotations" in head and "<image " in head:
-        return "cvat"
     if file.suffix.lower() not in SUFFIXES:
-        return None
+        return next((form for form, (_, looks_like) in TREES.items() if looks_like(file)), None)
+    with file.open("rb") as stream:
+        head = stream.read(coco.HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
-        return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
+        return "coco" if coco.looks_like_coco(file, encoding) else None
     first_rows = list(itertools.islice(record_rows(file, encoding), MOST_LOOKED_AT))
     first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:

@@ -77,8 +77,8 @@ SHEETS = (
         "RSNA Pneumonia's classes", {"image": "patientId", "patient": "patientId", "label": "class"}, Modality.XRAY,
     ),
     PublishedSheet(
-        "VinDr-SpineXR's annotations", {"image": "image_id", "patient": "study_id", "name": "lesion_type", **_XMIN},
-        Modality.XRAY, telling=["rad_id"],
+        "VinDr-SpineXR's annotations", {"image": "image_id", "patient": "study_id", "name": "lesion_type", "reader": "rad_id", **_XMIN},
+        Modality.XRAY,
     ),
     PublishedSheet(
         "VinDr-Mammo's annotations of findings",
@@ -86,8 +86,8 @@ SHEETS = (
         Modality.OTHER, between="[",
     ),
     PublishedSheet(
-        "VinDr-CXR's annotations", {"image": "image_id", "name": "class_name", **_XMIN}, Modality.XRAY,
-        telling=["rad_id"],
+        "VinDr-CXR's annotations", {"image": "image_id", "name": "class_name", "reader": "rad_id", **_XMIN},
+        Modality.XRAY,
     ),
     PublishedSheet("annotations laid out as VinDr-CXR's", {"image": "image_id", "name": "class_name", **_XMIN}),
     PublishedSheet(

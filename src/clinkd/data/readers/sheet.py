@@ -7,6 +7,8 @@
     image, caption                    a description of the whole image (MIA)
     image, label                      what the image shows (QA)
 
+    reader                            who drew the box, where several read an image (see `agreement`)
+
 A line may also state of its image: modality, patient, split, side, window (of a DICOM), frame (from 1); and its own id.
 `Source.columns` maps these names to the sheet's names; other columns are found by their own names, whatever their case,
 blanks and "_". Sheets of well-known data sets are read as they are published (`published`). What the numbers of a box
@@ -104,6 +106,7 @@ class _SheetLine:
     caption: str = ""
     label: str = ""
     turn: Turn | None = None
+    reader: str = ""
 
     @property
     def mentions_box(self) -> bool:
@@ -238,7 +241,8 @@ class _SheetReader:
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
         image = self._open_ref(cells, path)
         box = self.boxes.parse(cells, image)
-        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption", "label") if cells[key]}
+        texts = ("name", "sentence", "caption", "label", "reader")
+        words = {key: require_words(cells[key], key) for key in texts if cells[key]}
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
             self.without_finding.add(path)
@@ -350,12 +354,15 @@ class _SheetReader:
         """The samples of an image, by the row of their line."""
         image_values = {key: value for key, (value, _) in self.image_values[path].items()}
         image = replace(lines[0].image, window=image_values["window"]) if "window" in image_values else lines[0].image
+        objects, readers = self._collect_objects(lines)
         side: Side = "image" if image_values.get("side", self.source.side) == "image" else "patient"
         record = Annotated(
             id=path,
             image=image,
             modality=self._find_modality(image_values.get("modality", ""), path),
-            objects=self._collect_objects(lines),
+            objects=objects,
+            readers=readers,
+            panel=frozenset(line.reader for line in lines if line.reader),
             group=self._find_group(path, image_values.get("patient", "")),
             origin=self.file.stem.lower(),
             side=side,
@@ -400,17 +407,18 @@ class _SheetReader:
         if "label" in new:
             yield record.make_sample(f"{base}-label", questions.ask_label(line.label, rng))
 
-    def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
-        """The boxes with names.
+    def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[tuple[str, Box], ...], tuple[str, ...]]:
+        """The boxes with names, and who drew each.
 
         A box that a question mentions counts only if its name has other lines: the answer on a name is complete.
         """
-        unmentioned = [(line.name, line.box) for line in lines if line.box and line.name and not line.mentions_box]
-        names = {name for name, _ in unmentioned}
+        named = [(line.name, line.box, line.reader, line.mentions_box) for line in lines if line.box and line.name]
+        unmentioned = [(name, box, reader) for name, box, reader, is_mentioned in named if not is_mentioned]
+        names = {name for name, _, _ in unmentioned}
         if len(unmentioned) > len(set(unmentioned)):
             self.notes["boxes given on more than one line, taken once"] += len(unmentioned) - len(set(unmentioned))
-        pairs = dict.fromkeys((line.name, line.box) for line in lines if line.box and line.name in names)
-        return tuple(pairs)
+        drawn = dict.fromkeys((name, box, reader) for name, box, reader, _ in named if name in names)
+        return tuple((name, box) for name, box, _ in drawn), tuple(reader for _, _, reader in drawn)
 
     def _find_modality(self, cell_text: str, path: str) -> Modality:
         if not cell_text and self.source.modality is None:

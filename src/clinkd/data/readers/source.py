@@ -22,6 +22,7 @@ from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, read_image_header, stays_inside
 from clinkd.data.modality import read_modality
 from clinkd.data.patients import strip_frame
+from clinkd.data.readers.agreement import HowToMerge
 from clinkd.data.readers.box_layout import BoxForm, BoxLayout
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
@@ -31,6 +32,7 @@ NAMELESS_NOTE = (
     " of one study stay together"
 )
 MOST_BOXES = 4  # in one answer, by default
+LABEL_FOLDERS = ("annotations", "labels")  # in lower case; images lie beside such a folder, not in it
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
 
@@ -164,6 +166,12 @@ class Source:
     ] = False
     max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
+    readers: Annotated[
+        HowToMerge,
+        Flag(
+            "boxes of one finding by several: keep all, union (a box around them), vote (median of a majority) (keep)"
+        ),
+    ] = "keep"
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
 
@@ -193,6 +201,9 @@ class Source:
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
+        if self.form in ("coco", "yolo", "voc"):
+            labels = next((f for f in (folder, folder.absolute().parent) if f.name.lower() in LABEL_FOLDERS), None)
+            return labels.parent if labels is not None else folder
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
 
