@@ -44,12 +44,14 @@ from clinkd.data.readers.rows import (
     make_error_result,
     require_words,
     sheet_rows,
+    use_cell,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
+_NUMBERS = (*CORNERS, *EXTENT, "frame")  # not as a spreadsheet shows them, but as it stores them
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 NO_FINDING = ("no finding", "no findings")  # the name of an image without a box, in public sheets
@@ -65,7 +67,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     if source.boxes not in FRAMES:
         raise BadInput(f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl")
     file = sheet_of(source.path)
-    lines = list(sheet_rows(file, source.encoding, source.sheet))
+    lines = list(sheet_rows(file, source.encoding, source.sheet, notes))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
     head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), None)
@@ -196,6 +198,7 @@ class _SheetReader:
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
+        cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}
         image = self._open_ref(cells, path)
         box = self._parse_box(cells, image)
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}

@@ -33,6 +33,7 @@ from clinkd.data.readers.rows import (
     json_rows,
     require_words,
     sheet_rows,
+    use_cell,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
@@ -91,8 +92,8 @@ class _VqaReader:
         def remember_modality(row: SourceRow) -> tuple[()]:
             if not {"image", "modality"} <= row.value.keys():
                 raise BadInput(f"{file}: its columns are {', '.join(row.value)}; image and modality are wanted")
-            image = require_words(row.value["image"], "image")
-            modality = resolve_modality(row.value["modality"] or None, self.source)
+            image = require_words(use_cell(row.value["image"], "image"), "image")
+            modality = resolve_modality(use_cell(row.value["modality"], "modality") or None, self.source)
             if self.modalities.setdefault(image, modality) is not modality:
                 why = f"row {first_rows[image]} says {self.modalities[image].value} of {image}; correct one of them"
                 raise FieldError("modality", row.value["modality"], why)
