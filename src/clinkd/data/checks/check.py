@@ -28,6 +28,7 @@ from clinkd.data.readers.source import Source
 from clinkd.language import sides
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
+from clinkd.spelling import suggest
 from clinkd.storage import progress, replacing
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Checks:
     def __post_init__(self) -> None:
         legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read is always bad
         if unknown := sorted(self.allow - set(legal)):
-            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
+            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted{suggest(unknown[0], legal)}")
         if self.workers < 1:
             raise BadInput(f"--workers {self.workers}: 1 or more are wanted")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import unicodedata
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clinkd.records import BadInput
+from clinkd.spelling import find_near
 
 CORNERS = ("x1", "y1", "x2", "y2")
 EXTENT = ("x", "y", "width", "height")  # left, top, and the size of the box
@@ -76,6 +76,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     for our_name in SHEET_COLUMNS:
         usual = {our_name, *_USUAL_NAMES.get(our_name, "").split()}
         column = next((c for c in free if _strip_name(c) in usual), None)
+        column = column or next((c for c in free if find_near(c, [our_name]) and len(our_name) > 3), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
     known = {**guesses, **columns}
@@ -126,8 +127,8 @@ def _check_columns(columns: dict[str, str], context: str, offer: str) -> bool:
 
 def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) -> str:
     if our_name not in SHEET_COLUMNS:
-        near = difflib.get_close_matches(our_name, SHEET_COLUMNS, n=1)
-        hint = f"did you mean {near[0]}={sheet_name}? " if near else ""
+        near = find_near(our_name, SHEET_COLUMNS)
+        hint = f"did you mean {near}={sheet_name}? " if near else ""
         if sheet_name in SHEET_COLUMNS and our_name in head:
             hint = f"did you mean {sheet_name}={our_name}? "
         legal = ", ".join(SHEET_COLUMNS)
@@ -136,7 +137,11 @@ def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) 
         return sheet_name
     similar = [c for c in head if _fold_name(c) == _fold_name(sheet_name)]
     if len(similar) != 1:
-        raise BadInput(f"{context}; there is no {sheet_name!r}: correct --column {our_name}={sheet_name}")
+        near = find_near(sheet_name, head)
+        way_out = (
+            f"did you mean {_spell_flag(our_name, near)}?" if near else f"correct {_spell_flag(our_name, sheet_name)}"
+        )
+        raise BadInput(f"{context}; there is no {sheet_name!r}: {way_out}")
     return similar[0]
 
 

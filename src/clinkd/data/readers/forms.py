@@ -18,6 +18,7 @@ from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
+from clinkd.spelling import suggest
 from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
@@ -45,7 +46,7 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """
     form = source.form or detect_form(source)
     if form not in FORMS:
-        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
+        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted{suggest(form, FORMS)}")
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
     return results

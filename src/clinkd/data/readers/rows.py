@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, Cell, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
+from clinkd.spelling import suggest
 from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
@@ -169,7 +170,8 @@ def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
     for word in choices:
         if value == word:
             return word
-    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted")
+    hint = suggest(value, choices) if isinstance(value, str) else ""
+    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted{hint}")
 
 
 def get_list(entry: dict[str, Any], key: str) -> list[Any]:
@@ -642,7 +644,8 @@ def _read_xlsx(file: Path, sheet: str | None, head: list[str], notes: Counter[st
         if sheet is None and len(names) > 1:
             raise BadInput(f"{file}: has the sheets {shown}; name one with --sheet")
         if not names or (sheet is not None and sheet not in names):
-            raise BadInput(f"{file}: has no sheet {sheet or 'of cells'!r}; it has {shown or 'none'}")
+            hint = suggest(sheet or "", names)
+            raise BadInput(f"{file}: has no sheet {sheet or 'of cells'!r}; it has {shown or 'none'}{hint}")
         for number, cells in book.rows(sheet or names[0]):
             yield number, [_check_cell(cell) for cell in cells]
         if book.hidden_rows:

@@ -48,6 +48,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
+from clinkd.spelling import suggest
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
@@ -65,7 +66,10 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     columns do not make a question, a box or a caption.
     """
     if source.boxes not in FRAMES:
-        raise BadInput(f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl")
+        hint = suggest(source.boxes or "", filter(None, FRAMES))
+        raise BadInput(
+            f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl{hint}"
+        )
     file = sheet_of(source.path)
     lines = list(sheet_rows(file, source.encoding, source.sheet, notes))
     if not lines:
@@ -306,10 +310,12 @@ class _SheetReader:
         if stated["split"]:
             stated["split"] = SPLITS.get(stated["split"].casefold(), "")
             if not stated["split"]:
-                raise FieldError("split", cells["split"], "train, validation or test is wanted")
+                why = f"train, validation or test is wanted{suggest(cells['split'], SPLITS)}"
+                raise FieldError("split", cells["split"], why)
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
-            raise FieldError("side", cells["side"], "image or patient (whose left it is) is wanted")
+            why = f"image or patient (whose left it is) is wanted{suggest(cells['side'], ('image', 'patient'))}"
+            raise FieldError("side", cells["side"], why)
         image_values = self.image_values.setdefault(path, {})
         if stated["window"] and "window" not in image_values and self.source.open_images:
             self._check_window(stated["window"], path)

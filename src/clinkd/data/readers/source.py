@@ -23,6 +23,7 @@ from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
+from clinkd.spelling import suggest
 
 MOST_BOXES = 4  # in one answer, by default
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
@@ -73,7 +74,7 @@ def _parse_task(text: str, name: str = "--task") -> Task | None:
     try:
         return Task(text.strip().upper()) if text else None
     except ValueError:
-        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted") from None
+        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted{suggest(text, Task)}") from None
 
 
 def _parse_tasks(text: str) -> tuple[Task | None, ...]:

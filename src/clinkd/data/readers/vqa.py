@@ -37,6 +37,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
+from clinkd.spelling import suggest
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
 MODALITIES = "modalities.csv"
@@ -191,7 +192,8 @@ class _VqaReader:
         if stated is not None:
             split = SPLITS.get(stated.casefold()) if isinstance(stated, str) else None
             if split is None:
-                raise FieldError("split", stated, "train, validation or test is wanted")
+                hint = suggest(stated, SPLITS) if isinstance(stated, str) else ""
+                raise FieldError("split", stated, f"train, validation or test is wanted{hint}")
             return split
         phrase = value.get("phrase_type")
         if isinstance(phrase, str) and phrase.startswith("test"):
