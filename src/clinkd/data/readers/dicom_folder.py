@@ -10,6 +10,7 @@ from pathlib import Path
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.unknown import WAYS, name_way, recognise
 from clinkd.records import BadInput, ImageRef
 
 DICOM_INDEX = "DICOMDIR"
@@ -21,7 +22,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Yield each medical image of a folder, or the one file, as a row without samples or as an error.
 
     Rows are numbered in the order of the files, folder by folder. `notes` counts files of other kinds, DICOMDIRs, and
-    links that are not followed. Raises BadInput where there is no medical image at all.
+    links that are not followed, and names objects that are no images. Raises BadInput where there is no medical image.
     """
     root = source.path if source.path.is_dir() else source.path.parent
     number = 0
@@ -30,10 +31,14 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             notes[f"files that are not {medical_names()}"] += 1
         elif path.name == DICOM_INDEX:
             notes[f"{DICOM_INDEX} files, which list other files"] += 1
+        elif (name := recognise(path)) in WAYS:
+            notes[f"files that are {name} and no images, left out; {WAYS[name]}"] += 1
         else:
             number += 1
             yield _check_file(path, path.relative_to(root).as_posix(), number, source.window, notes)
     if number == 0:
+        if named := name_way(source.path, [] if source.path.is_file() else [*_walk_files(source.path, Counter())]):
+            raise BadInput(named)
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
 
 

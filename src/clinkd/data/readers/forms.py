@@ -17,13 +17,15 @@ from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.unknown import name_way
 from clinkd.records import BadInput, Sample
-from clinkd.spelling import suggest
+from clinkd.spelling import find_near, suggest
 from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+KNOWN_KEYS = ("image", "images", "question", "answer", "conversations", "messages", "objects", "turns", "annotations")
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -65,12 +67,16 @@ def detect_form(source: Source) -> str:
     else:
         raise BadInput(f"{path}: no such file or folder; check the path")
     if form is None:
-        if path.is_dir() and any(is_named_as_image(p.name) for p in _list_first_files(path)):
+        files = _list_first_files(path) if path.is_dir() else []
+        has_images = any(is_named_as_image(p.name) for p in files)
+        if named := name_way(path, files, has_images):
+            raise BadInput(named)
+        if has_images:
             way_out = f"`{spell_program()} data sheet {shlex.quote(str(path))} > sheet.csv` writes a sheet to fill in"
             raise BadInput(f"{path}: holds images, and no questions about them; {way_out}")
         raise BadInput(
-            f"{path}: the form of the data cannot be told from its names and keys; give it with --form, one of "
-            f"{', '.join(FORMS)} (--form help says what they are)"
+            f"{path}: the form of the data cannot be told from its names and keys{_suggest_key(path)}; give it with "
+            f"--form, one of {', '.join(FORMS)} (--form help says what they are)"
         )
     return form
 
@@ -120,6 +126,16 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return _detect_row_form(first.value)
     fault = next(row.problem for row in first_rows if isinstance(row, RowResult))
     raise BadInput(f"no row of the first {len(first_rows)} can be read: {fault}")
+
+
+def _suggest_key(path: Path) -> str:
+    """The misspelt keys of the first row of a file, as "; did you mean answer for its key 'anwser'?"."""
+    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file():
+        return ""
+    first = next((row for row in json_rows(path) if isinstance(row, SourceRow)), None)
+    near = {key: find_near(key, KNOWN_KEYS) for key in (first.value if first else ()) if key not in KNOWN_KEYS}
+    hints = [f"{known} for its key {key!r}" for key, known in near.items() if known]
+    return f"; did you mean {' and '.join(hints)}?" if hints else ""
 
 
 def _detect_row_form(row: dict[str, Any]) -> str | None:
