@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 CLOSE = 0.75  # of difflib's ratio: one slip in four letters
 LOOSE = 0.6  # for a few long names, such as knobs of a group
+_MOST_LETTERS = 2  # too many or too few: patient age is no slip of patient
 _SHORT = 3  # letters: most words of three letters are near some other, as oct is to ct
 
 
@@ -17,7 +18,7 @@ def find_near(word: str, words: Iterable[str], cutoff: float = CLOSE) -> str | N
     key = _strip(word)
     if key in spellings:
         return spellings[key]
-    long = [spelling for spelling in spellings if min(len(spelling), len(key)) > _SHORT]
+    long = [s for s in spellings if min(len(s), len(key)) > _SHORT and abs(len(s) - len(key)) <= _MOST_LETTERS]
     mixed = [spelling for spelling in spellings if len(key) > 1 and sorted(spelling) == sorted(key)]
     near = mixed or difflib.get_close_matches(key, long, n=1, cutoff=cutoff)
     return spellings[near[0]] if near else None

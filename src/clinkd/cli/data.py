@@ -117,11 +117,25 @@ def _add_phantoms(kinds: Any) -> None:
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
+class _FormAction(argparse.Action):
+    """Store the name of a form; for `help`, print all of them and leave, whatever else is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        from clinkd.data.readers.forms import describe_forms
+
+        if values == "help":
+            print(describe_forms())
+            parser.exit(0)
+        setattr(namespace, self.dest, values)
+
+
 def source_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of `Source` except its path, and --workers."""
     group = parser.add_argument_group("where the data is, and what its rows do not state")
     for field, kind, flag in _list_source_fields():
         options = {"help": flag.help_text, "default": field.default, **flag.options}
+        if field.name == "form":
+            options["action"] = _FormAction
         for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
             if member in (int, float, Path):
                 options["type"] = member
@@ -174,12 +188,11 @@ def _build_share_flags() -> Parser:
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
     """The source at `path` that the flags describe. Raises BadInput with the flag if its value makes no sense."""
-    from clinkd.data.readers.forms import FORMS
+    from clinkd.data.readers.forms import require_form
     from clinkd.data.readers.source import Source
 
-    if args.form is not None and args.form not in FORMS:
-        forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
-        raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
+    if args.form is not None:
+        require_form(args.form)
     values = {}
     for field, _, flag in _list_source_fields():
         value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))

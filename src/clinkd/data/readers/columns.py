@@ -18,6 +18,7 @@ SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
     "window", "frame", "sentence", "caption",
 )  # fmt: skip
+_NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
 _LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
 _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
     "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
@@ -76,7 +77,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     for our_name in SHEET_COLUMNS:
         usual = {our_name, *_USUAL_NAMES.get(our_name, "").split()}
         column = next((c for c in free if _strip_name(c) in usual), None)
-        column = column or next((c for c in free if find_near(c, [our_name]) and len(our_name) > 3), None)
+        column = column or next((c for c in free if c[:1].casefold() == our_name[0] and _is_slip(c, our_name)), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
     known = {**guesses, **columns}
@@ -89,6 +90,10 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     for our_name, column in guesses.items():
         taken.setdefault(column, our_name)
     return {our_name: column for column, our_name in taken.items()}
+
+
+def _is_slip(column: str, our_name: str) -> bool:
+    return _strip_name(column) != our_name and find_near(column, [our_name], _NEAR) is not None
 
 
 def _spell_offer(offered: Mapping[str, str]) -> str:

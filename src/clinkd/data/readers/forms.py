@@ -40,6 +40,37 @@ FORMS = {  # name -> module of the reader, description
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
 
+LAYOUTS = {  # name -> the smallest example
+    "boxes": '{"id": "1", "image": "a.png", "modality": "ct", "objects": [{"name": "liver", "box": [10, 20, 90, 80]}]}',
+    "med-grit": '{"id": "1", "image": "a.png", "conversations": [[{"from": "human", ...}, {"from": "gpt", ...}]]}',
+    "sharegpt": '{"image": "a.png", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
+    "swift": '{"messages": [{"role": "user", "content": ...}, ...], "images": ["a.png"], "objects": {"bbox": [...]}}',
+    "sa-med2d": "FOLDER/images/ct_00--LiTS--a--x_0.png, FOLDER/masks/ct_00--LiTS--a--x_0--0001_000.png",
+    "coco": '{"images": [...], "categories": [...], "annotations": [{"image_id": 1, "bbox": [x, y, w, h], ...}]}',
+    "sheet": "image,modality,question,answer / a.png,ct,What is this?,a liver",
+    "vqa": '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}',
+    "llava-med-qa": '{"question_id": 1, "image": "a.jpg", "text": "What is this?", "gpt4_answer": "a liver", ...}',
+    "dicom": "FOLDER/patient1/ct.dcm",
+    "samples": "FOLDER/samples.jsonl, FOLDER/dataset.json",
+}
+
+
+def describe_forms() -> str:
+    """The forms as --form help prints them: the name, what is read, and an example of the layout."""
+    entries = []
+    for form, (_, description) in FORMS.items():
+        entries.append(f"{form:<14}{description}")
+        if form in LAYOUTS:
+            entries.append(f"{'':<14}  {LAYOUTS[form]}")
+    return "\n".join(entries)
+
+
+def require_form(form: str) -> None:
+    """Raise BadInput if no form has this name."""
+    if form not in FORMS:
+        names = f"one of {', '.join(FORMS)} is wanted (--form help says what they are)"
+        raise BadInput(f"--form {form}: {names}{suggest(form, FORMS)}")
+
 
 def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read each row of a source as samples or as an error. `notes` counts what was left out or changed, by reason.
@@ -47,8 +78,7 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     Raises BadInput if there is no data of the form, or if the form cannot be detected.
     """
     form = source.form or detect_form(source)
-    if form not in FORMS:
-        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted{suggest(form, FORMS)}")
+    require_form(form)
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
     return results

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, Cell, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
-from clinkd.spelling import suggest
+from clinkd.spelling import find_near, suggest
 from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
@@ -102,7 +102,22 @@ def convert_rows(
         try:
             yield RowResult(str(row.file), row.number, tuple(make(row)), raw=row.raw)
         except FieldError as fault:
+            fault.why += _suggest_key(row.value, fault.field) if fault.value is None else ""
             yield make_error_result(row.file, row.number, fault, row.raw, row.value)
+
+
+def _suggest_key(value: Any, field: str) -> str:
+    """The misspelt key of a field, such as objects[0].name, that a row lacks: "; is its key 'naem' meant for it?"."""
+    *path, last = re.findall(r"\w+", field) or [""]
+    for step in path:
+        inside = value.get(step) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            inside = value[int(step)] if step.isdecimal() and int(step) < len(value) else None
+        value = inside
+    if not isinstance(value, dict) or last in value:
+        return ""
+    near = find_near(last, value)
+    return f"; is its key {shorten_value(near)!r} meant for it?" if near else ""
 
 
 def make_error_result(
