@@ -24,6 +24,7 @@ from clinkd.version import spell_program
 if TYPE_CHECKING:
     from clinkd.data.checks.check import Checks, Findings
     from clinkd.data.importing import Division
+    from clinkd.data.readers import RowError
     from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
@@ -370,21 +371,22 @@ def _sheet(args: argparse.Namespace) -> int:
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     """The samples of a source and the number of bad rows. The reasons go to stderr."""
+    from clinkd.data.checks.check import summarise_problems
     from clinkd.data.readers.forms import read_rows
 
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
-    bad = 0
+    problems: list[RowError] = []
     for result in read_rows(source_of(args, args.path), notes):
         samples.extend(result.samples)
-        bad += result.problem is not None
-        if result.problem is not None and bad <= SHOWN:
-            print(f"left out: {result.problem}", file=sys.stderr)
-    if bad > SHOWN:
-        print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
+        problems += [result.problem] if result.problem is not None else []
+    for line in summarise_problems(problems, SHOWN):
+        print(f"left out: {line}", file=sys.stderr)
+    if problems:
+        print(f"note: clinkd data check {shlex.quote(str(args.path))} --json lists all bad rows", file=sys.stderr)
     for reason, count in notes.items():
         print(f"note: {count} {reason}", file=sys.stderr)
-    return samples, bad
+    return samples, len(problems)
 
 
 def _stats(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
-from clinkd.records import BadInput, ImageRef, Side, Split
+from clinkd.records import BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
@@ -196,8 +196,14 @@ class _SideConverter:
         except BadInput as error:
             sample = next(s for s in result.samples if s.side != self.wanted)
             name = shorten_value(sample.id)
-            problem = RowError(result.file, result.row, name, "side", sample.side, str(error), "side")
+            problem = RowError(
+                result.file, result.row, name, "side", sample.side, str(error), "side", _name_image(sample)
+            )
             return replace(result, samples=(), problem=problem)
+
+
+def _name_image(sample: Sample) -> str:
+    return shorten_value(sample.images[-1].path)
 
 
 def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:

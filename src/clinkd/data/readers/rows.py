@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, Cell, Workbook
+from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, SheetCell, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 from clinkd.spelling import find_near, suggest
 from clinkd.storage import read_cell
@@ -34,6 +34,7 @@ Word = TypeVar("Word", bound=str)
 _ABSENT = {"nan", "NaN", "NAN", "-nan", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NV"}
 _ABSENT_CELLS = {*_ABSENT, "None", "NULL", "null"}
 
+_IMAGE_KEYS = ("image", "image_name", "img_name", "image_path", "file_name", "path")
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
@@ -58,13 +59,20 @@ class RowError:
     value: str
     why: str  # what is wrong, and how to mend it
     kind: Kind = "row"
+    image: str = ""  # path of the row's image, "" if it names none
 
     def __str__(self) -> str:
+        return f"{self.file}, row {self.row}{self.describe()}"
+
+    def describe(self) -> str:
+        """What is wrong with the row, from its id on; with its image, where that is neither the id nor the value."""
         name = f", id {self.id}" if self.id != "?" else ""
-        return f"{self.file}, row {self.row}{name}: {self.field} = {self.value}: {self.why}"
+        image = f" (image {self.image})" if self.image not in ("", self.id, self.value) else ""
+        return f"{name}: {self.field} = {self.value}: {self.why}{image}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
+        members = {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
+        return members if self.image else {name: value for name, value in members.items() if name != "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,12 @@ def convert_rows(
             yield RowResult(str(row.file), row.number, tuple(make(row)), raw=row.raw)
         except FieldError as fault:
             fault.why += _suggest_key(row.value, fault.field) if fault.value is None else ""
-            yield make_error_result(row.file, row.number, fault, row.raw, row.value)
+            yield make_error_result(row.file, row.number, fault, row.raw, row.value, image=_find_image(row.value))
+
+
+def _find_image(value: dict[str, Any]) -> str:
+    """The image that a row names, "" if none."""
+    return next((name for key in _IMAGE_KEYS if isinstance(name := value.get(key), str)), "")
 
 
 def _suggest_key(value: Any, field: str) -> str:
@@ -120,14 +133,15 @@ def _suggest_key(value: Any, field: str) -> str:
     return f"; is its key {shorten_value(near)!r} meant for it?" if near else ""
 
 
-def make_error_result(
-    file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row"
+def make_error_result(  # noqa: PLR0913
+    file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row", image: str = ""
 ) -> RowResult:
     """The result of a row that has an error."""
     keys = ("id", "qid", "question_id", "image")
     name = next((value[k] for k in keys if k in value), "?") if isinstance(value, dict) else "?"
     row_id = shorten_value(str(name))
-    problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
+    shown = shorten_value(fault.value)
+    problem = RowError(str(file), number, row_id, fault.field, shown, fault.why, kind, shorten_value(image))
     return RowResult(str(file), number, problem=problem, raw=raw)
 
 
@@ -516,7 +530,7 @@ def sheet_rows(
     """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX. The first line names the columns.
 
     Values are texts, "" for an empty cell and for what programs write into one (nan, None, #N/A), which `raw` keeps.
-    A cell that must not be used as it is shown is a `Cell` with the reason: take values with `use_cell`. Empty lines
+    A cell that must not be used as it is shown is a `SheetCell` with the reason: take values by `use_cell`. Empty lines
     and empty columns at the end are skipped, hidden ones are read and counted in `notes`. `sheet` names the one to read
     if an XLSX has several. Raises BadInput if a column has no name, or two have the same.
     """
@@ -550,7 +564,7 @@ def use_cell(cell: Any, field: str, as_number: bool = False) -> Any:
 
     Raises FieldError if what the cell shows may not be what it means: a date made of 1-2, an error, struck-out words.
     """
-    if not isinstance(cell, Cell):
+    if not isinstance(cell, SheetCell):
         return cell
     if cell.why:
         raise FieldError(field, cell, cell.why)
@@ -596,7 +610,7 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
     names = [cells[0].strip() or _INDEX, *(c.strip() for c in cells[1:])]
     counts = Counter(names)
     for place, name in enumerate(names, start=1):
-        if isinstance(cells[place - 1], Cell) and not name:
+        if isinstance(cells[place - 1], SheetCell) and not name:
             raise BadInput(f"{file}: column {place} has no name: its head is a merged cell; unmerge it, and fill it in")
         if not name:
             raise BadInput(f"{file}: column {place} has no name; the first line names the columns (no title above it)")
@@ -673,8 +687,8 @@ def _read_xlsx(file: Path, sheet: str | None, head: list[str], notes: Counter[st
 def _check_cell(text: str) -> str:
     """The cell, marked if its text is an error of a spreadsheet, or a formula."""
     if text.startswith("="):
-        return Cell(text, UNCOMPUTED)
-    return Cell(text, ERROR_CELL) if text.startswith("#") and text in _SPREADSHEET_ERRORS else text
+        return SheetCell(text, UNCOMPUTED)
+    return SheetCell(text, ERROR_CELL) if text.startswith("#") and text in _SPREADSHEET_ERRORS else text
 
 
 _SPREADSHEET_ERRORS = {

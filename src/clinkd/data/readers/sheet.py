@@ -170,7 +170,7 @@ class _SheetReader:
         if fault.value == "" and isinstance(row.raw, dict):
             fault.value = row.raw.get(fault.field, "")  # a word for no value
         own_id, image = (row.value.get(self.columns.get(key, ""), "") for key in ("id", "image"))
-        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind)
+        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind, image)
 
     def _mark_doubtful_line(self, cells: Cells, fault: FieldError, image: str) -> None:
         """Mark what an error in a line leaves open: the boxes of its name; everything, if that is not known."""

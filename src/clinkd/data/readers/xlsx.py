@@ -49,10 +49,10 @@ _STRUCK = (
 )
 
 
-class Cell(str):
+class SheetCell(str):
     """A cell as it is shown, where there is more to know: the number that is stored, and why it must not be used."""
 
-    def __new__(cls, shown: str, why: str = "", exact: str = "") -> Cell:
+    def __new__(cls, shown: str, why: str = "", exact: str = "") -> SheetCell:
         cell = super().__new__(cls, shown)
         cell.why, cell.exact = why, exact
         return cell
@@ -277,8 +277,8 @@ class Workbook:
     def rows(self, sheet: str) -> Iterator[Row]:
         """The number of each row that the sheet has, from 1, and its cells as they are shown.
 
-        A cell that may mean something else than it shows is a `Cell` with the reason. Hidden rows and columns are read
-        and told, not left out, because a filter that was left on hides good rows, and other programs read them, too.
+        A cell that may mean something else than it shows is a `SheetCell` with the reason. Hidden rows and columns are
+        read and counted, because a filter that was left on hides good rows, and other programs read them, too.
         """
         part = self.sheets[sheet]
         reader = _CellReader(self._shared_texts(), self._styles(), self.starts_1904, self._merged_cells(part))
@@ -353,7 +353,7 @@ class _Words:
     def take(self) -> str:
         text, struck, self.text, self.struck = self.text.strip(), self.struck, "", False
         text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
-        return Cell(text, _STRUCK) if struck else text
+        return SheetCell(text, _STRUCK) if struck else text
 
 
 class _CellReader:
@@ -446,7 +446,7 @@ class _CellReader:
             self.open_ranges.append(self.merged.pop())
         for top, bottom, left, right in self.open_ranges:
             self._count_gaps(right - left + 1, "a merged cell")
-            blank = Cell(
+            blank = SheetCell(
                 "", f"part of a merged cell of rows {top} to {bottom}: unmerge it, and fill in each of its cells"
             )
             self.cells += [""] * (right - len(self.cells))
@@ -456,7 +456,7 @@ class _CellReader:
     def _read_value(self) -> str:
         words = self.words.take()
         if self.formula is not None and not self.value and self.kind != "str":
-            return Cell(f"={self.formula}", UNCOMPUTED)
+            return SheetCell(f"={self.formula}", UNCOMPUTED)
         try:
             cell = words if self.kind == "inlineStr" else self._convert(self.value) if self.value else ""
         except (ValueError, IndexError, OverflowError, ArithmeticError):
@@ -465,7 +465,7 @@ class _CellReader:
         self.characters += len(cell)
         if self.characters > MAX_TEXTS:
             raise _TooMuch("", f"the cells so far have more than {MAX_TEXTS:,} characters")
-        return Cell(cell, _STRUCK) if self.style.struck and cell else cell
+        return SheetCell(cell, _STRUCK) if self.style.struck and cell else cell
 
     def _convert(self, text: str) -> str:
         from openpyxl.utils.datetime import from_ISO8601
@@ -488,14 +488,14 @@ class _CellReader:
         general = show_general(number)
         if number == number.to_integral_value() and number.adjusted() >= MOST_DIGITS:
             why = f"a number of more than {MOST_DIGITS} digits, of which a spreadsheet keeps {MOST_DIGITS}: {_AS_TEXT}"
-            return Cell(general, why)
+            return SheetCell(general, why)
         if self.style.code in _AS_STORED:
             return general
         shown = show_number(number, self.style.code or "")
         if shown is None:
             why = f"it is shown by the format {self.style.code}, which is not read: {_AS_TEXT}"
-            return Cell(general, why, general)
-        return shown if shown == general else Cell(shown, "", general)
+            return SheetCell(general, why, general)
+        return shown if shown == general else SheetCell(shown, "", general)
 
     def _show_date(self, number: Decimal) -> str:
         from openpyxl.utils.datetime import MAC_EPOCH, WINDOWS_EPOCH, from_excel
@@ -504,7 +504,7 @@ class _CellReader:
         try:
             moment = from_excel(float(number) if number >= 0 else math.inf, epoch)
         except (ValueError, OverflowError):
-            return Cell("#VALUE!", ERROR_CELL)  # the spreadsheet shows ####
+            return SheetCell("#VALUE!", ERROR_CELL)  # the spreadsheet shows ####
         if isinstance(moment, datetime.time):
             moment = datetime.datetime.combine(epoch, moment)
         shown, is_whole = show_date(moment, self.style.code) if self.style.code is not None else (None, True)
@@ -512,4 +512,4 @@ class _CellReader:
             return shown
         what = f"{moment:%Y-%m-%d}" if number >= 1 else f"{moment:%H:%M:%S}"
         how = f"and shows {shown}" if shown is not None else "shown as each computer has it"
-        return Cell(shown or what, f"the spreadsheet took it for the date or time {what}, {how}: {_AS_TEXT}")
+        return SheetCell(shown or what, f"the spreadsheet took it for the date or time {what}, {how}: {_AS_TEXT}")
