@@ -166,6 +166,15 @@ def test_dicom_objects_that_are_no_images_are_left_out_and_named(tmp_path: Path)
     assert [count for note, count in notes.items() if "no images, left out" in note] == [1, 1]
 
 
+@pytest.mark.parametrize(("data", "kind"), [(b"PK\3\4", "ZIP"), (b"%PDF-1.7", "PDF"), (b"<html>", "HTML")])
+def test_what_is_only_named_as_a_sheet_is_no_sheet(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(BadInput, match=f"looks like {kind}"):
+        detect_form(Source(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text("image,question,answer\n")
+    assert detect_form(Source(tmp_path / "a.csv")) == "sheet"
+
+
 def test_what_looks_like_nothing_has_no_name(tmp_path: Path) -> None:
     for data in (b"", b"\0\1\2", b"some words", b"{}", b"0 1 2", b"PK\x03\x04"):
         (tmp_path / "a.bin").write_bytes(data)

@@ -61,7 +61,7 @@ FLAGS = [
     (["a.csv", "--side", "pateint"], "did you mean patient?"),
     (["a.csv", "--all-in", "tset"], "did you mean test?"),
     (["a.csv"], "train, validation or test is wanted; did you mean test?"),
-    (["a.xlsx", "--sheet", "patient"], "did you mean Patients?"),
+    (["a.xlsx", "--sheet", "patient"], "did you mean Patients?"), (["A.CSV"], "did you mean a.csv?"),
 ]  # fmt: skip
 
 

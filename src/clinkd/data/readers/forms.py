@@ -17,7 +17,7 @@ from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
-from clinkd.data.readers.unknown import name_way
+from clinkd.data.readers.unknown import name_way, recognise
 from clinkd.records import BadInput, Sample
 from clinkd.spelling import find_near, suggest
 from clinkd.version import spell_program
@@ -95,7 +95,8 @@ def detect_form(source: Source) -> str:
     elif path.is_file():
         form = _detect_file_form(path, source.encoding)
     else:
-        raise BadInput(f"{path}: no such file or folder; check the path")
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BadInput(f"{path}: no such file or folder; check the path{suggest(path.name, beside)}")
     if form is None:
         files = _list_first_files(path) if path.is_dir() else []
         has_images = any(is_named_as_image(p.name) for p in files)
@@ -140,8 +141,8 @@ def _walk_files(folder: Path) -> Iterator[Path]:
 
 
 def _detect_file_form(file: Path, encoding: str) -> str | None:
-    if file.suffix.lower() in SHEETS:
-        return "sheet"
+    if file.suffix.lower() in SHEETS:  # a CSV has no marks: something else of that name would be read as one long word
+        return "sheet" if file.suffix.lower().startswith(".xls") or recognise(file) is None else None
     if kind_of(file).medical:
         return "dicom"
     with file.open("rb") as stream:
