@@ -26,7 +26,7 @@ NEAR = [
     ("fundos", MODALITIES, "fundus"), ("sharegtp", list(FORMS), "sharegpt"), ("VQG", ["VG", "ROC"], None),
     ("oct", MODALITIES, None), ("gastroscopy", MODALITIES, None), ("mammography", MODALITIES, None),
     ("tc", MODALITIES, "ct"), ("", MODALITIES, None), ("patient age", ["patient"], None),
-    ("anwser", ["question", "answer"], "answer"), ("val", ["train", "test"], None),
+    ("runn", ["runs", "run"], "run"), ("anwser", ["question", "answer"], "answer"), ("val", ["train", "test"], None),
 ]  # fmt: skip
 
 
