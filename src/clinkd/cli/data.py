@@ -24,6 +24,7 @@ from clinkd.version import spell_program
 if TYPE_CHECKING:
     from clinkd.data.checks.check import Checks, Findings
     from clinkd.data.importing import Division
+    from clinkd.data.readers import RowError
     from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
@@ -117,11 +118,25 @@ def _add_phantoms(kinds: Any) -> None:
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
+class _FormAction(argparse.Action):
+    """Store the name of a form; for `help`, print all of them and leave, whatever else is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        from clinkd.data.readers.forms import describe_forms
+
+        if values == "help":
+            print(describe_forms())
+            parser.exit(0)
+        setattr(namespace, self.dest, values)
+
+
 def source_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of `Source` except its path, and --workers."""
     group = parser.add_argument_group("where the data is, and what its rows do not state")
     for field, kind, flag in _list_source_fields():
         options = {"help": flag.help_text, "default": field.default, **flag.options}
+        if field.name == "form":
+            options["action"] = _FormAction
         for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
             if member in (int, float, Path):
                 options["type"] = member
@@ -174,12 +189,11 @@ def _build_share_flags() -> Parser:
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
     """The source at `path` that the flags describe. Raises BadInput with the flag if its value makes no sense."""
-    from clinkd.data.readers.forms import FORMS
+    from clinkd.data.readers.forms import require_form
     from clinkd.data.readers.source import Source
 
-    if args.form is not None and args.form not in FORMS:
-        forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
-        raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
+    if args.form is not None:
+        require_form(args.form)
     values = {}
     for field, _, flag in _list_source_fields():
         value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))
@@ -357,21 +371,22 @@ def _sheet(args: argparse.Namespace) -> int:
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     """The samples of a source and the number of bad rows. The reasons go to stderr."""
+    from clinkd.data.checks.check import summarise_problems
     from clinkd.data.readers.forms import read_rows
 
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
-    bad = 0
+    problems: list[RowError] = []
     for result in read_rows(source_of(args, args.path), notes):
         samples.extend(result.samples)
-        bad += result.problem is not None
-        if result.problem is not None and bad <= SHOWN:
-            print(f"left out: {result.problem}", file=sys.stderr)
-    if bad > SHOWN:
-        print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
+        problems += [result.problem] if result.problem is not None else []
+    for line in summarise_problems(problems, SHOWN):
+        print(f"left out: {line}", file=sys.stderr)
+    if problems:
+        print(f"note: clinkd data check {shlex.quote(str(args.path))} --json lists all bad rows", file=sys.stderr)
     for reason, count in notes.items():
         print(f"note: {count} {reason}", file=sys.stderr)
-    return samples, bad
+    return samples, len(problems)
 
 
 def _stats(args: argparse.Namespace) -> int:

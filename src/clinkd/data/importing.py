@@ -245,8 +245,14 @@ class _SideConverter:
         except BadInput as error:
             sample = next(s for s in result.samples if s.side != self.wanted)
             name = shorten_value(sample.id)
-            problem = RowError(result.file, result.row, name, "side", sample.side, str(error), "side")
+            problem = RowError(
+                result.file, result.row, name, "side", sample.side, str(error), "side", _name_image(sample)
+            )
             return replace(result, samples=(), problem=problem)
+
+
+def _name_image(sample: Sample) -> str:
+    return shorten_value(sample.images[-1].path)
 
 
 def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:

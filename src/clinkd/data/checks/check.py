@@ -29,6 +29,7 @@ from clinkd.data.readers.source import Source
 from clinkd.language import sides
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
+from clinkd.spelling import suggest
 from clinkd.storage import progress, replacing
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ EXAMPLES = 2  # of each task and modality
 FEW_BOXES = 30  # with fewer boxes in a file, their frame is not checked
 CORNER = 0.105  # if all boxes of a file lie in this part of the image, they are in hundredths or in fractions
 _FEW = 3  # rows with the same problem that are shown one by one
+_VARYING = re.compile(r"'[^']*'|\b\d[\d.,]*|; did you mean [^?]*\?")  # in the reasons of rows with the same fault
 _MOST_RUNS = 8  # of neighbouring rows, in one line
 _NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")  # of a patient
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens: upper ends of the bins
@@ -57,7 +59,7 @@ class Checks:
     def __post_init__(self) -> None:
         legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read is always bad
         if unknown := sorted(self.allow - set(legal)):
-            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
+            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted{suggest(unknown[0], legal)}")
         if self.workers < 1:
             raise BadInput(f"--workers {self.workers}: 1 or more are wanted")
 
@@ -199,7 +201,8 @@ class Checker:
         for sample in result.samples:
             for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
                 name, shown = shorten_value(sample.id), shorten_value(value)
-                problem = RowError(result.file, result.row, name, where, shown, why, kind)
+                path = shorten_value(sample.images[-1].path)
+                problem = RowError(result.file, result.row, name, where, shown, why, kind, path)
                 if kind not in self.checks.allow:
                     return problem
                 self.findings.warnings.append(problem)
@@ -424,7 +427,7 @@ class Checker:
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
         name, path = shorten_value(self._image_id[image]), shorten_value(self._refs[image].path)
-        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind)
+        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind, path)
 
     def _collect_classes(self) -> list[ClassBoxes]:
         """The boxes of each class. A box that is in a question and in an answer counts once."""
@@ -461,21 +464,37 @@ def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
         advance(count % _BATCH)
 
 
+def group_problems(problems: Sequence[RowError]) -> list[list[RowError]]:
+    """The problems in their order; those of many rows with the same fault, whatever the value, are one group."""
+    alike: dict[tuple[str, ...], list[RowError]] = {}
+    for problem in problems:
+        reason = problem.why.replace(problem.value, "") if problem.value else problem.why
+        field, reason = (_VARYING.sub("", text) for text in (problem.field, reason))
+        alike.setdefault((problem.file, field, reason, problem.kind), []).append(problem)
+    parts = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
+    order = {id(problem): place for place, problem in enumerate(problems)}
+    return sorted(parts, key=lambda group: order[id(group[0])])
+
+
 def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:
     """Yield the problems as text: one line for many rows with the same one, at most so many lines, and then the number
     of the others by kind."""
-    alike: dict[tuple[str, ...], list[RowError]] = {}
-    for problem in problems:
-        alike.setdefault((problem.file, problem.field, problem.why, problem.kind), []).append(problem)
-    groups = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
-    for first, *others in sorted(groups[:most], key=lambda group: problems.index(group[0])):
-        yield f"{first}{f' (so are rows {_spell_rows([p.row for p in others])})' if others else ''}"
+    groups = group_problems(problems)
+    for group in groups[:most]:
+        first = group[0]
+        yield str(first) if len(group) == 1 else f"{first.file}, rows {spell_rows(group)}, the first{first.describe()}"
     if rest := [problem for group in groups[most:] for problem in group]:
         kinds: Mapping[str, int] = Counter(p.kind for p in rest)
         yield f"and {len(rest)} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
 
 
-def _spell_rows(rows: Sequence[int]) -> str:
+def spell_rows(group: Sequence[RowError]) -> str:
+    """The rows of a group as text: 7, or 3 to 9, 12 (8 rows)."""
+    rows = sorted({problem.row for problem in group})
+    return f"{_spell_runs(rows)} ({len(rows)} rows)" if len(rows) > 1 else str(rows[0])
+
+
+def _spell_runs(rows: Sequence[int]) -> str:
     """Sorted numbers of rows as text: 3 to 9, 12."""
     runs: list[list[int]] = []
     for row in rows:
@@ -484,9 +503,7 @@ def _spell_rows(rows: Sequence[int]) -> str:
         else:
             runs.append([row, row])
     spelled = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
-    shown = ", ".join(spelled[:_MOST_RUNS])
-    others = sum(last - first + 1 for first, last in runs[_MOST_RUNS:])
-    return f"{shown} and {others} others" if others else shown
+    return ", ".join(spelled[:_MOST_RUNS]) + (" ..." if len(spelled) > _MOST_RUNS else "")
 
 
 def quarantine(sources: Sequence[Source], findings: Findings, file: Path) -> None:

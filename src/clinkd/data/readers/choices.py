@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from clinkd.data.readers.rows import FieldError, require_words
+from clinkd.data.readers.rows import FieldError, require_words, use_cell
 from clinkd.records import OPTION_LETTERS, BoxedText, Turn
 
 _OPTION_KEY = re.compile(
@@ -79,7 +79,7 @@ def make_choice_turn(turn: Turn, row: Mapping[str, Any], keys: ChoiceKeys, field
     """
     answer = turn.answer.text
     options = _read_options(row, keys)
-    letter = str(row.get(keys.letter) or "").strip()
+    letter = str(use_cell(row.get(keys.letter), keys.letter) or "").strip()
     if not options:
         if keys is not NO_CHOICE and _LETTER.fullmatch(answer):
             why = "a letter, and the row has no options; fill them in, or write the answer in words"
@@ -120,7 +120,8 @@ def _add_options(question: str, options: Sequence[str]) -> str:
 
 def _read_options(row: Mapping[str, Any], keys: ChoiceKeys) -> tuple[str, ...]:
     """The words of the options in the order of their letters, "" for an empty one; none if all are empty."""
-    named = [(key, row.get(key)) for key in keys.options] or _unfold(row.get(keys.listed), keys.listed)
+    named = [(key, use_cell(row.get(key), key)) for key in keys.options]
+    named = named or _unfold(use_cell(row.get(keys.listed), keys.listed), keys.listed)
     options = [_read_words(value, key) for key, value in named]
     while options and not options[-1]:
         options.pop()

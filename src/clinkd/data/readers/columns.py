@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import unicodedata
@@ -13,6 +12,7 @@ from pathlib import Path
 from clinkd.data.readers.box_layout import BoxForm
 from clinkd.data.readers.choices import NO_CHOICE, ChoiceKeys, find_choice_keys
 from clinkd.records import BadInput
+from clinkd.spelling import find_near
 
 CORNERS = ("x1", "y1", "x2", "y2")
 EXTENT = ("x", "y", "width", "height")  # left, top, and the size of the box
@@ -24,6 +24,7 @@ CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA,
     "image": ("Figure_path", "image_path"), "answer": ("Anwser", "gt_answer"), "modality": ("modality_type",),
     "id": ("question_id",),
 }  # fmt: skip
+_NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
 _LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
 _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
     "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
@@ -153,6 +154,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     for our_name in SHEET_COLUMNS:
         usual = {our_name, *_USUAL_NAMES.get(our_name, "").split()}
         column = next((c for c in free if _strip_name(c) in usual), None)
+        column = column or next((c for c in free if c[:1].casefold() == our_name[0] and _is_slip(c, our_name)), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
     known = {**guesses, **columns}
@@ -165,6 +167,10 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     for our_name, column in guesses.items():
         taken.setdefault(column, our_name)
     return {our_name: column for column, our_name in taken.items()}
+
+
+def _is_slip(column: str, our_name: str) -> bool:
+    return _strip_name(column) != our_name and find_near(column, [our_name], _NEAR) is not None
 
 
 def _spell_offer(offered: Mapping[str, str]) -> str:
@@ -207,8 +213,8 @@ def _check_columns(columns: dict[str, str], context: str, offer: str) -> bool:
 
 def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) -> str:
     if our_name not in SHEET_COLUMNS:
-        near = difflib.get_close_matches(our_name, SHEET_COLUMNS, n=1)
-        hint = f"did you mean {near[0]}={sheet_name}? " if near else ""
+        near = find_near(our_name, SHEET_COLUMNS)
+        hint = f"did you mean {near}={sheet_name}? " if near else ""
         if sheet_name in SHEET_COLUMNS and our_name in head:
             hint = f"did you mean {sheet_name}={our_name}? "
         legal = ", ".join(SHEET_COLUMNS)
@@ -217,7 +223,11 @@ def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) 
         return sheet_name
     similar = [c for c in head if fold_name(c) == fold_name(sheet_name)]
     if len(similar) != 1:
-        raise BadInput(f"{context}; there is no {sheet_name!r}: correct --column {our_name}={sheet_name}")
+        near = find_near(sheet_name, head)
+        way_out = (
+            f"did you mean {_spell_flag(our_name, near)}?" if near else f"correct {_spell_flag(our_name, sheet_name)}"
+        )
+        raise BadInput(f"{context}; there is no {sheet_name!r}: {way_out}")
     return similar[0]
 
 

@@ -29,7 +29,17 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, ImageRef, Sample
 
 FILE = "annotations.xml"
+_HEAD_BYTES = 1 << 16
 _SHAPES = {"box", "polygon", "ellipse", "mask"}  # that have an extent
+
+
+def looks_like_cvat(file: Path) -> bool:
+    """Whether the beginning of an XML file is that of an export."""
+    if file.suffix.lower() != ".xml":
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    return b"<annotations" in head and (b"<image " in head or b"<track " in head)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:

@@ -22,6 +22,7 @@ from clinkd.data.readers.dicom_annotations import (
 )
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result, require_words
 from clinkd.data.readers.source import NAMELESS_NOTE, Source
+from clinkd.data.readers.unknown import WAYS, name_way, recognise
 from clinkd.records import BadInput, ImageRef, Sample
 
 DICOM_INDEX = "DICOMDIR"
@@ -33,7 +34,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Yield each medical image of a folder, or the one file, as a row without samples or as an error.
 
     Rows are numbered in the order of the files, folder by folder. `notes` counts files of other kinds, DICOMDIRs, and
-    links that are not followed. Raises BadInput where there is no medical image at all.
+    links that are not followed, and names objects that are no images. Raises BadInput where there is no medical image.
     """
     root = source.path if source.path.is_dir() else source.path.parent
     files: dict[Path, DicomIdentity] = {}
@@ -42,9 +43,13 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             notes[f"files that are not {medical_names()}"] += 1
         elif path.name == DICOM_INDEX:
             notes[f"{DICOM_INDEX} files, which list other files"] += 1
+        elif (name := recognise(path)) in WAYS:
+            notes[f"files that are {name} and no images, left out; {WAYS[name]}"] += 1
         else:
             files[path] = identify(path)
     if not files:
+        if named := name_way(source.path, [] if source.path.is_file() else [*_walk_files(source.path, Counter())]):
+            raise BadInput(named)
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
     annotating = [path for path, identity in files.items() if identity.annotates]
     known = frozenset(f.instance for f in files.values() if not f.annotates)

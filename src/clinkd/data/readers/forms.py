@@ -19,13 +19,16 @@ from clinkd.data.readers import coco, voc, vqa_med, yolo
 from clinkd.data.readers.choices import find_choice_keys
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.cvat import FILE as CVAT_FILE
+from clinkd.data.readers.cvat import looks_like_cvat
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
 from clinkd.data.readers.imagefolder import is_metadata, list_metadata
 from clinkd.data.readers.label_studio import is_task
 from clinkd.data.readers.record_files import SUFFIXES, record_rows
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.unknown import name_way, recognise
 from clinkd.records import BadInput, Sample
+from clinkd.spelling import find_near, suggest
 from clinkd.version import spell_program
 
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
@@ -44,6 +47,7 @@ TREES = {  # form -> patterns of its label files, and whether a file is one
     ),
     "voc": (("*.xml", "*/*.xml", "*/*/*.xml"), voc.looks_like_voc),
 }
+KNOWN_KEYS = ("image", "images", "question", "answer", "conversations", "messages", "objects", "turns", "annotations")
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -69,6 +73,38 @@ FORMS = {  # name -> module of the reader, description
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
 
+LAYOUTS = {  # name -> the smallest example
+    "boxes": '{"id": "1", "image": "a.png", "modality": "ct", "objects": [{"name": "liver", "box": [10, 20, 90, 80]}]}',
+    "med-grit": '{"id": "1", "image": "a.png", "conversations": [[{"from": "human", ...}, {"from": "gpt", ...}]]}',
+    "sharegpt": '{"image": "a.png", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
+    "swift": '{"messages": [{"role": "user", "content": ...}, ...], "images": ["a.png"], "objects": {"bbox": [...]}}',
+    "sa-med2d": "FOLDER/images/ct_00--LiTS--a--x_0.png, FOLDER/masks/ct_00--LiTS--a--x_0--0001_000.png",
+    "coco": '{"images": [...], "categories": [...], "annotations": [{"image_id": 1, "bbox": [x, y, w, h], ...}]}',
+    "sheet": "image,modality,question,answer / a.png,ct,What is this?,a liver",
+    "vqa": '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}',
+    "llava-med-qa": '{"question_id": 1, "image": "a.jpg", "text": "What is this?", "gpt4_answer": "a liver", ...}',
+    "dicom": "FOLDER/patient1/ct.dcm",
+    "samples": "FOLDER/samples.jsonl, FOLDER/dataset.json",
+}
+
+
+def describe_forms() -> str:
+    """The forms as --form help prints them: the name, what is read, and an example of the layout."""
+    entries = []
+    for form, (_, description) in FORMS.items():
+        entries.append(f"{form:<14}{description}")
+        if form in LAYOUTS:
+            entries.append(f"{'':<14}  {LAYOUTS[form]}")
+    return "\n".join(entries)
+
+
+def require_form(form: str) -> str:
+    """The form. Raises BadInput if none has this name."""
+    if form not in FORMS:
+        names = f"one of {', '.join(FORMS)} is wanted (--form help says what they are)"
+        raise BadInput(f"--form {form}: {names}{suggest(form, FORMS)}")
+    return form
+
 
 def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read each row of a source as samples or as an error. `notes` counts what was left out or changed, by reason.
@@ -76,12 +112,11 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     Raises BadInput if there is no data of the form, or if the form cannot be detected.
     """
     source = with_form(source)
-    if source.form not in FORMS:
-        raise BadInput(f"--form {source.form}: one of {', '.join(FORMS)} is wanted")
+    form = require_form(source.form or "")
     _refuse_box_flags(source)
-    module = importlib.import_module(f"clinkd.data.readers.{FORMS[source.form][0]}")
+    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     results: Iterator[RowResult] = module.read(source, notes)
-    return results if source.form == "samples" else _note_patients(results, source, notes)
+    return results if form == "samples" else _note_patients(results, source, notes)
 
 
 def _note_patients(results: Iterator[RowResult], source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -119,14 +154,19 @@ def detect_form(source: Source) -> str:
     elif path.is_file():
         form = _detect_file_form(path, source.encoding)
     else:
-        raise BadInput(f"{path}: no such file or folder; check the path")
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BadInput(f"{path}: no such file or folder; check the path{suggest(path.name, beside)}")
     if form is None:
-        if path.is_dir() and any(is_named_as_image(p.name) for p in _list_first_files(path)):
+        files = _list_first_files(path) if path.is_dir() else []
+        has_images = any(is_named_as_image(p.name) for p in files)
+        if named := name_way(path, files, has_images):
+            raise BadInput(named)
+        if has_images:
             way_out = f"`{spell_program()} data sheet {shlex.quote(str(path))} > sheet.csv` writes a sheet to fill in"
             raise BadInput(f"{path}: holds images, and no questions about them; {way_out}")
         raise BadInput(
-            f"{path}: the form of the data cannot be told from its names and keys; give it with --form, one of "
-            f"{', '.join(FORMS)} (--form help says what they are)"
+            f"{path}: the form of the data cannot be told from its names and keys{_suggest_key(path)}; give it with "
+            f"--form, one of {', '.join(FORMS)} (--form help says what they are)"
         )
     return form
 
@@ -175,13 +215,15 @@ def _walk_files(folder: Path) -> Iterator[Path]:
 
 
 def _detect_file_form(file: Path, encoding: str) -> str | None:
-    if file.suffix.lower() in SHEETS:
-        return "sheet"
+    if file.suffix.lower() in SHEETS:  # a CSV has no marks: something else of that name would be read as one long word
+        return "sheet" if file.suffix.lower().startswith(".xls") or recognise(file) is None else None
     if vqa_med.count_parts(file) > 1:
         return "vqa-med"
     if kind_of(file).medical:
         return "dicom"
     if file.suffix.lower() not in SUFFIXES:
+        if looks_like_cvat(file):
+            return "cvat"
         return next((form for form, (_, looks_like) in TREES.items() if looks_like(file)), None)
     with file.open("rb") as stream:
         head = stream.read(coco.HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
@@ -193,6 +235,16 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return _detect_row_form(first.value)
     fault = next(row.problem for row in first_rows if isinstance(row, RowResult))
     raise BadInput(f"no row of the first {len(first_rows)} can be read: {fault}")
+
+
+def _suggest_key(path: Path) -> str:
+    """The misspelt keys of the first row of a file, as "; did you mean answer for its key 'anwser'?"."""
+    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file():
+        return ""
+    first = next((row for row in record_rows(path) if isinstance(row, SourceRow)), None)
+    near = {key: find_near(key, KNOWN_KEYS) for key in (first.value if first else ()) if key not in KNOWN_KEYS}
+    hints = [f"{known} for its key {key!r}" for key, known in near.items() if known]
+    return f"; did you mean {' and '.join(hints)}?" if hints else ""
 
 
 def _detect_row_form(row: dict[str, Any]) -> str | None:

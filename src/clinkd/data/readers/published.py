@@ -77,7 +77,8 @@ SHEETS = (
         "RSNA Pneumonia's classes", {"image": "patientId", "patient": "patientId", "label": "class"}, Modality.XRAY,
     ),
     PublishedSheet(
-        "VinDr-SpineXR's annotations", {"image": "image_id", "patient": "study_id", "name": "lesion_type", "reader": "rad_id", **_XMIN},
+        "VinDr-SpineXR's annotations",
+        {"image": "image_id", "patient": "study_id", "name": "lesion_type", "reader": "rad_id", **_XMIN},
         Modality.XRAY,
     ),
     PublishedSheet(

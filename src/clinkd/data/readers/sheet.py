@@ -51,13 +51,16 @@ from clinkd.data.readers.rows import (
     make_error_result,
     require_words,
     sheet_rows,
+    use_cell,
 )
 from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
+from clinkd.spelling import suggest
 
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
+_NUMBERS = (*CORNERS, *EXTENT, "frame")  # not as a spreadsheet shows them, but as it stores them
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 REPEATED_NOTE = "lines of a published sheet that repeat an earlier one, taken once"
@@ -72,7 +75,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """
     check_box_flags(source)
     file = sheet_of(source.path)
-    lines = list(sheet_rows(file, source.encoding, source.sheet))
+    lines = list(sheet_rows(file, source.encoding, source.sheet, notes))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
     head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), [])
@@ -207,7 +210,7 @@ class _SheetReader:
         if fault.value == "" and isinstance(row.raw, dict):
             fault.value = row.raw.get(fault.field, "")  # a word for no value
         own_id, image = (row.value.get(self.columns.get(key, ""), "") for key in ("id", "image"))
-        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind)
+        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind, image)
 
     def _mark_doubtful_line(self, cells: Cells, fault: FieldError, image: str) -> None:
         """Mark what an error in a line leaves open: the boxes of its name; everything, if that is not known."""
@@ -239,6 +242,7 @@ class _SheetReader:
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
+        cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}
         image = self._open_ref(cells, path)
         box = self.boxes.parse(cells, image)
         texts = ("name", "sentence", "caption", "label", "reader")
@@ -285,7 +289,7 @@ class _SheetReader:
 
     def _parse_turn(self, row: SourceRow, cells: Cells, box: Box | None) -> Turn | None:
         if self.choice_keys.letter and cells["question"] and not cells["answer"]:
-            cells["answer"] = row.value[self.choice_keys.letter]
+            cells["answer"] = use_cell(row.value[self.choice_keys.letter], self.choice_keys.letter)
         if not cells["question"] and not cells["answer"]:
             return None
         for ours, other in (("question", "answer"), ("answer", "question")):
@@ -310,10 +314,12 @@ class _SheetReader:
         if stated["split"]:
             stated["split"] = SPLITS.get(stated["split"].casefold(), "")
             if not stated["split"]:
-                raise FieldError("split", cells["split"], "train, validation or test is wanted")
+                why = f"train, validation or test is wanted{suggest(cells['split'], SPLITS)}"
+                raise FieldError("split", cells["split"], why)
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
-            raise FieldError("side", cells["side"], "image or patient (whose left it is) is wanted")
+            why = f"image or patient (whose left it is) is wanted{suggest(cells['side'], ('image', 'patient'))}"
+            raise FieldError("side", cells["side"], why)
         image_values = self.image_values.setdefault(path, {})
         if stated["window"] and "window" not in image_values and self.source.open_images:
             self._check_window(stated["window"], path)

@@ -18,6 +18,7 @@ from clinkd.data.readers.columns import CORNERS, EXTENT, list_box_forms
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, ImageRef
+from clinkd.spelling import suggest
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 Cells = dict[str, str]  # our name of a column -> the text in the line, "" if the sheet has no such column
@@ -26,7 +27,10 @@ Cells = dict[str, str]  # our name of a column -> the text in the line, "" if th
 def check_box_flags(source: Source) -> None:
     """Raise BadInput for a unit that sheets do not have, or a flag that contradicts the unit."""
     if source.boxes not in FRAMES:
-        raise BadInput(f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl")
+        hint = suggest(source.boxes or "", filter(None, FRAMES))
+        raise BadInput(
+            f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl{hint}"
+        )
     if source.boxes == "qwen2-vl" and (source.box_form or source.one_based or source.y_up):
         flags = "leave --box-form, --one-based and --y-up out"
         raise BadInput(f"--boxes {source.boxes} says itself what the numbers of a box are; {flags}")

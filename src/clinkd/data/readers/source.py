@@ -26,6 +26,7 @@ from clinkd.data.readers.agreement import HowToMerge
 from clinkd.data.readers.box_layout import BoxForm, BoxLayout
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
+from clinkd.spelling import suggest
 
 NAMELESS_NOTE = (
     "headers name no patient (empty, or a word such as ANONYMOUS): where neither a column nor --group does, the images"
@@ -81,7 +82,7 @@ def _parse_task(text: str, name: str = "--task") -> Task | None:
     try:
         return Task(text.strip().upper()) if text else None
     except ValueError:
-        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted") from None
+        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted{suggest(text, Task)}") from None
 
 
 def _parse_tasks(text: str) -> tuple[Task | None, ...]:

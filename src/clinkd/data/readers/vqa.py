@@ -41,9 +41,11 @@ from clinkd.data.readers.rows import (
     require_answer,
     require_words,
     sheet_rows,
+    use_cell,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
+from clinkd.spelling import suggest
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
 MODALITIES = "modalities.csv"
@@ -110,8 +112,8 @@ class _VqaReader:
         def remember_modality(row: SourceRow) -> tuple[()]:
             if not {"image", "modality"} <= row.value.keys():
                 raise BadInput(f"{file}: its columns are {', '.join(row.value)}; image and modality are wanted")
-            image = require_words(row.value["image"], "image")
-            modality = resolve_modality(row.value["modality"] or None, self.source)
+            image = require_words(use_cell(row.value["image"], "image"), "image")
+            modality = resolve_modality(use_cell(row.value["modality"], "modality") or None, self.source)
             if self.modalities.setdefault(image, modality) is not modality:
                 why = f"row {first_rows[image]} says {self.modalities[image].value} of {image}; correct one of them"
                 raise FieldError("modality", row.value["modality"], why)
@@ -253,7 +255,8 @@ class _VqaReader:
         if stated is not None:
             split = SPLITS.get(stated.casefold()) if isinstance(stated, str) else None
             if split is None:
-                raise FieldError("split", stated, "train, validation or test is wanted")
+                hint = suggest(stated, SPLITS) if isinstance(stated, str) else ""
+                raise FieldError("split", stated, f"train, validation or test is wanted{hint}")
             return split
         phrase = value.get("phrase_type")
         if isinstance(phrase, str) and phrase.startswith("test"):
