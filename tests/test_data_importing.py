@@ -383,7 +383,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "group": (["--group", "p(.)"], "p(.)"),
     "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
     "sheet": (["--sheet", "two"], "two"),
-    "classes": (["--classes", "names.json"], Path("names.json")),
+    "names": (["--names", "names.json"], Path("names.json")),
     "min_area": (["--specks", "0.5"], 0.5),
     "encoding": (["--encoding", "UTF16"], "utf-16"),
     "conversation": (["--turns", "keep"], "keep"),

@@ -202,9 +202,9 @@ def test_a_map_of_the_caller_goes_before_that_of_the_folder(tmp_path: Path) -> N
     root = folder(tmp_path / "data")
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"whole_tumour": "0001"}))
-    assert set(boxes(read(root, classes=own)[0][0].samples)) == {"whole tumour"}
+    assert set(boxes(read(root, names=own)[0][0].samples)) == {"whole tumour"}
     (root / "inside.json").write_text(json.dumps({"oedema": "0001"}))
-    assert set(boxes(read(root, classes=Path("inside.json"))[0][0].samples)) == {"oedema"}
+    assert set(boxes(read(root, names=Path("inside.json"))[0][0].samples)) == {"oedema"}
 
 
 def test_a_plain_folder_has_the_names_in_its_masks(tmp_path: Path) -> None:
@@ -439,10 +439,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no map names them"):
         read(root)
     with pytest.raises(BadInput, match=r"none\.json: no such file"):
-        read(root, classes=Path("none.json"))
+        read(root, names=Path("none.json"))
     for name in masks.CLASS_FILES:
         (root / name).write_text(json.dumps(MAP))
-    with pytest.raises(BadInput, match="--classes"):
+    with pytest.raises(BadInput, match="--names"):
         read(root)
 
 

@@ -21,7 +21,8 @@ File = Path | BinaryIO  # on disk, or bytes in memory
 class Facts:
     """Facts of one frame from an allow-list of the fields of its file. No pixel is decoded for them.
 
-    `width` and `height` are in pixels of the upright frame. `orientation` is the EXIF tag (1: as stored). `patient` and
+    `width` and `height` are in pixels of the upright frame. `modality` is None where the file has no field for it.
+    `orientation` is the EXIF tag (1: as stored). `patient` and
     `study` are pseudonyms: hashes of PatientID (with its issuer) and StudyInstanceUID, "" where absent. They keep the
     rows of a patient together; anyone with a list of all IDs can undo them. `burned_in`: whether the pixels hold names,
     according to the file: YES, NO, or "" where it says nothing. `windows` are the VOIs of the frame in the order of
@@ -31,7 +32,7 @@ class Facts:
     width: int
     height: int
     frames: int
-    modality: Modality = Modality.OTHER
+    modality: Modality | None = None
     patient: str = ""
     study: str = ""
     burned_in: str = ""

@@ -20,6 +20,7 @@ from typing import Any, get_args
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -77,7 +78,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
     objects = []
     for i, entry in iterate_objects(value, "objects"):
-        object_name = require_words(entry.get("name"), f"objects[{i}].name")
+        object_name = require_class_name(entry.get("name"), f"objects[{i}].name", source.class_names)
         objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
     qa = []
     for i, entry in iterate_objects(value, "qa"):

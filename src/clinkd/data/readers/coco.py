@@ -29,6 +29,7 @@ from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
 from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -273,7 +274,10 @@ class _CocoReader:
             raise FieldError("file_name", image.path, f"already used by {first_place}; give each image one entry")
         image_notes: Counter[str] = Counter()
         annotations = data.annotations_of(value)
-        names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
+        names_and_boxes = [
+            (require_class_name(name, "category.name", self.source.class_names), box)
+            for name, box in (_parse_annotation(annotation, size, data, image_notes) for annotation in annotations)
+        ]
         objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
         if not objects:  # no question is made, so nothing more must be known about the image
             self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))

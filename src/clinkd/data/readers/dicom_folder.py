@@ -85,7 +85,7 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     path, _ = locate(root, relative, relative)
     kind = kind_of(path)
     facts = kind.describe(path, relative)
-    modality = facts.modality.value if kind.medical else ""
+    modality = facts.modality.value if facts.modality else ""
     ref = None
     for name in _name_frames(relative, facts):
         if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own

@@ -34,6 +34,7 @@ from clinkd.data.readers.annotated import Annotated, find_split_group, make_samp
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     SHEETS,
     FieldError,
@@ -198,7 +199,9 @@ class _SheetReader:
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
         image = self._open_ref(cells, path)
         box = self._parse_box(cells, image)
-        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
+        words = {key: require_words(cells[key], key) for key in ("sentence", "caption") if cells[key]}
+        if cells["name"]:
+            words["name"] = require_class_name(cells["name"], "name", self.source.class_names)
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
@@ -399,7 +402,7 @@ class _SheetReader:
     def _find_modality(self, cell_text: str, path: str) -> Modality:
         if not cell_text and self.source.modality is None:
             facts = self.pictures.header(self.source.prefix + path)
-            if facts is not None:
+            if facts is not None and facts.modality is not None:
                 return facts.modality
         return resolve_modality(cell_text, self.source)
 

@@ -21,6 +21,7 @@ from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.names import Names, load_names
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
@@ -122,7 +123,10 @@ class Source:
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
-    classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
+    names: Annotated[
+        Path | str | None,
+        Flag("names of classes that are numbers: nnU-Net's dataset.json, data.yaml, JSON, CSV ...; or the one name"),
+    ] = None
     min_area: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     conversation: Annotated[
@@ -159,6 +163,12 @@ class Source:
             return self.images
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
+
+    @cached_property
+    def class_names(self) -> Names | None:
+        """What `names` holds. Raises BadInput where it cannot be read."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return load_names(self.names, folder) if self.names is not None else None
 
 
 def _compose(name: str) -> str:
