@@ -35,7 +35,7 @@ FILES = {
 def test_every_file_of_names_is_read_alike(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     for names in (load_names(tmp_path / name, Path("elsewhere")), load_names(name, tmp_path)):
-        assert [names.of_value(v) for v in range(4)] == [(), ("liver",), ("liver tumour",), ()]
+        assert [names.of_value(v) for v in (1, 2, 3)] == [("liver",), ("liver tumour",), ()]
         assert [names.find(c, "name", c) for c in (1, "0002", "2.0")] == ["liver", "liver tumour", "liver tumour"]
         with pytest.raises(FieldError, match="class 3 is not there"):
             names.find(3, "name", 3)
@@ -47,7 +47,11 @@ def test_names_stand_on_the_command_line_and_regions_overlap(tmp_path: Path) -> 
     regions = {"labels": {"background": 0, "whole tumour": [1, 2], "core": [2]}}
     (tmp_path / "dataset.json").write_text(json.dumps(regions))
     names = load_names("dataset.json", tmp_path)
-    assert names.regions and [names.of_value(v) for v in range(3)] == [(), ("whole tumour",), ("whole tumour", "core")]
+    assert names.regions and [names.of_value(v) for v in range(3)] == [
+        ("background",),
+        ("whole tumour",),
+        ("whole tumour", "core"),
+    ]
 
 
 BAD = {

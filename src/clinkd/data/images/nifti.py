@@ -82,6 +82,10 @@ class Volume:
         xyz = apply_orientation(self.stored[..., volume], self.header.axes)
         return np.asarray(xyz.transpose(PLANES[self.header.plane])[:, ::-1, ::-1])
 
+    def rescale_exactly(self, values: Values) -> Values:
+        """The values as they are where the header has no slope: whole numbers stay whole numbers."""
+        return values if (self.header.slope, self.header.intercept) == (1, 0) else self.rescale(values)
+
     def rescale(self, values: Values) -> NDArray[np.float64]:
         return values.astype(np.float64) * self.header.slope + self.header.intercept
 
@@ -281,12 +285,12 @@ def _read_shape(dims: list[int], place: str) -> tuple[tuple[int, int, int], int]
     return (x, y, z), volumes
 
 
-def read_volume(file: File, place: str, limits: FileLimits = ON_DISK) -> Volume:
+def read_volume(file: File, place: str, limits: FileLimits = ON_DISK, keep: bool = True) -> Volume:
     """A whole file. The last one from disk is kept, since its slices are read one after another.
 
     Raises BadInput as `read_volume_header`, and where voxels are missing.
     """
-    if not isinstance(file, Path):
+    if not isinstance(file, Path) or not keep:
         return _load_volume(file, place, limits)
     try:
         facts = file.stat()

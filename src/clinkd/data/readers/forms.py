@@ -15,6 +15,7 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
+from clinkd.data.readers.mask_pairs import has_masks, is_sa_med2d
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
@@ -22,13 +23,20 @@ from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
-FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+FOLDER_MARKS = {
+    "samples": [SAMPLES],
+    "boxes": [RECORDS],
+    "sa-med2d": ["images", "masks"],
+    "masks": ["imagesTr", "labelsTr"],
+    "coco": ["annotations"],
+}
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
+    "masks": ("mask_folders", "images and masks, by their names: Kvasir-SEG, ISIC, nnU-Net, MSD; pictures or NIfTI"),
     "coco": ("coco", "COCO: images, annotations and categories"),
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
@@ -77,7 +85,7 @@ def detect_form(source: Source) -> str:
 def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     for marked_form, marks in FOLDER_MARKS.items():
         if all((folder / mark).exists() for mark in marks):
-            return marked_form
+            return "masks" if marked_form == "sa-med2d" and not is_sa_med2d(folder) else marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
@@ -89,6 +97,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+    if has_masks(folder):
+        return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
 
 

@@ -216,12 +216,11 @@ def _find_objects(
     objects = []
     for mask in masks:
         name = _name_class(_parse_class(mask.removeprefix(f"masks/{stem}--")), folder.classes, dataset, mask)
-        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.min_area)
-        objects += [(name, box) for box in boxes]
-        if not boxes:
+        regions = find_regions(_load_mask(folder.source.path, mask, image), folder.source.min_area)
+        objects += [(name, box) for box in regions.boxes]
+        if not regions.boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
-        if specks:
-            image_notes[f"specks below {folder.source.min_area:g} of the picture, beside a larger part"] += specks
+        note_regions(regions, folder.source.min_area, image_notes)
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
@@ -235,6 +234,14 @@ class Regions(NamedTuple):
 
     boxes: tuple[Box, ...]
     specks: int
+
+
+def note_regions(regions: Regions, speck_share: float, notes: Counter[str]) -> None:
+    """Count what a reader of masks should be told of: specks left out, and a box of the whole image."""
+    if regions.specks:
+        notes[f"specks below {speck_share:g} of the picture, beside a larger part"] += regions.specks
+    if Box(0, 0, 1, 1) in regions.boxes:
+        notes["masks of which a part reaches all four borders: is the background marked, or all of the image?"] += 1
 
 
 def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
@@ -257,25 +264,38 @@ def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
 
 def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     """The pixels that a mask sets, [height, width]. Raises FieldError where it is no mask of the image."""
+    values = read_mask_values(root, mask, image)
+    inside = np.asarray(values != 0, dtype=np.bool_)
+    if (values[inside] != 1).any() and (values[inside] != 255).any():
+        why = f"the values {list_values(values)}; one mask is one class, 0 and 1 or 0 and 255, stored without loss"
+        raise FieldError("mask", mask, f"{why}: write one a class")
+    return inside
+
+
+def list_values(values: NDArray[Any]) -> str:
+    """The values of a mask for a message: "0, 1, 2"."""
+    distinct = np.unique(values)
+    shown = ", ".join(f"{v:g}" for v in distinct[:6])
+    return shown + (f", ... ({len(distinct)} in all)" if len(distinct) > 6 else "")
+
+
+def read_mask_values(root: Path, mask: str, image: ImageRef) -> NDArray[Any]:
+    """The values of a mask, [height, width]: of a palette its numbers, not its colours.
+
+    Raises FieldError where it cannot be opened, has colours, or another size than the image.
+    """
     try:
         path, frame = locate(root, mask, mask)
         with open_at_frame(path, mask, frame) as (file, _, _):
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
+            upright = ImageOps.exif_transpose(file)
+            values = np.asarray(upright.convert("L") if file.format == "JPEG" else upright)
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
     if image.width is not None and (width, height) != (image.width, image.height):
         why = f"{width}x{height} pixels where the image has {image.width}x{image.height}; bring its own mask"
         raise FieldError("mask", mask, why)
-    values = _reduce_to_grey(values, mask)
-    inside = np.asarray(values != 0, dtype=np.bool_)
-    if (values[inside] != 1).any() and (values[inside] != 255).any():
-        distinct = np.unique(values)
-        shown = ", ".join(f"{v:g}" for v in distinct[:6])
-        shown += f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
-        why = f"the values {shown}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
-        raise FieldError("mask", mask, why)
-    return inside
+    return _reduce_to_grey(values, mask)
 
 
 def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:

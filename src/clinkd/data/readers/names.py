@@ -56,9 +56,15 @@ class Names:
         return require_words(names[0].replace("_", " "), f"class {code}")
 
     def of_value(self, value: int) -> tuple[str, ...]:
-        """The names of a value in a mask, without that of the background; several only for regions that overlap."""
-        names = self.by_dataset.get("", {}).get(str(value), ())
-        return tuple(name.replace("_", " ") for name in names if not is_background(name))
+        """The names of a value in a mask; several only for regions that overlap, none where the value is not there."""
+        return tuple(name.replace("_", " ") for name in self.by_dataset.get("", {}).get(str(value), ()))
+
+    @property
+    def single(self) -> str:
+        """The name of all that is marked, where there is but one beside the background; else ""."""
+        names = {name for part in self.by_dataset.values() for names in part.values() for name in names}
+        named = [name for name in names if not is_background(name)]
+        return self.only or (named[0].replace("_", " ") if len(named) == 1 else "")
 
 
 def is_number(text: object) -> bool:
@@ -68,6 +74,7 @@ def is_number(text: object) -> bool:
 
 
 def is_background(name: str) -> bool:
+    """Whether a name means what is marked as nothing."""
     return " ".join(name.replace("_", " ").split()).casefold() in _BACKGROUND
 
 

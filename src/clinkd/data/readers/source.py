@@ -127,6 +127,12 @@ class Source:
         Path | str | None,
         Flag("names of classes that are numbers: nnU-Net's dataset.json, data.yaml, JSON, CSV ...; or the one name"),
     ] = None
+    channel: Annotated[
+        str | None, Flag("of several images of a case, as the sequences of an MR: its number (from 0) or its name")
+    ] = None
+    slices: Annotated[
+        str, Flag("of a volume: largest (the one with most of each structure), labelled, or every:N of these")
+    ] = "largest"
     min_area: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     conversation: Annotated[
@@ -149,6 +155,8 @@ class Source:
             raise BadInput(f"--min-pixels {self.min_pixels}, --max-pixels {self.max_pixels}: 0 < min <= max is wanted")
         if not 0 <= self.min_area < 1:
             raise BadInput(f"--specks {self.min_area:g}: a share of the picture from 0 to below 1 is wanted")
+        if not re.fullmatch(r"largest|labelled|every:[1-9]\d{0,5}", self.slices):
+            raise BadInput(f"--slices {self.slices}: largest, labelled, or every:N (as every:5) is wanted")
         if self.group is not None:
             try:
                 re.compile(self.group)
