@@ -16,7 +16,6 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
-
 from clinkd.data.images import is_named_as_image, kind_of, nifti, open_image, read_image_size
 from clinkd.data.images.identifying import identifying_texts
 from clinkd.data.images.nifti import read_volume_header

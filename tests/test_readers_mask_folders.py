@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tests.test_data_nifti import STORED, affine_of, store
 
 from clinkd.data.readers import RowResult, detect_form, read_rows
 from clinkd.data.readers.mask_pairs import is_mask, pair_masks
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Task
-from tests.test_data_nifti import STORED, affine_of, store
 
 HEIGHT, WIDTH = 16, 32
 Boxes = dict[str, dict[str, list[tuple[int, ...]]]]  # image -> name -> boxes in pixels
@@ -54,7 +54,7 @@ def boxes(rows: list[RowResult], size: tuple[int, int] = (WIDTH, HEIGHT)) -> Box
     return found
 
 
-# ---- which mask belongs to which image --------------------------------------------------------------------------------
+# ---- which mask belongs to which image ------------------------------------------------------------------------------
 
 LAYOUTS = {
     "Kvasir-SEG (datasets.simula.no/kvasir-seg)": {"images/a.png": ["masks/a.png"], "images/b.png": ["masks/b.png"]},
@@ -107,7 +107,7 @@ def test_classes_and_splits_stand_in_names() -> None:
     assert "2 images of its name (a/x.png, b/x.png)" in orphans[0][1] and "no image of its name" in orphans[1][1]
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_one_channel_of_several_is_chosen(tmp_path: Path) -> None:
         assert told == {f"images of other channels than --channel {channel}": 1}
 
 
-# ---- volumes ----------------------------------------------------------------------------------------------------------
+# ---- volumes --------------------------------------------------------------------------------------------------------
 
 LABELS = {"background": 0, "liver": 1, "left kidney": 2}
 
@@ -257,7 +257,7 @@ def volume_folder(root: Path, ornt: Any = None, labels: NDArray[Any] | None = No
 def test_boxes_of_slices_are_those_that_nibabel_gives_in_any_order_of_storage(tmp_path: Path) -> None:
     wanted: Boxes = {}
     scan = nibabel.as_closest_canonical(nibabel.load(volume_folder(tmp_path / "ras") / "labelsTr" / "p1.nii.gz"))
-    for value, name in ((1, "liver"), (2, "left kidney")):
+    for value in (1, 2):
         inside = np.asarray(scan.dataobj) == value
         z = int(inside.sum(axis=(0, 1)).argmax())
         for other, of_value in (("liver", 1), ("left kidney", 2)):
@@ -311,7 +311,7 @@ def test_a_volume_of_several_channels_wants_one(tmp_path: Path) -> None:
     scan = np.zeros((12, 10, 6, 2), np.int16)
     store(root / "imagesTr" / "p1.nii.gz", scan, affine_of((0.8, 0.8, 2.5)))
     (row,), _ = read(root, modality=None)
-    assert row.problem is not None and "FLAIR, T1w; choose one with --channel" in row.problem.why
+    assert row.problem is not None and "0 (FLAIR), 1 (T1w); choose one with --channel" in row.problem.why
     rows, _ = read(root, modality=None, channel="T1w")
     assert list(boxes(rows)) == ["imagesTr/p1.nii.gz#8", "imagesTr/p1.nii.gz#11"], "6 slices of the first come before"
 

@@ -15,7 +15,7 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
-from clinkd.data.readers.mask_pairs import has_masks, is_sa_med2d
+from clinkd.data.readers.mask_pairs import is_mask
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
@@ -85,7 +85,7 @@ def detect_form(source: Source) -> str:
 def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     for marked_form, marks in FOLDER_MARKS.items():
         if all((folder / mark).exists() for mark in marks):
-            return "masks" if marked_form == "sa-med2d" and not is_sa_med2d(folder) else marked_form
+            return "masks" if marked_form == "sa-med2d" and not _is_sa_med2d(folder) else marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
@@ -97,9 +97,30 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
-    if has_masks(folder):
+    if _has_masks(folder):
         return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+
+
+def _has_masks(folder: Path) -> bool:
+    """Whether a folder holds pictures or volumes and masks of them, by the first names in each of its folders."""
+    kinds = set()
+    for directory, folders, names in os.walk(folder):
+        folders.sort()
+        depth = len(Path(directory).relative_to(folder).parts)
+        folders[:] = folders[:50] if depth < 2 else []
+        images = [n for n in sorted(names)[:100] if is_named_as_image(n) and not n.startswith(".")]
+        kinds |= {is_mask(os.path.relpath(os.path.join(directory, n), folder).replace(os.sep, "/")) for n in images}
+        if len(kinds) == 2:
+            return True
+    return False
+
+
+def _is_sa_med2d(folder: Path) -> bool:
+    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png."""
+    with os.scandir(folder / "masks") as entries:
+        names = [entry.name for entry in itertools.islice(entries, 100) if is_named_as_image(entry.name)]
+    return not names or any("--" in name for name in names)
 
 
 def _list_first_files(folder: Path) -> list[Path]:

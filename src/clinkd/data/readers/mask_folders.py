@@ -10,7 +10,6 @@ JPEG does not keep values: where almost all are near black or white, they are di
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +20,8 @@ import numpy as np
 from clinkd.data.dataset import ABOUT
 from clinkd.data.images import kind_of, locate
 from clinkd.data.images.nifti import Nifti, VolumeHeader, read_volume_header
-from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.channels import Channels
 from clinkd.data.readers.mask_pairs import MaskedImage, is_mask, list_image_files, pair_masks
 from clinkd.data.readers.mask_values import Layer, load_picture_mask, load_volume_mask, name_layers
 from clinkd.data.readers.masks import find_regions, note_regions
@@ -30,9 +29,7 @@ from clinkd.data.readers.names import is_background, load_names
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, load_json_file, make_error_result
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.conflicts import sides
-from clinkd.records import BadInput, Box, Modality, Sample, Split
-
-_MR = re.compile(r"(?:cine-?)?mri?|t[12].*|flair|adc|dwi|swi|pd.*", re.I)  # names of MR sequences
+from clinkd.records import BadInput, Box, Sample, Split
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -59,8 +56,7 @@ class _MaskReader:
         if self.names is None and isinstance(self.description.get("labels"), dict):
             self.names = load_names(ABOUT, source.path)
         self._check_names()
-        channels = self.description.get("channel_names", self.description.get("modality"))
-        self.channel_names = {str(k): str(v) for k, v in channels.items()} if isinstance(channels, dict) else {}
+        self.channels = Channels(source, self.description)
         self._choose_channel()
         self.splits = {split for pair in self.pairs if pair.masks for split in pair.splits}
 
@@ -80,17 +76,15 @@ class _MaskReader:
 
     def _choose_channel(self) -> None:
         """Keep one image of each case. Raises BadInput where there are several and none is named."""
-        texts = sorted({pair.channel for pair in self.pairs if pair.masks and pair.channel})
-        named = {text: self.channel_names.get(str(int(text)), text) if text.isdecimal() else text for text in texts}
+        texts = {pair.channel for pair in self.pairs if pair.masks and pair.channel}
         if len(texts) > 1:
-            wanted = self.source.channel
-            chosen = {t for t, name in named.items() if wanted and wanted.casefold() in _spell_channel(t, name)}
-            if len(chosen) != 1:
-                shown = ", ".join(f"{t} ({name})" if name != t else t for t, name in named.items())
-                raise BadInput(f"{self.source.path}: several images of a case: {shown}; choose one with --channel")
-            left_out = [pair for pair in self.pairs if pair.channel in texts and pair.channel not in chosen]
-            self.notes[f"images of other channels than --channel {wanted}"] += len(left_out)
-            self.pairs = [pair for pair in self.pairs if pair not in left_out]
+            try:
+                chosen = self.channels.choose(sorted(texts))
+            except FieldError as fault:
+                raise BadInput(f"{self.source.path}: several images of a case: {fault.why}") from None
+            kept = [pair for pair in self.pairs if pair.channel in (chosen, "")]
+            self.notes[f"images of other channels than --channel {self.source.channel}"] += len(self.pairs) - len(kept)
+            self.pairs = kept
 
     # ---- rows
 
@@ -126,8 +120,8 @@ class _MaskReader:
                 why = "the volume has no orientation (sform and qform codes 0), so left and right cannot be told"
                 raise FieldError("image", pair.image, f"{why} in {sided!r}; set its sform, or leave the name out")
             image_notes["volumes without orientation, taken as stored (sform and qform codes 0)"] += 1
-        modality = self._find_modality(pair)
-        offset = self._find_volume(header) * header.extent[0] if header is not None else 0
+        modality = self.channels.find_modality(pair.channel)
+        offset = int(self.channels.choose(range(header.volumes))) * header.extent[0] if header is not None else 0
         samples = []
         for index in self._choose_slices(layers):
             name = pair.image if header is None else f"{pair.image}#{offset + index + 1}"
@@ -156,20 +150,6 @@ class _MaskReader:
             raise FieldError("split", pair.image, f"folders say {' and '.join(sorted(pair.splits))}; move one of them")
         return min(pair.splits, default=None) if len(self.splits) > 1 else None
 
-    def _find_modality(self, pair: MaskedImage) -> Modality:
-        if self.source.modality is not None:
-            return self.source.modality
-        number = str(int(pair.channel)) if pair.channel.isdecimal() else "0"
-        text = pair.channel if pair.channel and not pair.channel.isdecimal() else self.channel_names.get(number, "")
-        if (known := self.source.modalities.get(text.casefold())) is not None:
-            return known
-        if _MR.fullmatch(text):
-            return Modality.MR
-        try:
-            return read_modality(text)
-        except BadInput:
-            raise FieldError("modality", text, "names no modality; give one for all with --modality") from None
-
     # ---- masks
 
     def _read_header(self, name: str) -> VolumeHeader:
@@ -178,17 +158,6 @@ class _MaskReader:
             return read_volume_header(path, name)
         except BadInput as error:
             raise FieldError("image", name, str(error).removeprefix(f"{name}: ")) from None
-
-    def _find_volume(self, header: VolumeHeader) -> int:
-        """The number of the volume in a 4-D file, from 0."""
-        wanted = (self.source.channel or "").casefold()
-        names = [self.channel_names.get(str(number), str(number)) for number in range(header.volumes)]
-        found = [n for n, name in enumerate(names) if wanted and wanted in _spell_channel(str(n), name)]
-        if header.volumes == 1:
-            return 0
-        if len(found) != 1:
-            raise FieldError("image", f"{header.volumes} channels", f"{', '.join(names)}; choose one with --channel")
-        return found[0]
 
     def _load_layers(
         self, pair: MaskedImage, header: VolumeHeader | None, image_notes: Counter[str]
@@ -217,8 +186,3 @@ class _MaskReader:
         for _, regions in found:
             note_regions(regions, self.source.min_area, image_notes)
         return tuple((name, box) for name, regions in found for box in regions.boxes)
-
-
-def _spell_channel(text: str, name: str) -> set[str]:
-    """How a user may name a channel: 0, 0000, or its name."""
-    return {text.casefold(), name.casefold(), *([str(int(text))] if text.isdecimal() else [])}

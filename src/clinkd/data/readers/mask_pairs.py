@@ -18,7 +18,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from clinkd.data.dataset import ABOUT
@@ -71,7 +70,7 @@ def _split_words(name: str) -> list[str]:
 
 
 def _strip_words(stem: str) -> str:
-    """A name without words for image or mask (and numbers behind these) at its end, and before a number at its front."""
+    """A name without words for image or mask, and numbers behind them, at its end, and before a number at its front."""
     core = _FRONT.sub("", stem, count=1) if _FRONT.match(stem) else stem
     parts = re.split(r"([_\-. ]+)", core)
     end = len(parts)
@@ -87,7 +86,7 @@ def _is_mask_word(word: str) -> bool:
 
 
 def is_mask(path: str) -> bool:
-    """Whether the folders or the name of a file say that it is a mask. The innermost folder that says anything counts."""
+    """Whether the name of a file says that it is a mask, or the innermost of its folders that says anything."""
     *folders, name = PurePosixPath(path).parts
     said = (_says_mask(_split_words(folder)) for folder in reversed(folders))
     of_folder = next((says for says in said if says is not None), None)
@@ -107,27 +106,6 @@ def _says_mask(words: Sequence[str]) -> bool | None:
 
 def _stem_of(name: str) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
-
-
-def has_masks(folder: Path) -> bool:
-    """Whether a folder holds pictures or volumes and masks of them, by the first names in each of its folders."""
-    kinds = set()
-    for directory, folders, names in os.walk(folder):
-        folders.sort()
-        depth = len(Path(directory).relative_to(folder).parts)
-        folders[:] = folders[:50] if depth < 2 else []
-        images = [n for n in sorted(names)[:100] if is_named_as_image(n) and not n.startswith(".")]
-        kinds |= {is_mask(os.path.relpath(os.path.join(directory, n), folder).replace(os.sep, "/")) for n in images}
-        if len(kinds) == 2:
-            return True
-    return False
-
-
-def is_sa_med2d(folder: Path) -> bool:
-    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png."""
-    with os.scandir(folder / "masks") as entries:
-        names = [entry.name for entry in islice(entries, 100) if is_named_as_image(entry.name)]
-    return not names or any("--" in name for name in names)
 
 
 def list_image_files(root: Path, notes: Counter[str]) -> list[str]:

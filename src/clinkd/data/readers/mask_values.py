@@ -110,7 +110,8 @@ def name_layers(mask: Mask, text: str, names: Names | None, notes: Counter[str])
     single = names.single if names is not None else ""
     if text or names is None or (single and (names.only or shown in ((1,), (255,)))):
         if len(shown) > 1:
-            why = f"the values {list_values(np.array(list(mask.counts)))} and one name; give each its own with --names FILE"
+            values = list_values(np.array(list(mask.counts)))
+            why = f"the values {values} and one name; give each its own with --names FILE"
             raise FieldError("mask", mask.file, why)
         if text.casefold() in ("left", "right"):
             if not single:
