@@ -128,6 +128,19 @@ def test_the_box_is_that_of_the_mask(tmp_path: Path, files: dict[str, NDArray[An
     assert told == ({"JPEG masks, whose values are divided at 128": 1} if "images/a.jpg" in files else {})
 
 
+def test_folders_without_masks_and_those_of_sa_med2d_are_told_apart(tmp_path: Path) -> None:
+    save(tmp_path / "one", **{"a.png": IMAGE, "label.png": IMAGE})
+    with pytest.raises(BadInput, match="holds images, and no questions about them"):
+        detect_form(Source(tmp_path / "one"))
+    save(tmp_path / "two", **{"images/ct_00--K--c--x.png": IMAGE, "masks/ct_00--K--c--x--0001_000.png": MASK})
+    assert detect_form(Source(tmp_path / "two")) == "sa-med2d"
+    save(tmp_path / "three", **{"images/a.png": IMAGE, "masks/left_lung/a.png": MASK})
+    assert detect_form(Source(tmp_path / "three")) == "masks"
+    save(tmp_path / "four", **{"s1/scan.png": IMAGE, "s1/segmentations/liver.png": MASK})
+    assert detect_form(Source(tmp_path / "four")) == "masks"
+    assert boxes(read(tmp_path / "four")[0]) == {"s1/scan.png": {"liver": [(8, 5, 20, 10)]}}
+
+
 def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     save(tmp_path, **{"pictures/a.png": IMAGE, "theirs/a_segmentation.png": MASK})
     rows, _ = read(tmp_path / "theirs", form="masks", images=tmp_path / "pictures", names="polyp")

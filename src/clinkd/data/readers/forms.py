@@ -14,14 +14,16 @@ from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.images.nifti import SUFFIXES as VOLUMES
 from clinkd.data.readers.conversations import MISSPELT
-from clinkd.data.readers.mask_pairs import is_mask
+from clinkd.data.readers.mask_pairs import PICTURES, is_mask, pair_masks
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
+_MASK_SUFFIXES = (*PICTURES, *VOLUMES)
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 FOLDER_MARKS = {
     "samples": [SAMPLES],
@@ -41,7 +43,7 @@ FORMS = {  # name -> module of the reader, description
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
-    "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
+    "dicom": ("dicom_folder", "DICOM or NIfTI files; questions about them come from a sheet"),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
 
@@ -103,24 +105,23 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
 
 
 def _has_masks(folder: Path) -> bool:
-    """Whether a folder holds pictures or volumes and masks of them, by the first names in each of its folders."""
-    kinds = set()
+    """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
+    paths = []
     for directory, folders, names in os.walk(folder):
-        folders.sort()
-        depth = len(Path(directory).relative_to(folder).parts)
-        folders[:] = folders[:50] if depth < 2 else []
-        images = [n for n in sorted(names)[:100] if is_named_as_image(n) and not n.startswith(".")]
-        kinds |= {is_mask(os.path.relpath(os.path.join(directory, n), folder).replace(os.sep, "/")) for n in images}
-        if len(kinds) == 2:
-            return True
-    return False
+        place = Path(directory).relative_to(folder)
+        folders[:] = sorted(folders)[:MOST_LOOKED_AT] if len(place.parts) < 2 else []
+        paths += [(place / n).as_posix() for n in sorted(names)[:MOST_LOOKED_AT] if n.lower().endswith(_MASK_SUFFIXES)]
+    masks = [path for path in paths if is_mask(path)]
+    return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])
 
 
 def _is_sa_med2d(folder: Path) -> bool:
     """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png."""
-    with os.scandir(folder / "masks") as entries:
-        names = [entry.name for entry in itertools.islice(entries, 100) if is_named_as_image(entry.name)]
-    return not names or any("--" in name for name in names)
+    entries = (
+        list(itertools.islice((folder / "masks").iterdir(), MOST_LOOKED_AT)) if (folder / "masks").is_dir() else []
+    )
+    names = [entry.name for entry in entries if entry.name.lower().endswith(_MASK_SUFFIXES)]
+    return any("--" in name for name in names) or not (names or any(entry.is_dir() for entry in entries))
 
 
 def _list_first_files(folder: Path) -> list[Path]:

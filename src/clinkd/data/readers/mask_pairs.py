@@ -25,6 +25,8 @@ from clinkd.data.images import is_named_as_image
 from clinkd.data.readers.conversations import SPLITS
 from clinkd.records import Split
 
+PICTURES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+
 _MASK = re.compile(
     r"(?:masks?|labels?|segmentations?|segs?|gts?|ground ?truths?|annotations?|annots?|manual|attribute)\d*", re.I
 )

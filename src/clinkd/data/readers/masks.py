@@ -37,6 +37,7 @@ from scipy import ndimage
 from clinkd.data.images import locate, open_at_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
 from clinkd.data.readers.conversations import infer_modality_from_name
+from clinkd.data.readers.mask_pairs import PICTURES
 from clinkd.data.readers.names import Names, load_names
 from clinkd.data.readers.rows import (
     FieldError,
@@ -52,7 +53,6 @@ from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
-SUFFIXES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 _CLASS_AND_INSTANCE = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class and, if any, the number of the instance
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
@@ -119,12 +119,12 @@ def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
     names = []
     with os.scandir(folder) as directory:
         for entry in directory:
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if entry.name.lower().endswith(PICTURES) and entry.is_file():
                 names.append(entry.name)
             else:
                 notes[f"entries of {folder.name}/ that are no image files"] += 1
     if not names:
-        raise BadInput(f"{folder}: no image files there ({', '.join(SUFFIXES)})")
+        raise BadInput(f"{folder}: no image files there ({', '.join(PICTURES)})")
     return names
 
 

@@ -10,6 +10,7 @@ polyp   1=liver,2=tumour     on the command line: the name of all that is marked
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def require_class_name(value: Any, field: str, names: Names | None) -> str:
 
 def load_names(names: Path | str, folder: Path) -> Names:
     """Read the file (also below `folder`), or the names themselves. Raises BadInput with the place of the fault."""
-    file = next((f for f in (Path(names), folder / names) if f.is_file()), None)
+    file = next((f for f in (Path(names), folder / names) if os.path.isfile(f)), None)  # False for a name too long
     if file is None:
         if Path(names).suffix.lower() in _SUFFIXES:
             raise BadInput(f"{names}: no such file; check the path of the names")
