@@ -384,6 +384,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
     "sheet": (["--sheet", "two"], "two"),
     "names": (["--names", "names.json"], Path("names.json")),
+    "channel": (["--channel", "T1w"], "T1w"),
+    "slices": (["--slices", "every:3"], "every:3"),
     "min_area": (["--specks", "0.5"], 0.5),
     "encoding": (["--encoding", "UTF16"], "utf-16"),
     "conversation": (["--turns", "keep"], "keep"),
