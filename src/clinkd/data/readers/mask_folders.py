@@ -31,6 +31,8 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.conflicts import sides
 from clinkd.records import BadInput, Box, Sample, Split
 
+_USED_KEYS = {"labels", "channel_names", "modality", "numTraining", "file_ending"}
+
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a folder. Raises BadInput where it has no masks, or classes, modality or channel cannot be told."""
@@ -58,14 +60,15 @@ class _MaskReader:
         self._check_names()
         self.channels = Channels(source, self.description)
         self._choose_channel()
+        self._note_description()
         self.splits = {split for pair in self.pairs if pair.masks for split in pair.splits}
 
     def _check_names(self) -> None:
         unnamed = next((mask for pair in self.pairs for mask, text in pair.masks if not text), None)
-        path, names = self.source.path, self.names
+        names = self.names
         if names is None and unnamed:
             way = "give the name of what it marks, as --names polyp, or --names FILE where values are classes"
-            raise BadInput(f"{path}: nothing names what the masks show ({unnamed}); {way}")
+            raise BadInput(f"{self.source.path}: nothing names what the masks show ({unnamed}); {way}")
         if names is not None and unnamed and names.counted and not names.single:
             zero = names.of_value(0)
             if zero and not is_background(zero[0]):
@@ -85,6 +88,15 @@ class _MaskReader:
             kept = [pair for pair in self.pairs if pair.channel in (chosen, "")]
             self.notes[f"images of other channels than --channel {self.source.channel}"] += len(self.pairs) - len(kept)
             self.pairs = kept
+
+    def _note_description(self) -> None:
+        """Count what dataset.json says and is not used, and the cases that it counts and the folder has not."""
+        if unused := sorted(self.description.keys() - _USED_KEYS):
+            self.notes[f"keys of {ABOUT} that are not used ({', '.join(unused)})"] += len(unused)
+        stated = self.description.get("numTraining")
+        masked = sum(bool(pair.masks) for pair in self.pairs if pair.splits <= {"train"})
+        if isinstance(stated, int) and stated > masked:
+            self.notes[f"cases that {ABOUT} counts (numTraining) and the folder has not"] += stated - masked
 
     # ---- rows
 
@@ -112,15 +124,16 @@ class _MaskReader:
             raise FieldError("mask", pair.masks[0][0], why)
         split = self._find_split(pair)
         image_notes: Counter[str] = Counter()
-        path, _ = locate(self.source.root, pair.image, pair.image)
-        header = self._read_header(pair.image) if isinstance(kind_of(path), Nifti) else None
+        header = self._read_volume_header(pair.image)
         layers, has_unknown = self._load_layers(pair, header, image_notes)
         if header is not None and not header.has_orientation:
             if sided := next((layer.name for layer in layers if sides(layer.name)), None):
                 why = "the volume has no orientation (sform and qform codes 0), so left and right cannot be told"
                 raise FieldError("image", pair.image, f"{why} in {sided!r}; set its sform, or leave the name out")
             image_notes["volumes without orientation, taken as stored (sform and qform codes 0)"] += 1
-        modality = self.channels.find_modality(pair.channel)
+        facts = self.images.header(self.source.prefix + pair.image)  # of a DICOM
+        modality = self.source.modality or (facts and facts.modality) or self.channels.find_modality(pair.channel)
+        patient = facts.patient if facts is not None and self.source.group is None else ""
         offset = int(self.channels.choose(range(header.volumes))) * header.extent[0] if header is not None else 0
         samples = []
         for index in self._choose_slices(layers):
@@ -130,7 +143,7 @@ class _MaskReader:
                 image=self.images.ref(self.source.prefix + name),
                 modality=modality,
                 objects=self._find_objects(layers, index, image_notes),
-                group=find_split_group(self.source, pair.image),
+                group=patient or find_split_group(self.source, pair.image),
                 origin=self.source.path.resolve().name,
                 side=self.source.side or "patient",
                 split=split,
@@ -150,12 +163,11 @@ class _MaskReader:
             raise FieldError("split", pair.image, f"folders say {' and '.join(sorted(pair.splits))}; move one of them")
         return min(pair.splits, default=None) if len(self.splits) > 1 else None
 
-    # ---- masks
-
-    def _read_header(self, name: str) -> VolumeHeader:
+    def _read_volume_header(self, name: str) -> VolumeHeader | None:
+        """The header of a volume; None for a picture."""
         try:
             path, _ = locate(self.source.root, name, name)
-            return read_volume_header(path, name)
+            return read_volume_header(path, name) if isinstance(kind_of(path), Nifti) else None
         except BadInput as error:
             raise FieldError("image", name, str(error).removeprefix(f"{name}: ")) from None
 
