@@ -259,6 +259,13 @@ def test_specks_and_empty_masks_are_counted(tmp_path: Path) -> None:
         read(root, min_area=2)
 
 
+def test_a_mask_of_the_whole_image_is_told(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    add(root, c0000_000=blank(255), c0001_000=spot(1, 1, 21, 21))
+    _, told = read(root)
+    assert told == {"masks of which a part reaches all four borders: is the background marked, or all of the image?": 1}
+
+
 def test_nothing_is_counted_of_an_image_that_is_left_out(tmp_path: Path) -> None:
     root = folder(tmp_path)
     add(root, c0000_000=blank(), c0001_000=spot(1, 1, 9, 9, value=7))

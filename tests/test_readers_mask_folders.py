@@ -64,6 +64,15 @@ LAYOUTS = {
             "ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png"
         ],
     },
+    "ISIC 2018, task 2": {
+        "ISIC_0000013.png": ["ISIC_0000013_attribute_globules.png", "ISIC_0000013_attribute_pigment_network.png"],
+    },
+    "IDRiD (ieee-dataport.org, idrid)": {
+        "1. Original Images/a. Training Set/IDRiD_01.jpg": [
+            "2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/IDRiD_01_MA.tif",
+            "2. All Segmentation Groundtruths/a. Training Set/5. Optic Disc/IDRiD_01_OD.tif",
+        ],
+    },
     "ISIC in one folder": {"ISIC_0000000.png": ["ISIC_0000000_segmentation.png"]},
     "BUSI (scholar.cu.edu.eg/?q=afahmy/pages/dataset)": {
         "benign/benign (1).png": ["benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png"],

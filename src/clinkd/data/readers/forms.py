@@ -106,10 +106,10 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
 
 def _has_masks(folder: Path) -> bool:
     """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
-    paths = []
+    paths: list[str] = []
     for directory, folders, names in os.walk(folder):
         place = Path(directory).relative_to(folder)
-        folders[:] = sorted(folders)[:MOST_LOOKED_AT] if len(place.parts) < 2 else []
+        folders[:] = sorted(folders) if len(paths) < 50 * MOST_LOOKED_AT else []
         paths += [(place / n).as_posix() for n in sorted(names)[:MOST_LOOKED_AT] if n.lower().endswith(_MASK_SUFFIXES)]
     masks = [path for path in paths if is_mask(path)]
     return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])

@@ -94,8 +94,10 @@ def is_mask(path: str) -> bool:
     of_folder = next((says for says in said if says is not None), None)
     stem = _stem_of(name)
     words = [w for w in _split_words(stem) if not w.isdecimal() or len(w) > 3] or [stem]
-    of_name = _MASK.fullmatch(words[-1]) or re.match(rf"{_MASK.pattern[:-3]}[_\-. ]*\d", stem, re.I)
-    return bool(of_folder or of_name or (of_folder is None and _LESION.fullmatch(words[-1]) and len(words) > 1))
+    if _MASK.fullmatch(words[-1]) or of_folder is not None:
+        return bool(of_folder or _MASK.fullmatch(words[-1]))
+    front = re.match(rf"{_MASK.pattern[:-3]}[_\-. ]*\d", stem, re.I)
+    return bool(front or (len(words) > 1 and (_LESION.fullmatch(words[-1]) or any(map(_MASK.fullmatch, words[1:])))))
 
 
 def _says_mask(words: Sequence[str]) -> bool | None:
