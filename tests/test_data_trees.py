@@ -452,7 +452,7 @@ def test_a_yolo_tree_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     assert not read(root)[2]
     (root / "train/_darknet.labels").unlink()
     names = write(root / "words.txt", "liver\nspleen\n")
-    assert not read(root, classes=names)[2]
+    assert not read(root, names=names)[2]
     names.rename(root / "classes.txt")
     assert not read(root, open_images=False)[2]
     assert {path for path, _ in splits(read(root / "labels/val/val.txt")[0])} == {"images/val/val.png"}

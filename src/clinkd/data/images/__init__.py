@@ -15,6 +15,7 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
 from clinkd.data.images.limits import MAX_PIXELS, FileLimits
+from clinkd.data.images.nifti import Nifti
 from clinkd.data.images.parquet import Parquet
 from clinkd.data.images.pixels import encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
@@ -39,7 +40,7 @@ __all__ = [
     "stays_inside",
 ]
 
-KINDS: tuple[ImageKind, ...] = (Dicom(), Parquet(), Plain())  # Plain last: it takes all other files
+KINDS: tuple[ImageKind, ...] = (Dicom(), Nifti(), Parquet(), Plain())  # Plain last: it takes all other files
 
 
 def kind_of(file: File) -> ImageKind:
@@ -49,8 +50,8 @@ def kind_of(file: File) -> ImageKind:
 
 def is_named_as_image(name: str) -> bool:
     """Whether the suffix of a file is that of an image."""
-    suffixes = {suffix for kind in KINDS for suffix in kind.accept if suffix.startswith(".")}
-    return Path(name).suffix.lower() in suffixes or (mimetypes.guess_type(name)[0] or "").startswith("image/")
+    suffixes = tuple(suffix for kind in KINDS for suffix in kind.accept if suffix.startswith("."))
+    return name.lower().endswith(suffixes) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 def medical_names() -> str:

@@ -22,6 +22,7 @@ from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -83,7 +84,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
     objects, readers = [], []
     for i, entry in iterate_objects(value, "objects"):
         count_unused_keys(entry, OBJECT_KEYS, notes, "objects.")
-        object_name = require_words(entry.get("name"), f"objects[{i}].name")
+        object_name = require_class_name(entry.get("name"), f"objects[{i}].name", source.class_names)
         objects.append((object_name, _parse_box(entry.get("box"), f"objects[{i}].box", image, source, notes)))
         readers.append(find_reader(entry, f"objects[{i}]"))
     qa = [_parse_turn(entry, f"qa[{i}].", notes) for i, entry in iterate_objects(value, "qa")]

@@ -40,6 +40,7 @@ from clinkd.data.readers.annotated import (
 )
 from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_of_path
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -341,7 +342,10 @@ class _CocoReader:
             raise FieldError("file_name", image.path, f"already used by {first_place}; give each image one entry")
         image_notes = Counter(f"keys {key!r} of images, which are not used" for key in value.keys() - KEYS_OF_IMAGES)
         annotations = data.annotations_of(value)
-        names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
+        names_and_boxes = [
+            (require_class_name(name, "category.name", self.source.class_names), box)
+            for name, box in (_parse_annotation(annotation, size, data, image_notes) for annotation in annotations)
+        ]
         objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
         pairs = list(zip(annotations, names_and_boxes, strict=True))
         sentences = [(name, box, text) for a, (name, box) in pairs if box is not None for text in _parse_sentences(a)]

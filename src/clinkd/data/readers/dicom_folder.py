@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.dicom_annotations import (
     DicomBox,
     DicomIdentity,
@@ -93,7 +94,7 @@ def _convert_annotated(
                 image=ImageRef(
                     names[frame - 1], facts.width, facts.height, window=source.window, laterality=facts.laterality
                 ),
-                modality=source.modality or facts.modality,
+                modality=source.modality or facts.modality or resolve_modality(None, source),
                 objects=tuple(objects),
                 group=find_split_group(source, relative, facts),
                 origin=source.path.resolve().name,
@@ -118,7 +119,7 @@ def _check_file(path: Path, relative: str, number: int, source: Source, notes: C
     except (BadInput, FieldError) as error:
         why = error.why if isinstance(error, FieldError) else str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
-    if not facts.patient:
+    if facts.patient == "":
         notes[NAMELESS_NOTE] += 1
     notes[f"{kind.name} {NO_QUESTION}"] += 1
     ref = ImageRef(relative, facts.width, facts.height, window=source.window)
@@ -163,7 +164,7 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     path, _ = locate(root, relative, relative)
     kind = kind_of(path)
     facts = kind.describe(path, relative)
-    modality = facts.modality.value if kind.medical else ""
+    modality = facts.modality.value if facts.modality else ""
     ref = None
     for name in _name_frames(relative, facts):
         if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own

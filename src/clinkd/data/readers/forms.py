@@ -14,6 +14,7 @@ from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.images.nifti import SUFFIXES as VOLUMES
 from clinkd.data.patients import note_patients, strip_frame
 from clinkd.data.readers import coco, voc, vqa_med, yolo
 from clinkd.data.readers.choices import find_choice_keys
@@ -23,6 +24,7 @@ from clinkd.data.readers.cvat import looks_like_cvat
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
 from clinkd.data.readers.imagefolder import is_metadata, list_metadata
 from clinkd.data.readers.label_studio import is_task
+from clinkd.data.readers.mask_pairs import PICTURES, is_mask, pair_masks
 from clinkd.data.readers.record_files import SUFFIXES, record_rows
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
 from clinkd.data.readers.source import Source
@@ -31,6 +33,7 @@ from clinkd.records import BadInput, Sample
 from clinkd.spelling import find_near, suggest
 from clinkd.version import spell_program
 
+_MASK_SUFFIXES = (*PICTURES, *VOLUMES)
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 PLAIN_BOXES = ("boxes", "sheet")  # forms whose boxes are four numbers, of which flags may say what they are
 FOLDER_MARKS = {
@@ -38,6 +41,7 @@ FOLDER_MARKS = {
     "boxes": [RECORDS],
     "kvasir-seg": [KVASIR_FILE],
     "sa-med2d": ["images", "masks"],
+    "masks": ["imagesTr", "labelsTr"],
 }
 TREES = {  # form -> patterns of its label files, and whether a file is one
     "coco": (("annotations/*.json", "*/*.json", "*/annotations/*.json"), coco.looks_like_coco),
@@ -54,6 +58,7 @@ FORMS = {  # name -> module of the reader, description
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
+    "masks": ("mask_folders", "images and masks, by their names: Kvasir-SEG, ISIC, nnU-Net, MSD; pictures or NIfTI"),
     "coco": ("coco", "COCO: images, annotations and categories"),
     "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
     "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
@@ -68,7 +73,7 @@ FORMS = {  # name -> module of the reader, description
     "vqa-med": ("vqa_med", "VQA-Med of ImageCLEF: lines such as image|question|answer"),
     "dicom": (
         "dicom_folder",
-        "DICOM files, with boxes of segmentations and reports; other questions come from a sheet",
+        "DICOM or NIfTI files, with boxes of segmentations and reports; other questions come from a sheet",
     ),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
@@ -174,7 +179,7 @@ def detect_form(source: Source) -> str:
 def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     for marked_form, marks in FOLDER_MARKS.items():
         if all((folder / mark).exists() for mark in marks):
-            return marked_form
+            return "masks" if marked_form == "sa-med2d" and not _is_sa_med2d(folder) else marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     record_files = [p for p in files if p.suffix.lower() in SUFFIXES and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in record_files if (form := _detect_file_form(p, encoding)) is not None))
@@ -195,6 +200,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+    if _has_masks(folder):
+        return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
 
 
@@ -202,6 +209,26 @@ def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callab
     """Whether one of the first files of a pattern is a label file."""
     first_files = itertools.chain.from_iterable(itertools.islice(folder.glob(p), MOST_LOOKED_AT) for p in patterns)
     return any(path.is_file() and is_label_file(path) for path in first_files)
+
+
+def _has_masks(folder: Path) -> bool:
+    """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
+    paths: list[str] = []
+    for directory, folders, names in os.walk(folder):
+        place = Path(directory).relative_to(folder)
+        folders[:] = sorted(folders) if len(paths) < 50 * MOST_LOOKED_AT else []
+        paths += [(place / n).as_posix() for n in sorted(names)[:MOST_LOOKED_AT] if n.lower().endswith(_MASK_SUFFIXES)]
+    masks = [path for path in paths if is_mask(path)]
+    return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])
+
+
+def _is_sa_med2d(folder: Path) -> bool:
+    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png."""
+    entries = (
+        list(itertools.islice((folder / "masks").iterdir(), MOST_LOOKED_AT)) if (folder / "masks").is_dir() else []
+    )
+    names = [entry.name for entry in entries if entry.name.lower().endswith(_MASK_SUFFIXES)]
+    return any("--" in name for name in names) or not (names or any(entry.is_dir() for entry in entries))
 
 
 def _list_first_files(folder: Path) -> list[Path]:

@@ -40,6 +40,7 @@ from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
@@ -245,8 +246,10 @@ class _SheetReader:
         cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}
         image = self._open_ref(cells, path)
         box = self.boxes.parse(cells, image)
-        texts = ("name", "sentence", "caption", "label", "reader")
+        texts = ("sentence", "caption", "label", "reader")
         words = {key: require_words(cells[key], key) for key in texts if cells[key]}
+        if cells["name"]:
+            words["name"] = require_class_name(cells["name"], "name", self.source.class_names)
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
             self.without_finding.add(path)
@@ -429,7 +432,7 @@ class _SheetReader:
     def _find_modality(self, cell_text: str, path: str) -> Modality:
         if not cell_text and self.source.modality is None:
             facts = self.pictures.header(self.source.prefix + path)
-            if facts is not None:
+            if facts is not None and facts.modality is not None:
                 return facts.modality
             if self.published and self.published.modality:
                 return self.published.modality

@@ -24,6 +24,7 @@ from clinkd.data.modality import read_modality
 from clinkd.data.patients import strip_frame
 from clinkd.data.readers.agreement import HowToMerge
 from clinkd.data.readers.box_layout import BoxForm, BoxLayout
+from clinkd.data.readers.names import Names, load_names
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 from clinkd.spelling import suggest
@@ -148,7 +149,16 @@ class Source:
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
-    classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
+    names: Annotated[
+        Path | str | None,
+        Flag("names of classes that are numbers: nnU-Net's dataset.json, data.yaml, JSON, CSV ...; or the one name"),
+    ] = None
+    channel: Annotated[
+        str | None, Flag("of several images of a case, as the sequences of an MR: its number (from 0) or its name")
+    ] = None
+    slices: Annotated[
+        str, Flag("of a volume: largest (the one with most of each structure), labelled, or every:N of these")
+    ] = "largest"
     min_area: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     conversation: Annotated[
@@ -185,6 +195,8 @@ class Source:
             raise BadInput(f"--min-pixels {self.min_pixels}, --max-pixels {self.max_pixels}: 0 < min <= max is wanted")
         if not 0 <= self.min_area < 1:
             raise BadInput(f"--specks {self.min_area:g}: a share of the picture from 0 to below 1 is wanted")
+        if not re.fullmatch(r"largest|labelled|every:[1-9]\d{0,5}", self.slices):
+            raise BadInput(f"--slices {self.slices}: largest, labelled, or every:N (as every:5) is wanted")
         if self.group is not None:
             try:
                 re.compile(self.group)
@@ -207,6 +219,12 @@ class Source:
             return labels.parent if labels is not None else folder
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
+
+    @cached_property
+    def class_names(self) -> Names | None:
+        """What `names` holds. Raises BadInput where it cannot be read."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return load_names(self.names, folder) if self.names is not None else None
 
 
 def _compose(name: str) -> str:
@@ -258,7 +276,7 @@ class ImageResolver:
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
         else:
-            if facts is not None and not facts.patient and (file := strip_frame(relative)) not in self._nameless_files:
+            if facts is not None and facts.patient == "" and (file := strip_frame(relative)) not in self._nameless_files:
                 self._nameless_files.add(file)
                 self.notes[NAMELESS_NOTE] += 1
             return ref, facts

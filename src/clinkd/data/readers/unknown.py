@@ -47,7 +47,6 @@ WAYS = {
     "NumPy array": _TO_PNG,
     "MATLAB file": _TO_PNG,
     "HDF5 file": _TO_PNG,
-    "NIfTI": "give the folder of its volumes and masks; where it is not read, save slices as PNG",
     "MetaImage (MHA, MHD)": "convert it to NIfTI (SimpleITK reads and writes both), or save slices as PNG",
     "NRRD": "convert it to NIfTI (SimpleITK reads and writes both), or save slices as PNG",
     "whole slide image": "cut tiles of it with OpenSlide, save them as PNG, and write a sheet about them",
@@ -62,7 +61,7 @@ _BESIDE_IMAGES = ("PDF", "Word document", "old Word (.doc)", "HTML", "ZIP archiv
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"ARROW1", "Arrow file"), (0, b"SQLite format 3\0", "SQLite database"),
     (0, b"%PDF", "PDF"), (0, b"\x93NUMPY", "NumPy array"), (0, b"MATLAB 5.0", "MATLAB file"), (0, b"NRRD0", "NRRD"),
-    (344, b"n+1\0", "NIfTI"), (344, b"ni1\0", "NIfTI"), (4, b"n+2\0", "NIfTI"), (257, b"ustar", "tar archive"),
+    (257, b"ustar", "tar archive"),
     (0, b"7z\xbc\xaf", "compressed archive"), (0, b"Rar!", "compressed archive"),
     (0, b"BZh", "compressed archive"), (0, b"\xfd7zXZ", "compressed archive"), (0, b"(\xb5/\xfd", "compressed archive"),
     (0, b"\x89HDF", "HDF5 file"),
@@ -71,7 +70,7 @@ _SUFFIXES = {  # where the bytes do not tell
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif"), "whole slide image"),
     **dict.fromkeys((".pkl", ".pickle", ".pck"), "pickle"), **dict.fromkeys((".tfrecord", ".tfrecords"), "TFRecord"),
     **dict.fromkeys((".pt", ".pth"), "PyTorch file"), ".xls": "old Excel (.xls)", ".doc": "old Word (.doc)",
-    **dict.fromkeys((".mha", ".mhd"), "MetaImage (MHA, MHD)"), ".nii": "NIfTI", ".gz": "compressed archive",
+    **dict.fromkeys((".mha", ".mhd"), "MetaImage (MHA, MHD)"), ".gz": "compressed archive",
     ".nrrd": "NRRD", ".nhdr": "NRRD", ".mat": "MATLAB file", ".tar": "tar archive",
 }  # fmt: skip
 _KEYS: tuple[tuple[set[str], str], ...] = (  # of JSON; the first set that is all there names it
@@ -119,7 +118,7 @@ def recognise(file: Path) -> str | None:
     if head[:4] == b"PK\x03\x04":
         return _recognise_zip(file)
     if head[:2] == b"\x1f\x8b":
-        return "NIfTI" if file.name.lower().endswith(".nii.gz") else "compressed archive"
+        return None if file.name.lower().endswith(".nii.gz") else "compressed archive"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "pickle"
     if head[128:132] == b"DICM":

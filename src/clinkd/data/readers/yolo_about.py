@@ -59,12 +59,13 @@ class YoloAbout:
             if "names" in (own := _read_name_file(file)):
                 values |= own if file.parent != self.base.parent else {"names": own["names"]}  # paths are not ours
                 break
-        if self.source.classes is not None:
-            return self.source.classes, values | {"nc": None} | _read_name_file(self.source.classes)
+        if (given_names := self.source.class_names) is not None:
+            by_code = given_names.by_dataset.get("", {0: (given_names.only,)})
+            return Path(given_names.place), values | {"nc": None, "names": {k: n[0] for k, n in by_code.items()}}
         if "names" in values:
             return file, values
         wanted = "data.yaml, classes.txt or obj.names"
-        raise BadInput(f"{self.source.path}: no names of the classes ({wanted}); give the file with --classes FILE")
+        raise BadInput(f"{self.source.path}: no names of the classes ({wanted}); give the file with --names FILE")
 
     def _read_listed_splits(self) -> dict[str, dict[str, Split]]:
         """Folders and single images that data.yaml lists for a split: last name of the path -> path -> split."""
