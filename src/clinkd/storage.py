@@ -702,7 +702,11 @@ def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Adva
             last = time.monotonic()
             print_line(f"{title}: {pace.spell_done()}", pace.spell_rate(), pace.spell_left())
 
-    yield advance
+    try:
+        yield advance
+    except (KeyboardInterrupt, SystemExit):
+        print_line(f"{title}: {pace.spell_done()}, stopped")
+        raise
     took = spell_seconds(time.monotonic() - pace.start)
     print_line(f"{title}: {pace.spell_done()} in {took}", spell_rate(pace.rate(pace.start, pace.first), unit))
 

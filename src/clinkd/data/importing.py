@@ -21,7 +21,7 @@ from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.conversations import find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Side, Split
@@ -75,7 +75,8 @@ def import_data(  # noqa: PLR0913
     if repeated := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{repeated}: given twice; give each source once")
     with new_folder(out) as draft:
-        sources = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
+        spellings = Spellings()
+        sources = [replace(s, form=s.form or forms.detect_form(s), spellings=spellings) for s in sources]
         root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
         checker = Checker(checks, root if all(s.open_images for s in sources) else None)
         sources = _take_told_splits(sources, checker.findings.notes)

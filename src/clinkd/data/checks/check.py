@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenEstimator
-from clinkd.data.checks.near import Look, examine_images, find_similar_pairs
+from clinkd.data.checks.near import Look, examine_images
+from clinkd.data.checks.similar import find_similar_pairs
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import Source, fold_name
 from clinkd.language import sides
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
@@ -164,6 +166,7 @@ class Checker:
         self._image_id: list[str] = []  # id of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ..., if images are opened
         self._class_numbers: dict[tuple[Modality, str], int] = {}
+        self._spellings: dict[str, Counter[str]] = {}  # of names, by what they have in common
         self._boxes, self._box_owners = array("d"), array("I")  # x1, y1, x2, y2 ...; class, image, file ...
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._rejected: set[int] = set()  # entries that turned bad when their images were opened
@@ -307,6 +310,8 @@ class Checker:
         self.findings.samples += 1
         self.findings.notes.update(explain_foreign_words(sample))
         self._keep_example(sample)
+        for name in sample.names:
+            self._spellings.setdefault(fold_name(name), Counter())[name] += 1
         for turn in sample.turns:
             self.findings.count_question(sample.split, sample.modality, turn.task)
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
@@ -336,8 +341,12 @@ class Checker:
         findings = self.findings
         findings.images = len(self._image_entry)
         self._check_box_frames()
+        for spellings in self._spellings.values():
+            if len(spellings) > 1:  # in texts that were written elsewhere, which stay as they are
+                counts = ", ".join(f"{name!r} ({count})" for name, count in spellings.most_common())
+                findings.notes[f"names spelled in several ways, {counts}; make them one"] += spellings.total()
         if findings.root is not None:
-            self._compare_images(self._open_images(findings.root))
+            self._compare_images(self._open_images(findings.root) if self._refs else ())
         findings.groups.update(split or "-" for split in self._group_split)
         findings.classes = self._collect_classes()
         findings.examples = [sample for kept in self._examples.values() for _, sample in kept]
@@ -360,43 +369,51 @@ class Checker:
                 why += "of another size; name their frame with --boxes, or scale them"
                 self._record_problem(RowError(name, 0, "?", "boxes", value, why, "frame"))
 
-    def _open_images(self, root: Path) -> list[Look]:
-        looks: list[Look] = []
-        if not self._refs:
-            return looks
+    def _open_images(self, root: Path) -> Iterator[Look]:
+        """Yield a Look for each image, and reject the rows of those that cannot be used."""
         with progress(len(self._refs), "open images", "images") as advance:
-            for look in examine_images(root, self._refs, self.checks.workers):
-                looks.append(look)
+            for number, look in enumerate(examine_images(root, self._refs, self.checks.workers)):
+                if look.why is not None:
+                    self._reject_rows(number, look.why, "row")
+                elif look.flat:
+                    self.findings.notes["images of one colour all over, or nearly; not compared with others"] += 1
+                yield look
                 advance()
-        uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
-        for number, look in enumerate(looks):
-            if look.why is not None:
-                for entry in uses_P2[uses_P2[:, 1] == number, 0]:
-                    self._reject_row(int(entry), number, look.why, "row")
-            elif look.flat:
-                self.findings.notes["images of one colour all over"] += 1
-        return looks
 
-    def _compare_images(self, looks: Sequence[Look]) -> None:
+    def _compare_images(self, looks: Iterable[Look]) -> None:
         splits = [split or "" for split in self._image_split]
         for first, second in find_similar_pairs(looks, self._image_group, splits):
             split, entry = self._image_split[first], self._image_entry[second]
             same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
             if split != self._image_split[second]:
                 why = f"{same}, which is in {split or 'no split'}; keep one of them"
-                self._reject_row(entry, second, why, "near-duplicate")
+                self._reject_rows(second, why, "near-duplicate")
             else:
                 self.findings.joined.append((self._name_group(first), self._name_group(second)))
                 why = f"{same}, of another patient or image; splits keep the two together"
                 self.findings.warnings.append(self._make_problem(entry, second, why, "near-duplicate"))
 
-    def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
-        if entry in self._rejected:
-            return
-        problem = self._make_problem(entry, image, why, kind)
-        if self._record_problem(problem):
-            self._rejected.add(entry)
-            self.findings.between[problem.file, problem.row] = problem
+    def _reject_rows(self, image: int, why: str, kind: Kind) -> None:
+        """All rows that use an image have this problem."""
+        for entry in self._list_entries(image):
+            if entry in self._rejected:
+                continue
+            problem = self._make_problem(entry, image, why, kind)
+            if self._record_problem(problem):
+                self._rejected.add(entry)
+                self.findings.between[problem.file, problem.row] = problem
+
+    def _list_entries(self, image: int) -> list[int]:
+        """The entries, rows, that use an image."""
+        entry_U, start_N = self._uses_by_image
+        return sorted(set(entry_U[start_N[image] : start_N[image + 1]].tolist()))
+
+    @cached_property
+    def _uses_by_image(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The entries of all uses, sorted by image, and where those of each image begin."""
+        entry_U, image_U = np.frombuffer(self._uses, np.uint32).reshape(-1, 2).T
+        order = np.argsort(image_U, kind="stable")
+        return entry_U[order], np.searchsorted(image_U[order], np.arange(len(self._refs) + 1))
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
         name, path = shorten_value(self._image_id[image]), shorten_value(self._refs[image].path)

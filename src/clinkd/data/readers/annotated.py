@@ -48,10 +48,11 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
     Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
-    `notes` counts all three.
+    Names that differ in case, white space and underscores alone are one. `notes` counts all four.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    objects = tuple(dict.fromkeys(record.objects))
+    objects = tuple(dict.fromkeys((source.spellings.unify(name, notes), box) for name, box in record.objects))
+    incomplete = {source.spellings.unify(name, Counter()) for name in record.incomplete}
     if repeated := len(record.objects) - len(objects):
         notes["boxes that stand twice under one name, taken once"] += repeated
     boxes: dict[str, list[Box]] = {}
@@ -61,7 +62,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
         left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
         turn = questions.ask_where(name, left_to_right, rng)
-        if name in record.incomplete:
+        if name in incomplete:
             notes["names of which not all boxes are known, so that where they are is not asked"] += 1
         elif len(boxes_of_name) > source.max_boxes:
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1

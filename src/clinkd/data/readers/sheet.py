@@ -201,6 +201,8 @@ class _SheetReader:
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
+        if "name" in words:
+            words["name"] = self.source.spellings.unify(words["name"], self.notes)
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)

@@ -80,6 +80,26 @@ def _parse_tasks(text: str) -> tuple[Task | None, ...]:
     return tuple(_parse_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
 
 
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def fold_name(name: str) -> str:
+    """What the names of one thing share: letters without case, and one space for white space and underscores."""
+    return " ".join(_compose(name).casefold().replace("_", " ").split())
+
+
+class Spellings(dict[str, str]):
+    """One spelling for all names that differ in case, white space and underscores alone: the first that is met."""
+
+    def unify(self, name: str, notes: Counter[str]) -> str:
+        """The spelling that is taken for a name. `notes` counts names that are spelled otherwise."""
+        spelling = self.setdefault(fold_name(name), " ".join(name.split()))
+        if spelling != name:
+            notes[f"names spelled {name!r}, taken for {spelling!r}"] += 1
+        return spelling
+
+
 @dataclass(frozen=True)
 class Source:
     """One data set. A field that is None comes from the form or from the files.
@@ -136,6 +156,7 @@ class Source:
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
+    spellings: Spellings = field(default_factory=Spellings, compare=False, repr=False)  # of all sources of an import
 
     def __post_init__(self) -> None:
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
@@ -159,10 +180,6 @@ class Source:
             return self.images
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
-
-
-def _compose(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 class ImageResolver:
