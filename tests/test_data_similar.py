@@ -78,13 +78,15 @@ def test_many_alike_take_a_few_comparisons_each(monkeypatch: pytest.MonkeyPatch,
     rng, compared = np.random.default_rng(0), []
     monkeypatch.setattr(similar, "_RUN", 16)
     monkeypatch.setattr(similar, "_BATCH", 4 * 16 * 16)
-    plain = similar._Comparison._correlate
+    plain = similar._HashComparison._correlate
 
-    def count(self: similar._Comparison, product: NDArray[np.float32], *images: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def count(
+        self: similar._HashComparison, product: NDArray[np.float32], *images: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
         compared.append(product.size)
         return plain(self, product, *images)
 
-    monkeypatch.setattr(similar._Comparison, "_correlate", count)
+    monkeypatch.setattr(similar._HashComparison, "_correlate", count)
     hash_N = np.full(2_000, 7 << 40, np.uint64)
     hash_N[::2] ^= np.uint64(1) << rng.integers(0, 64, 1_000, dtype=np.uint64)
     looks = [Look(None, h, bytes(range(256))) for h in hash_N.tolist()]

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
+from clinkd.data.checks.check import Checker, Checks, Findings, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
@@ -25,7 +25,7 @@ from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Side, Split
-from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
+from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,9 @@ from clinkd.data.readers.source import Source, fold_name
 from clinkd.language import sides
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
-from clinkd.storage import progress, replacing
+from clinkd.storage import count_progress, progress, replacing
 
-T = TypeVar("T")
 Problem = tuple[Kind, str, Any, str]  # kind, field, value and reason
-_BATCH = 256  # rows between two updates of a progress bar
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
 QUARANTINE = "quarantine"  # every line of a quarantine file has this word
 EXAMPLES = 2  # of each task and modality
@@ -440,17 +438,6 @@ def check(source: Source, checks: Checks) -> Findings:
     for result in count_progress(forms.read_rows(source, checker.findings.notes), "read rows", "rows"):
         checker.check_row(result)
     return checker.close()
-
-
-def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
-    """Yield the items, while a progress bar counts them."""
-    with progress(None, title, unit) as advance:
-        count = 0
-        for count, item in enumerate(items, start=1):
-            yield item
-            if count % _BATCH == 0:
-                advance(_BATCH)
-        advance(count % _BATCH)
 
 
 def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:

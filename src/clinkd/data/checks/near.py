@@ -95,6 +95,5 @@ def _look(root: Path, image: ImageRef) -> Look:
         size = f"{grey.width}x{grey.height}"
         return Look(f"the image has {size} pixels, not {image.width}x{image.height}; correct it, and the boxes with it")
     perceptual_hash = int(str(imagehash.phash(grey)), 16)
-    thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    low, high = thumbnail.getextrema()
-    return Look(None, perceptual_hash, thumbnail.tobytes(), high - low <= FLAT_LEVELS)
+    thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
+    return Look(None, perceptual_hash, thumbnail, max(thumbnail) - min(thumbnail) <= FLAT_LEVELS)

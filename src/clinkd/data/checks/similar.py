@@ -63,7 +63,7 @@ def find_similar_pairs(
     pixel_NT = np.frombuffer(pixels, np.uint8).reshape(len(order), -1)[order]
     number_N = number_N[order]
     links = _Links(number_N, np.asarray(groups)[number_N], split_N[order])
-    _Comparison(hash_N[order], pixel_NT, links).compare_all()
+    _HashComparison(hash_N[order], pixel_NT, links).compare_all()
     return sorted(Pair(int(number_N[a]), int(number_N[b])) for a, b in links.pairs)
 
 
@@ -122,7 +122,7 @@ class _Links:
         return image
 
 
-class _Comparison:
+class _HashComparison:
     """Compares all images with similar hashes."""
 
     def __init__(self, hash_N: NDArray[np.uint64], pixel_NT: NDArray[np.uint8], links: _Links) -> None:

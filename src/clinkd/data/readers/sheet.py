@@ -47,6 +47,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
+from clinkd.storage import count_progress
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
@@ -136,7 +137,7 @@ class _SheetReader:
         images: dict[str, list[_SheetLine]] = {}
         results: dict[int, RowResult] = {}
         image_above = ""
-        for row in lines:
+        for row in count_progress(lines, f"look at the lines of {self.file.name}", "lines"):
             if isinstance(row, RowResult):
                 results[row.row] = row
                 self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
