@@ -125,7 +125,7 @@ class _SheetReader:
         self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
         tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
         self.question_source = replace(source, tasks=tasks)
-        self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
+        self.first_rows: dict[int, int] = {}  # a hash of the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
         self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
         self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
@@ -145,7 +145,7 @@ class _SheetReader:
             cells = {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
             path = self._find_image_path(cells)
             image_above = path or image_above
-            first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
+            first_row = self.first_rows.setdefault(hash(tuple(row.value.values())), row.number)
             if path and first_row != row.number:  # lines below a merged cell may be of different images
                 fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
                 results[row.number] = self._report(row, fault, "duplicate")
@@ -156,9 +156,12 @@ class _SheetReader:
             except FieldError as fault:
                 self._mark_doubtful_line(cells, fault, image_above)
                 results[row.number] = self._report(row, fault)
-        for path, lines_of_image in images.items():
-            results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
-        yield from (results[number] for number in sorted(results))
+        path_of_row = {line.row.number: path for path, of_image in images.items() for line in of_image}
+        for number in sorted(results.keys() | path_of_row.keys()):
+            if number not in results:  # the samples of an image are made no earlier, to hold few
+                path = path_of_row[number]
+                results |= {result.row: result for result in self._convert_image(path, images.pop(path))}
+            yield results.pop(number)
 
     def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
         fault.field = self.fields.get(fault.field, fault.field)
