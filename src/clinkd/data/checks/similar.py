@@ -62,7 +62,7 @@ def find_similar_pairs(
     order = np.lexsort((split_N, hash_N))
     pixel_NT = np.frombuffer(pixels, np.uint8).reshape(len(order), -1)[order]
     number_N = number_N[order]
-    links = _Links(number_N, np.asarray(groups)[number_N], split_N[order])
+    links = _Links(number_N, np.asarray(groups, np.int64)[number_N], split_N[order])
     _HashComparison(hash_N[order], pixel_NT, links).compare_all()
     return sorted(Pair(int(number_N[a]), int(number_N[b])) for a, b in links.pairs)
 
@@ -72,8 +72,9 @@ class _Links:
 
     def __init__(self, number_N: Numbers, group_N: Numbers, split_N: Numbers) -> None:
         self.number_N, self.group_N, self.split_N = number_N, group_N, split_N
-        parts = np.unique(np.stack([group_N, split_N]), axis=1, return_index=True, return_inverse=True)
-        self.joined_N = parts[1][parts[2].ravel()]  # one image of those joined; those of a group are from the beginning
+        part_N = group_N * (split_N.max() + 1) + split_N
+        _, first, same_N = np.unique(part_N, return_index=True, return_inverse=True)
+        self.joined_N = first[same_N]  # one image of those joined; those of a group are from the beginning
         self.later_N = np.zeros(len(number_N), bool)  # an earlier image of another split shows the same
         self.pairs: list[tuple[int, int]] = []
         self._first_N = np.empty(len(number_N), np.int64)
