@@ -20,7 +20,8 @@ from clinkd.data.checks import near
 from clinkd.data.checks.check import Checks, Findings, check, group_problems, quarantine, summarise_problems
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
-from clinkd.data.checks.near import BITS, Look, Pair, examine_images, find_similar_pairs
+from clinkd.data.checks.near import Look, examine_images
+from clinkd.data.checks.similar import BITS, Pair, find_similar_pairs
 from clinkd.data.readers.rows import RowError
 from clinkd.data.readers.source import Source
 from clinkd.language.foreign import explain_foreign_words

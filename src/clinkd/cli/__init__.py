@@ -24,7 +24,7 @@ from clinkd import distributed
 from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order, may_write
+from clinkd.cli.outputs import ENDED, end_in_order, may_write
 from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
@@ -74,6 +74,10 @@ def _call(args: argparse.Namespace) -> int:
         return status
     except KeyboardInterrupt:
         return _exit_with(f"stopped; {args.stopped}", STOPPED) if distributed.is_main() else STOPPED
+    except SystemExit as ending:
+        if ending.code == ENDED and distributed.is_main():
+            tell(f"asked to end; {args.stopped}")
+        raise
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -39,6 +39,7 @@ def add(verbs: Any) -> None:
         description="Read, check, divide and write data, or draw phantoms.",
         epilog="example: clinkd data check FOLDER",
     )
+    data.set_defaults(stopped="nothing was written, and the same command begins anew")
     kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     for add_one in (_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_phantoms):
         add_one(kinds)
@@ -55,6 +56,7 @@ def _add_import(kinds: Any) -> None:
     splits.add_argument("--anew", action="store_true", help="ignore the splits in the files, and divide all")
     splits.add_argument("--no-split", action="store_true", help="keep the splits as the files have them")
     verb.add_argument("--turn-to", choices=["patient", "image"], help="change all left and right words to this side")
+    verb.set_defaults(stopped="no data set was made, and the same command begins anew")
     verb.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
 
@@ -255,6 +257,7 @@ def _import(args: argparse.Namespace) -> int:
         _print_findings(error.findings, args)
         tell(str(error))
         return WRONG
+    args.stopped = f"the data set {args.out} is made"
     _print_findings(findings, args)
     if not args.json:
         print(f"\ndata     {args.out}: {findings.samples} samples of {findings.images} images")
@@ -271,6 +274,7 @@ def _check(args: argparse.Namespace) -> int:
     from clinkd.data.readers import RowError
 
     _require_writable(args)
+    end_in_order()
     try:
         source = source_of(args, args.path)
         findings = check(source, _build_checks(args))
@@ -435,17 +439,18 @@ def _phantoms(args: argparse.Namespace) -> int:
     from clinkd.data.checks.stats import count_samples
     from clinkd.data.writers import write_jsonl
     from clinkd.settings import change_knobs
-    from clinkd.storage import demand_empty, progress
+    from clinkd.storage import new_folder, progress
 
-    demand_empty(args.folder)
+    end_in_order()
     config = PhantomConfig()
     if args.images is not None:
         if args.images < 1:
             raise BadInput(f"--images {args.images}: 1 or more are wanted")
         config = change_knobs(config, train_images=args.images)
     total = config.train_images + config.validation_images + config.test_images
-    with progress(total, "phantoms", "image") as advance:
-        samples = phantoms.write_phantoms(args.folder, config, args.seed, workers=cores(), advance=advance)
-    write_jsonl(samples, args.folder / "samples.jsonl")
+    with new_folder(args.folder) as draft:
+        with progress(total, "phantoms", "image") as advance:
+            samples = phantoms.write_phantoms(draft, config, args.seed, workers=cores(), advance=advance)
+        write_jsonl(samples, draft / "samples.jsonl")
     show(count_samples(samples))
     return 0

@@ -16,17 +16,17 @@ from typing import Any
 
 import orjson
 
-from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
+from clinkd.data.checks.check import Checker, Checks, Findings, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
-from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
+from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 
@@ -76,7 +76,8 @@ def import_data(  # noqa: PLR0913
     if repeated := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{repeated}: given twice; give each source once")
     with new_folder(out) as draft:
-        sources = [forms.with_form(s) for s in sources]
+        spellings = Spellings()
+        sources = [replace(forms.with_form(s), spellings=spellings) for s in sources]
         root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
         checker = Checker(checks, root if all(s.open_images for s in sources) else None)
         told = _take_told_splits(sources, checker.findings.notes)

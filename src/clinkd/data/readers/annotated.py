@@ -55,10 +55,13 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
     Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once,
-    and `Source.readers` says what becomes of several readers' boxes (see `agreement`). `notes` counts all four.
+    and `Source.readers` says what becomes of several readers' boxes (see `agreement`). Names that differ in case, white
+    space and underscores alone are one. `notes` counts all five.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    objects = merge_readers(record.objects, record.readers, record.panel, source.readers, notes)
+    named = [(source.spellings.unify(name, notes), box) for name, box in record.objects]
+    objects = merge_readers(named, record.readers, record.panel, source.readers, notes)
+    incomplete = {source.spellings.unify(name, Counter()) for name in record.incomplete}
     boxes: dict[str, list[Box]] = {}
     for name, box in objects:
         boxes.setdefault(name, []).append(box)
@@ -66,7 +69,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
         left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
         turn = questions.ask_where(name, left_to_right, rng)
-        if name in record.incomplete:
+        if name in incomplete:
             notes["names of which not all boxes are known, so that where they are is not asked"] += 1
         elif len(boxes_of_name) > source.max_boxes:
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
@@ -74,7 +77,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(objects if Task.ROC in source.tasks else (), start=1):
         samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
-    stated = dict.fromkeys(record.sentences)
+    stated = dict.fromkeys((source.spellings.unify(name, Counter()), b, text) for name, b, text in record.sentences)
     described = {(name, box) for name, box, _ in stated}
     plain = [(*pair, "") for pair in objects if pair not in described] if Task.RC in source.tasks else []
     for number, (name, box, sentence) in enumerate([*stated, *plain], start=1):

@@ -621,7 +621,8 @@ def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], 
         except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
             return make_error_result(file, number, FieldError("row", text, why), cells, value)
-    return SourceRow(file, number, {k: "" if text in _ABSENT_CELLS else text for k, text in value.items()}, value)
+    words = {k: "" if text in _ABSENT_CELLS else text for k, text in value.items()}
+    return SourceRow(file, number, value if words == value else words, value)  # a sheet's rows stay in memory
 
 
 def _check_column_names(file: Path, cells: list[str]) -> list[str]:

@@ -59,6 +59,7 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 from clinkd.spelling import suggest
+from clinkd.storage import count_progress
 
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
 _NUMBERS = (*CORNERS, *EXTENT, "frame")  # not as a spreadsheet shows them, but as it stores them
@@ -137,7 +138,7 @@ class _SheetReader:
         self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
         tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
         self.question_source = replace(source, tasks=tasks)
-        self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
+        self.first_rows: dict[int, int] = {}  # a hash of the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
         self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
         self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
@@ -160,7 +161,7 @@ class _SheetReader:
         images: dict[str, list[_SheetLine]] = {}
         results: dict[int, RowResult] = {}
         image_above = ""
-        for row in lines:
+        for row in count_progress(lines, f"look at the lines of {self.file.name}", "lines"):
             if isinstance(row, RowResult):
                 results[row.row] = row
                 self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
@@ -174,7 +175,7 @@ class _SheetReader:
                 continue
             path = self._find_image_path(parts[0])
             image_above = path or image_above
-            first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
+            first_row = self.first_rows.setdefault(hash(tuple(row.value.values())), row.number)
             if path and first_row != row.number:  # lines below a merged cell may be of different images
                 results[row.number] = self._report_repeated(row, first_row)
                 continue
@@ -185,9 +186,12 @@ class _SheetReader:
                 for part in parts:
                     self._mark_doubtful_line(part, fault, image_above)
                 results[row.number] = self._report(row, fault)
-        for path, lines_of_image in images.items():
-            results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
-        yield from (results[number] for number in sorted(results))
+        path_of_row = {line.row.number: path for path, of_image in images.items() for line in of_image}
+        for number in sorted(results.keys() | path_of_row.keys()):
+            if number not in results:  # the samples of an image are made no earlier, to hold few
+                path = path_of_row[number]
+                results |= {result.row: result for result in self._convert_image(path, images.pop(path))}
+            yield results.pop(number)
 
     def _iterate_box_cells(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[tuple[Cells, ImageRef]]:
         """The cells and the image of each line that has a box column and an image that opens."""
@@ -253,7 +257,9 @@ class _SheetReader:
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
             self.without_finding.add(path)
-        elif box is not None and "name" in words:
+        if "name" in words:
+            words["name"] = self.source.spellings.unify(words["name"], self.notes)
+        if box is not None and "name" in words:
             self.names.add(words["name"])
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(row, cells, box), **words)
         _check_box(line)

@@ -90,6 +90,26 @@ def _parse_tasks(text: str) -> tuple[Task | None, ...]:
     return tuple(_parse_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
 
 
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def fold_name(name: str) -> str:
+    """What the names of one thing share: letters without case, and one space for white space and underscores."""
+    return " ".join(_compose(name).casefold().replace("_", " ").split())
+
+
+class Spellings(dict[str, str]):
+    """One spelling for all names that differ in case, white space and underscores alone: the first that is met."""
+
+    def unify(self, name: str, notes: Counter[str]) -> str:
+        """The spelling that is taken for a name. `notes` counts names that are spelled otherwise."""
+        spelling = self.setdefault(fold_name(name), " ".join(name.split()))
+        if spelling != name:
+            notes[f"names spelled {name!r}, taken for {spelling!r}"] += 1
+        return spelling
+
+
 @dataclass(frozen=True)
 class Source:
     """One data set. A field that is None comes from the form or from the files.
@@ -185,6 +205,7 @@ class Source:
     ] = "keep"
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
+    spellings: Spellings = field(default_factory=Spellings, compare=False, repr=False)  # of all sources of an import
 
     def __post_init__(self) -> None:
         _ = self.box_layout  # raises for flags that contradict each other
@@ -225,10 +246,6 @@ class Source:
         """What `names` holds. Raises BadInput where it cannot be read."""
         folder = self.path if self.path.is_dir() else self.path.parent
         return load_names(self.names, folder) if self.names is not None else None
-
-
-def _compose(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 class ImageResolver:
@@ -276,7 +293,11 @@ class ImageResolver:
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
         else:
-            if facts is not None and facts.patient == "" and (file := strip_frame(relative)) not in self._nameless_files:
+            if (
+                facts is not None
+                and facts.patient == ""
+                and (file := strip_frame(relative)) not in self._nameless_files
+            ):
                 self._nameless_files.add(file)
                 self.notes[NAMELESS_NOTE] += 1
             return ref, facts
