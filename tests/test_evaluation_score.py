@@ -382,6 +382,20 @@ def test_yes_or_no(answer: str, right: float) -> None:
     assert values(strict([item], [says(item, answer)]), Task.QA)["Yes/no accuracy"] == right
 
 
+@pytest.mark.parametrize(
+    ("truth", "answer", "right"),
+    [
+        ("Ja", "ja", 100), ("Ja", "Ja, links", 100), ("Ja", "yes", 100), ("nein", "Ja", 0),
+        ("Nein.", "ja oder nein", 0), ("oui", "Oui, un épanchement", 100), ("non", "non", 100), ("non", "oui", 0),
+        ("sí", "si", 100),
+        ("no", "non contrast scan, no", 100), ("yes", "non", 0), ("no", "non", 0),
+    ],
+)  # fmt: skip
+def test_yes_or_no_in_the_languages_of_the_table(truth: str, answer: str, right: float) -> None:
+    item = sample(1, Task.QA, truth)
+    assert values(strict([item], [says(item, answer)]), Task.QA)["Yes/no accuracy"] == right
+
+
 # ---- flaws ----------------------------------------------------------------------------------------------------------
 
 
@@ -419,7 +433,7 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
 # ---- the table of metrics -------------------------------------------------------------------------------------------
 
 # By the version of the stage `score`: a hash of the metrics' names and places, what they count, and their figures.
-FINGERPRINTS = {5: "cf07ec6df8af1ba5"}
+FINGERPRINTS = {6: "6de2c50b1fcb039d"}
 
 
 def fingerprint() -> str:
@@ -428,7 +442,7 @@ def fingerprint() -> str:
     draw = np.random.default_rng(0)
     answers = {
         Task.VG: [boxed(BOX), boxed(FAR, mirrored(BOX)), boxed()],
-        Task.QA: [BoxedText(t) for t in ("yes", "no", "a mass", "a mass in the left upper lobe", "")],
+        Task.QA: [BoxedText(t) for t in ("yes", "no", "ja", "a mass", "a mass in the left upper lobe", "")],
     }
     texts = ("a small dark cyst on the left", "no cyst in the right lung", "left lung, liver", "")
     for measure in metrics.MEASURES:
