@@ -22,7 +22,9 @@ from clinkd.reporting.viewer.overlay import ANSWER, TRUTH
 def sample(number: int, modality: Modality = Modality.CT, task: Task = Task.VG, side: int = 8) -> Sample:
     box = Box(number / 100, 0.1, number / 100 + 0.3, 0.5)
     question, answer = BoxedText("Where is it?"), BoxedText("[box]", (box,))
-    turn = Turn(task, question, answer) if task is Task.VG else Turn(task, BoxedText("What is [box]?", (box,)), question)
+    turn = (
+        Turn(task, question, answer) if task is Task.VG else Turn(task, BoxedText("What is [box]?", (box,)), question)
+    )
     image = ImageRef(f"{modality}{number}.png", side, side)
     return Sample(f"{modality}-{task}-{number}", (image,), modality, (turn,), "g", names=("mass",))
 
@@ -62,7 +64,10 @@ def test_a_view_resamples_as_the_model_does(size: tuple[int, int], tmp_path: Pat
         config = ModelConfig(square=square, tiny=TinyConfig(image_pixels=96))
         view = ModelView.from_config(config)
         assert view.resize(Size(*size)) == resampled(TINY.tiny_processor(config.tiny), square)
-    for settings in ({"min_pixels": 3136, "max_pixels": 12845056}, {"size": {"shortest_edge": 50176, "longest_edge": 1e5}}):
+    for settings in (
+        {"min_pixels": 3136, "max_pixels": 12845056},
+        {"size": {"shortest_edge": 50176, "longest_edge": 1e5}},
+    ):
         settings = {**settings, "patch_size": 14, "merge_size": 2}
         base = write_base(tmp_path / "base", {"model_type": "qwen2_vl"}, settings)
         config = ModelConfig(base=base, boxes="qwen2-vl", square=False, max_image_tokens=256)
@@ -92,7 +97,7 @@ def test_boxes_are_spread_over_modalities_tasks_and_images_and_drawn_by_the_seed
     samples += [sample(n, Modality.MR) for n in range(2)]
     chosen = choose_boxes(samples, 9, 0)
     kinds = Counter((s.modality, s.task) for s, _ in chosen)
-    assert kinds == {(Modality.MR, Task.VG): 2, (Modality.CT, Task.VG): 4, (Modality.CT, Task.ROC): 3}
+    assert kinds == {(Modality.MR, Task.VG): 2, (Modality.CT, Task.VG): 3, (Modality.CT, Task.ROC): 4}
     assert len({s.images for s, _ in chosen}) == 9
     assert choose_boxes(samples[::-1], 9, 0) == chosen != choose_boxes(samples, 9, 1)
     assert len(choose_boxes(samples[:1], 9, 0)) == 1

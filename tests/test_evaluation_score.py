@@ -266,6 +266,18 @@ def test_the_right_name_on_the_wrong_side(answer: str, swapped: float) -> None:
     assert values(strict([plain], [says(plain, answer)]), Task.ROC)["Laterality swaps"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "swapped"),
+    [
+        ("linke Lunge", "die rechte Lunge", 100), ("linke Lunge", "linke Lunge", 0), ("linke Lunge", "Leber rechts", 0),
+        ("poumon gauche", "le poumon droit", 100), ("poumon droit", "poumon droit", 0),
+    ],
+)  # fmt: skip
+def test_the_right_name_on_the_wrong_side_in_german_and_french(name: str, answer: str, swapped: float) -> None:
+    item = sample(1, Task.ROC, name, names=(name,))
+    assert values(strict([item], [says(item, answer)]), Task.ROC)["Laterality swaps"] == swapped
+
+
 # ---- RC, MIA --------------------------------------------------------------------------------------------------------
 
 

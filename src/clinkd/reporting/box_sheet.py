@@ -118,16 +118,22 @@ class SeenBox:
 
 
 def choose_boxes(samples: Sequence[Sample], count: int, seed: int) -> list[tuple[Sample, Box]]:
-    """Boxes of different images, drawn by the seed: of each modality, task and source in turn."""
-    kinds: dict[tuple[str, ...], list[tuple[Sample, Box]]] = {}
+    """Boxes of different images, drawn by the seed: of each modality in turn, and within it of each task and source."""
+    kinds: dict[str, dict[tuple[str, str], list[tuple[Sample, Box]]]] = {}
     for sample in sorted(samples, key=lambda s: hashlib.sha256(f"{seed} {s.id}".encode()).digest()):
         boxes = sample.answer.boxes or sample.question.boxes
         if boxes and sample.images:
-            kinds.setdefault((sample.modality, sample.task, sample.source), []).append((sample, boxes[0]))
-    in_turn = [found for found in chain.from_iterable(zip_longest(*(kinds[k] for k in sorted(kinds)))) if found]
-    by_image = {sample.images[-1]: (sample, box) for sample, box in reversed(in_turn)}
-    firsts = [found for found in in_turn if by_image[found[0].images[-1]] == found]
-    return firsts[:count]
+            of_modality = kinds.setdefault(sample.modality, {})
+            of_modality.setdefault((sample.task, sample.source), []).append((sample, boxes[0]))
+    by_image: dict[str, tuple[Sample, Box]] = {}
+    for sample, box in _take_in_turn([_take_in_turn([kinds[m][k] for k in sorted(kinds[m])]) for m in sorted(kinds)]):
+        by_image.setdefault(sample.images[-1].path, (sample, box))
+    return list(by_image.values())[:count]
+
+
+def _take_in_turn(lists: Sequence[Sequence[tuple[Sample, Box]]]) -> list[tuple[Sample, Box]]:
+    """The first of each list, then the second of each, and so on."""
+    return [found for found in chain.from_iterable(zip_longest(*lists)) if found]
 
 
 def draw_box_sheet(

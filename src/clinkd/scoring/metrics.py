@@ -353,7 +353,7 @@ def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
 def _affirms_other_side(words: str, name: str) -> bool:
     """Whether the text affirms the structure of a name, but on the other side: "right lung", "lung on the right"."""
     stated, sides_of_name = sides(words), sides(name)
-    bare = " ".join(w for w in normalise(name).split() if w not in sides_of_name)
+    bare = " ".join(w for w in normalise(name).split() if not sides(w) & sides_of_name)
     return bool(stated) and not stated & sides_of_name and affirms(words, bare)
 
 
