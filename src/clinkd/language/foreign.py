@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator
 
-from clinkd.language.languages import find_language, list_languages, mentions_side
+from clinkd.language.languages import find_language, list_sided, mentions_side
 from clinkd.language.words import normalise
 from clinkd.records import Sample
 
@@ -23,7 +23,7 @@ def find_foreign_sides(text: str, beside: Collection[str] = ()) -> Iterator[tupl
     if mentions_side(text):
         own = find_language(text)
         for word in normalise(text).split():
-            languages = [language for language in list_languages() if word in language.halves]
+            languages = list_sided(word)
             if own and own in languages and own.phrases is None:
                 yield word, own.name
             elif own not in languages:

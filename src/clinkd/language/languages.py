@@ -169,6 +169,17 @@ def mentions_side(text: str) -> bool:
     return _compile_hint().search(text.lower()) is not None
 
 
+@cache
+def _index_sides() -> dict[str, list[Language]]:
+    words = {word for language in list_languages() for word in language.halves}
+    return {word: [language for language in list_languages() if word in language.halves] for word in words}
+
+
+def list_sided(word: str) -> list[Language]:
+    """The languages in which a normalised word is a side."""
+    return _index_sides().get(word, [])
+
+
 @lru_cache(maxsize=65536)
 def find_language(text: str) -> Language | None:
     """The language of a text, by its words in the table; None where it holds none of them.
@@ -177,6 +188,10 @@ def find_language(text: str) -> Language | None:
     with most words in the text.
     """
     words = normalise(text).split()
+    # most texts have side words of one language alone
+    strong = {language.name: language for w in words for language in list_sided(w) if w not in language.shared}
+    if len(strong) == 1:
+        return next(iter(strong.values()))
     sided = [language for language in list_languages() if any(w in language.halves for w in words)]
     sided = [language for language in sided if _count_words([w for w in words if w not in language.shared], language)]
     best = max(sided or list_languages(), key=lambda language: _count_words(words, language))
