@@ -445,7 +445,7 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
 # ---- the table of metrics -------------------------------------------------------------------------------------------
 
 # By the version of the stage `score`: a hash of the metrics' names and places, what they count, and their figures.
-FINGERPRINTS = {6: "6de2c50b1fcb039d"}
+FINGERPRINTS = {5: "cf07ec6df8af1ba5"}
 
 
 def fingerprint() -> str:
@@ -454,7 +454,7 @@ def fingerprint() -> str:
     draw = np.random.default_rng(0)
     answers = {
         Task.VG: [boxed(BOX), boxed(FAR, mirrored(BOX)), boxed()],
-        Task.QA: [BoxedText(t) for t in ("yes", "no", "ja", "a mass", "a mass in the left upper lobe", "")],
+        Task.QA: [BoxedText(t) for t in ("yes", "no", "a mass", "a mass in the left upper lobe", "")],
     }
     texts = ("a small dark cyst on the left", "no cyst in the right lung", "left lung, liver", "")
     for measure in metrics.MEASURES:
