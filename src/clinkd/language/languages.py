@@ -116,7 +116,7 @@ def _parse_language(name: str, section: dict[str, Any]) -> Language:
     if not all(2 <= len(pair) <= 3 and all(isinstance(word, str) for word in pair) for pair in pairs):
         raise ValueError("sides: pairs of words are wanted")
     verdicts: dict[str, Verdict] = {normalise(w): v for v in get_args(Verdict) for w in section[v]}
-    genders = {key: _compile(section[key], {}) for key in ("masculine", "feminine") if key in section}
+    genders = {key: _compile(words, {}) for key, words in section.items() if key in ("masculine", "feminine")}
     language = Language(
         name, pairs, _compile(section["common"], {}), frozenset(section.get("shared", ())), verdicts,
         section.get("heads", {}), genders, _compile(section.get("both", []), {}), None,

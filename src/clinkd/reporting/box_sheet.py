@@ -46,12 +46,13 @@ class ModelView:
             area = config.tiny.image_pixels**2
             codec = make_codec(config.boxes, config.box_bins)
             return cls(codec, _MERGE * config.tiny.patch, area, area, config.square)
-        settings, processor = (_read_settings(config.base, f"{n}.json") for n in ("config", "preprocessor_config"))
+        base = config.base
+        settings, processor = (_read_settings(base, f"{n}.json") for n in ("config", "preprocessor_config"))
         if scheme := settings.get("scheme"):  # one of ours says how it was trained
-            config = ModelConfig.model_validate({**read_older_tree(scheme, ModelConfig, []), "base": config.base})
+            config = ModelConfig.model_validate({**read_older_tree(scheme, ModelConfig, []), "base": base})
             codec = make_codec(config.boxes, config.box_bins)
         else:
-            codec = make_codec(_name_spelling(config.base, settings))
+            codec = make_codec(_name_spelling(base, settings))
         size = processor.get("size") or {}
         factor = processor.get("patch_size", _PATCH) * processor.get("merge_size", _MERGE)
         most = size.get("longest_edge") or processor.get("max_pixels") or MAX_PIXELS
