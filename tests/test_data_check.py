@@ -26,6 +26,7 @@ from clinkd.data.readers.rows import RowError
 from clinkd.data.readers.source import Source
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.language.sides import convert_side
+from clinkd.pipeline.cautions import caution_languages
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting import survey
 
@@ -388,23 +389,28 @@ def test_a_bad_row_is_named_by_its_image(tmp_path: Path) -> None:
 FOREIGN = [
     ("the left lung", "yes", []),
     ("the links between vessels", "no", []),
-    ("die linke Lunge", "Effusion", ["left or right"]),
-    ("le poumon gauche", "oui", ["left or right", "yes or no"]),
-    ("Leber", "Nein", ["yes or no"]),
-    ("links", "ja, deutlich", ["left or right"]),
+    ("die linke Lunge", "Erguss", []),
+    ("le poumon gauche", "oui", []),
+    ("links", "ja, deutlich", []),
+    ("¿Hay un nódulo en el pulmón izquierdo?", "sí", ["Spanish"]),
+    ("polmone sinistro", "rim esquerdo", ["Italian", "Portuguese"]),
+    ("Где левое лёгкое?", "слева", ["CYRILLIC letters"]),
+    ("左肺在哪里?", "β-amyloid", ["CJK letters"]),
+    ("Wo ist die rechte Lunge und left kidney?", "links", ["English within German"]),
 ]
 
 
-@pytest.mark.parametrize(("question", "answer", "notes"), FOREIGN)
-def test_words_that_no_check_reads_are_told(question: str, answer: str, notes: list[str]) -> None:
+@pytest.mark.parametrize(("question", "answer", "languages"), FOREIGN)
+def test_sides_in_a_language_that_no_check_reads_are_told(question: str, answer: str, languages: list[str]) -> None:
     turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
     sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a")
     told = list(explain_foreign_words(sample))
-    assert len(told) == len(notes) and all(note in line for note, line in zip(notes, told, strict=True))
-
-
-def test_words_of_another_language_are_not_turned() -> None:
-    turn = Turn(Task.QA, BoxedText("Was zeigt die linke Lunge?"), BoxedText("Nichts"))
-    sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a", side="patient")
-    with pytest.raises(BadInput, match="linke.*English"):
-        convert_side(sample, "image")
+    assert told == [
+        f"samples in {name}: sides are not checked in this language, and not turned by --turn-to" for name in languages
+    ]
+    assert caution_languages([sample, sample]) == [
+        f"sides are not checked in {name}: 2 test samples" for name in languages
+    ]
+    if languages:
+        with pytest.raises(BadInput, match="are not turned; write one of English, German, French|not English"):
+            convert_side(sample, "image")

@@ -57,6 +57,25 @@ def stored_samples(folder: Path) -> list[Sample]:
     return [Sample.from_json(json.loads(line)) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
+def test_german_sides_are_checked_and_turned_and_spanish_ones_are_told(tmp_path: Path) -> None:
+    told = [{"question": "Wo liegt die Zyste?", "answer": "in der linken Niere"}]
+    german = Source(records(tmp_path / "a", 2, objects=[{"name": "linke Niere", "box": [60, 10, 90, 30]}], qa=told))
+    import_data([german], tmp_path / "out", CHECKS, side="image")
+    samples = stored_samples(tmp_path / "out")
+    texts = {text.words for s in samples for turn in s.turns for text in (turn.question, turn.answer)}
+    assert {s.side for s in samples} == {"image"} and {s.names for s in samples if s.names} == {("rechte Niere",)}
+    assert "in der rechten Niere" in texts and not any("linke" in text for text in texts)
+    with pytest.raises(NotClean) as raised:
+        import_data([replace(german, side="image")], tmp_path / "no", CHECKS)
+    assert {p.kind for p in raised.value.findings.bad} == {"side"}
+
+    said = [{"question": "¿Hay una masa en el pulmón izquierdo?", "answer": "sí"}]
+    spanish = Source(records(tmp_path / "b", 2, objects=[], qa=said))
+    import_data([spanish], tmp_path / "told", CHECKS)
+    (note, count), *others = ((n, c) for n, c in about(tmp_path / "told")["left_out"].items() if "sides" in n)
+    assert (note.split(":")[0], count, others) == ("samples in Spanish", 2, [])
+
+
 def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
     source, out = Source(records(tmp_path / "a")), tmp_path / "out"
     found = import_data([source], out, CHECKS, Division(0.2, 0.2))

@@ -1,4 +1,4 @@
-"""The verbs of data: import, check, export, split, sheet, stats, show, phantoms."""
+"""The verbs of data: import, check, export, split, sheet, stats, show, boxes, phantoms."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from clinkd.storage import write_csv
 from clinkd.version import spell_program
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from clinkd.data.checks.check import Checks, Findings
     from clinkd.data.importing import Division
     from clinkd.data.readers import RowError
@@ -41,7 +43,10 @@ def add(verbs: Any) -> None:
     )
     data.set_defaults(stopped="nothing was written, and the same command begins anew")
     kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    for add_one in (_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_phantoms):
+    for add_one in (
+        *(_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_boxes),
+        _add_phantoms,
+    ):
         add_one(kinds)
 
 
@@ -107,6 +112,16 @@ def _add_show(kinds: Any) -> None:
     verb = _add_reading_verb(kinds, "show", _show, what, "clinkd data show FOLDER ID")
     verb.add_argument("id")
     verb.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
+
+
+def _add_boxes(kinds: Any) -> None:
+    what = "draw a few boxes as the file has them and as the model will see them: are my boxes right?"
+    verb = _add_reading_verb(kinds, "boxes", _boxes, what, "clinkd data boxes FOLDER --out boxes.png")
+    verb.add_argument("--out", type=Path, default=Path("boxes.png"), metavar="PNG", help="the picture (boxes.png)")
+    verb.add_argument("--count", type=int, default=9, help="boxes, of different images, sampled by the seed (9)")
+    verb.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="the model that will see them (the tiny one of clinkd run real)"
+    )
 
 
 def _add_phantoms(kinds: Any) -> None:
@@ -410,12 +425,9 @@ def _stats(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     import difflib
 
-    from PIL.PngImagePlugin import PngInfo
-
-    from clinkd.data.images import encode_picture, open_image
+    from clinkd.data.images import open_image
     from clinkd.data.readers.forms import with_form
     from clinkd.reporting.viewer.overlay import draw_sample_boxes
-    from clinkd.storage import write_atomic
 
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
@@ -426,11 +438,45 @@ def _show(args: argparse.Namespace) -> int:
     png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", png, PICTURE)
     picture = open_image(with_form(source_of(args, args.path)).root, sample.images[-1])
+    _write_picture(png, draw_sample_boxes(picture, sample))
+    return 0
+
+
+def _boxes(args: argparse.Namespace) -> int:
+    from clinkd.data.readers.forms import with_form
+    from clinkd.experiments import laptop, real
+    from clinkd.reporting.box_sheet import ModelView, choose_boxes, draw_box_sheet
+
+    if args.count < 1 or args.no_images:
+        raise BadInput("--no-images: boxes are drawn on images" if args.no_images else "--count: 1 or more is wanted")
+    may_write("--out", args.out, PICTURE)
+    view = ModelView.from_config((laptop(base=args.base) if args.base else real()).model)
+    samples, bad = _read_good_samples(args)
+    chosen = choose_boxes(samples, args.count, args.seed)
+    if not chosen:
+        raise BadInput(f"{args.path}: no box in its {len(samples)} samples; clinkd data check says what is read there")
+    sheet, boxes = draw_box_sheet(chosen, with_form(source_of(args, args.path)).root, view)
+    for box in boxes:
+        where = f"{box.image.path}: {box.pixels} of {box.size.width}x{box.size.height} pixels"
+        print(f"box      {box.name}, {where}; as {box.spelled} {box.difference:.1f} px off")
+    worst = max(boxes, key=lambda box: box.difference)
+    print(f"largest  {worst.difference:.1f} px between a box and what the model reads of it ({worst.image.path})")
+    _write_picture(args.out, sheet)
+    print("look     left the file's box, right the model's: are my boxes right?")
+    return WRONG if bad else 0
+
+
+def _write_picture(png: Path, picture: Image) -> None:
+    """Write a picture of this command, which it may write over later, and say where."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from clinkd.data.images import encode_picture
+    from clinkd.storage import write_atomic
+
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
-    write_atomic(png, encode_picture(draw_sample_boxes(picture, sample), pnginfo=png_info))
+    write_atomic(png, encode_picture(picture, pnginfo=png_info))
     print(f"picture  {png}")
-    return 0
 
 
 def _phantoms(args: argparse.Namespace) -> int:

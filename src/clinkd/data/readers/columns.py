@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clinkd.data.readers.box_layout import BoxForm
 from clinkd.data.readers.choices import NO_CHOICE, ChoiceKeys, find_choice_keys
+from clinkd.language.languages import list_usual_heads
 from clinkd.records import BadInput
 from clinkd.spelling import find_near
 
@@ -25,25 +26,6 @@ CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA,
     "id": ("question_id",),
 }  # fmt: skip
 _NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
-_LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
-_USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
-    "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
-    "dateiname pfad fichier nomfichier nomdufichier cheminimage",
-    "modality": "modalitat modalitaet bildgebung verfahren modalite",
-    "patient": "patientid patientenid patientennummer patientennr patnr pid subject subjectid proband idpatient",
-    "question": "questions frage fragen fragetext query prompt",
-    "answer": "answers antwort antworten antworttext reponse response",
-    "x1": f"{_LEFT} x0 xlinks linksx", "y1": f"{_TOP} y0 yoben obeny",
-    "x2": "right xmax rechts droite xrechts rechtsx", "y2": "bottom ymax unten bas yunten unteny",
-    "x": _LEFT, "y": _TOP, "width": "w breite largeur", "height": "h hohe hoehe hauteur",
-    "box": "bbox boundingbox rechteck rectangle cadre",
-    "name": "label class classname category structure finding struktur klasse organ befund nom classe organe etiquette",
-    "sentence": "satz phrase",
-    "reader": "readerid radid radiologist annotator annotatorid rater befunder lecteur",
-    "caption": "description report findings beschreibung bildbeschreibung befund befundtext legende rapport",
-    "split": "set subset partition aufteilung",
-    "label": "diagnosis diagnose diagnostic class classname category klasse classe",
-}  # fmt: skip
 
 
 # Heads that say what the numbers of a box are, as `_strip_name` leaves them. The first that are all there count: beside
@@ -148,11 +130,14 @@ def _add_choice_columns(head: list[str], columns: Mapping[str, str]) -> dict[str
 
 
 def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our name -> the sheet's name, for columns outside `columns` with a usual name in English, German or French."""
+    """Our name -> the sheet's name, for columns outside `columns` with a usual name in a language of the table.
+
+    These are offered, never taken by themselves.
+    """
     free = [column for column in head if column not in columns.values()]
     guesses: dict[str, str] = {}
     for our_name in SHEET_COLUMNS:
-        usual = {our_name, *_USUAL_NAMES.get(our_name, "").split()}
+        usual = {our_name, *list_usual_heads(our_name)}
         column = next((c for c in free if _strip_name(c) in usual), None)
         column = column or next((c for c in free if c[:1].casefold() == our_name[0] and _is_slip(c, our_name)), None)
         if our_name not in columns and column is not None:
@@ -186,11 +171,11 @@ def _refuse_sizes_as_corners(columns: Mapping[str, str], context: str) -> None:
     """Raise BadInput if a column is given as a corner of a box and its name says that it is a size, or the reverse."""
     for corner, size in (("x2", "width"), ("y2", "height")):
         column = columns.get(corner, "")
-        if _strip_name(column) in {size, *_USUAL_NAMES[size].split()}:
+        if _strip_name(column) in {size, *list_usual_heads(size)}:
             way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(EXTENT, CORNERS, strict=True))
             raise BadInput(f"{context}; {column!r} is a size, and {corner} a corner: give {way_out}")
         column = columns.get(size, "")
-        if _strip_name(column) in {corner, *_USUAL_NAMES[corner].split()}:
+        if _strip_name(column) in {corner, *list_usual_heads(corner)}:
             way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(CORNERS, EXTENT, strict=True))
             raise BadInput(f"{context}; {column!r} is a corner, and {size} a size: give {way_out}")
 

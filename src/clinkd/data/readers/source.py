@@ -293,11 +293,8 @@ class ImageResolver:
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
         else:
-            if (
-                facts is not None
-                and facts.patient == ""
-                and (file := strip_frame(relative)) not in self._nameless_files
-            ):
+            file = strip_frame(relative)
+            if facts is not None and facts.patient == "" and file not in self._nameless_files:
                 self._nameless_files.add(file)
                 self.notes[NAMELESS_NOTE] += 1
             return ref, facts
