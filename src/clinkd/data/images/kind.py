@@ -24,9 +24,10 @@ class Facts:
     `width` and `height` are in pixels of the upright frame. `modality` and `patient` are None in files that have no
     field for them. `orientation` is the EXIF tag (1: as stored). `patient` and `study` are pseudonyms: hashes of
     PatientID (with its issuer) and StudyInstanceUID (else of SeriesInstanceUID), "" where absent; so is a patient
-    called ANONYMOUS and the like. They keep the rows of a patient together; anyone with a list of all IDs can undo them. `burned_in`: whether
-    the pixels hold names, according to the file: YES, NO, or "" where it says nothing. `windows` are the VOIs of the
-    frame in the order of their numbers: "LUT", or "centre/width". `laterality`: None where the file says nothing of it.
+    called ANONYMOUS and the like. They keep the rows of a patient together; anyone with a list of all IDs can undo
+    them. `burned_in`: whether the pixels hold names, according to the file: YES, NO, or "" where it says nothing.
+    `windows` are the VOIs of the frame in the order of their numbers: "LUT", or "centre/width". `laterality`: None
+    where the file says nothing of it.
     """
 
     width: int
