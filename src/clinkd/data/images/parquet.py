@@ -60,6 +60,8 @@ class Parquet:
 def is_parquet(path: Path) -> bool:
     """Whether a file begins as Parquet does."""
     try:
+        if not path.is_file():  # reading a pipe may never end
+            return False
         with path.open("rb") as stream:
             return stream.read(4) == MAGIC
     except OSError:

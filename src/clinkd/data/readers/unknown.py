@@ -104,6 +104,8 @@ def name_way(path: Path, files: Sequence[Path] = (), has_images: bool = False) -
 def recognise(file: Path) -> str | None:
     """The name of what a file looks like, one of `WAYS`. None if nothing tells, or the file cannot be opened."""
     try:
+        if not file.is_file():  # reading a pipe may never end
+            return None
         with file.open("rb") as stream:
             head = stream.read(_HEAD)
     except OSError:
