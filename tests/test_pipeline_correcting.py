@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, ChatApi, serving
 from clinkd.cli import main
-from clinkd.config import ReflectConfig
+from clinkd.config import AnswerConfig, ReflectConfig
 from clinkd.data.images.identifying import identifying_texts
 from clinkd.experiments import demo
-from clinkd.pipeline import correcting, plan
+from clinkd.pipeline import correcting, plan, steps
 from clinkd.records import BadInput, ImageRef
 from clinkd.settings import override
 
@@ -284,3 +285,28 @@ def test_a_run_that_is_going_on_elsewhere_is_told(api: ChatApi, tmp_path: Path) 
             [sys.executable, "-c", code, str(tmp_path / "j.sqlite")], env=env, capture_output=True, text=True
         )
     assert told.returncode == 1 and "another run uses this journal" in told.stderr
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("file", ["write_json", "write_lines"])
+def test_a_round_that_is_killed_while_it_writes_has_all_its_files_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    nothing: Any = SimpleNamespace(
+        folder=tmp_path, inputs={"prepare": tmp_path}, seed=0, model=lambda _: None, samples=lambda _: [],
+        record=lambda *_: None, answer=lambda *_: [], fit=kill,
+        correction_context=lambda *_: SimpleNamespace(review_answers=lambda *_: [], correct_answers=lambda *_: []),
+    )  # fmt: skip
+    monkeypatch.setattr(steps, "replace_overruled_truths", lambda *_: [])
+    monkeypatch.setattr(steps, "_choose_share", lambda *_: [])
+    for killed in (kill, getattr(steps, file)):
+        monkeypatch.setattr(steps, file, killed)
+        with pytest.raises(Killed):
+            steps.reflect(nothing, ReflectConfig(), 1, "distill", AnswerConfig(), None)
+    assert {p.name for p in tmp_path.iterdir()} == {"corrections.jsonl", "summary.json"}
