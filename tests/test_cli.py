@@ -32,7 +32,7 @@ VERBS = [
     "ablate", "evaluate", "systems", "serve", "spice install", "spice status",
     "runs list", "runs rm", "runs pack", "runs open", "runs verify",
 ]  # fmt: skip
-VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
+VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "boxes", "phantoms")]
 SCORES = {
     "mode": "strict",
     "VG": {

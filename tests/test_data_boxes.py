@@ -51,7 +51,7 @@ def record(name: str = "cxr_1", **changes: Any) -> dict[str, Any]:
             {"name": "left lung", "box": [60, 5, 90, 45]}, {"name": "nodule", "box": [50, 10, 60, 20]},
             {"name": "nodule", "box": [10, 30, 20, 40]},
         ],
-        "qa": [{"question": "Is there a nodule?", "answer": "yes", "qid": 5}],
+        "qa": [{"question": "Is there a nodule?", "answer": "yes"}],
     }  # fmt: skip
     return row | changes
 
@@ -96,7 +96,7 @@ def fault(field: str, value: Any) -> dict[str, Any]:
 FAULTS = [
     (fault("objects", [{"name": "lung", "box": [10, 10, 101, 20]}]), "objects[0].box", "[10, 10, 101, 20]"),
     (fault("objects", [{"name": "lung", "box": [10, 10, 10, 20]}]), "objects[0].box", "empty in"),
-    (fault("objects", [{"name": "lung", "box": [20, 10, 10, 20]}]), "objects[0].box", "swapped corners"),
+    (fault("objects", [{"name": "lung", "box": [20, 10, 10, 20]}]), "objects[0].box", "give --box-form xywh"),
     (fault("objects", [{"name": "lung", "box": [-1, 10, 10, 20]}]), "objects[0].box", "100x50"),
     (fault("objects", [{"name": "lung", "box": [1, 10, 10]}]), "objects[0].box", "four numbers"),
     (fault("objects", [{"name": "lung", "box": [1, 10, "10", 20]}]), "objects[0].box", "four numbers"),

@@ -17,14 +17,16 @@ from PIL import Image
 from clinkd.boxes import iou_matrix
 from clinkd.cli import main
 from clinkd.data.checks import near
-from clinkd.data.checks.check import Checks, Findings, check, quarantine, summarise_problems
+from clinkd.data.checks.check import Checks, Findings, check, group_problems, quarantine, summarise_problems
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
-from clinkd.data.checks.near import BITS, Look, Pair, examine_images, find_similar_pairs
+from clinkd.data.checks.near import Look, examine_images
+from clinkd.data.checks.similar import BITS, Pair, find_similar_pairs
 from clinkd.data.readers.rows import RowError
 from clinkd.data.readers.source import Source
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.language.sides import convert_side
+from clinkd.pipeline.cautions import caution_languages
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting import survey
 
@@ -352,33 +354,63 @@ def test_rows_with_the_same_problem_are_one_line() -> None:
     rows = [*range(2, 8), 9, 11, 12]
     problems = [problem(row, "not utf-8") for row in rows] + [problem(13, "empty"), problem(14, "empty")]
     lines = list(summarise_problems(problems, 20))
-    assert lines[0] == "a.csv, row 2, id i2: question = x: not utf-8 (so are rows 3 to 7, 9, 11 to 12)"
+    assert lines[0] == "a.csv, rows 2 to 7, 9, 11 to 12 (9 rows), the first, id i2: question = x: not utf-8"
     assert lines[1:] == [str(p) for p in problems[-2:]]  # few rows are shown one by one
     assert list(summarise_problems(problems, 1)) == [lines[0], "and 2 more (2 row)"]
     scattered = list(summarise_problems([problem(row, "empty") for row in range(0, 60, 2)], 20))
-    assert len(scattered) == 1 and scattered[0].endswith("14, 16 and 21 others)")
+    assert len(scattered) == 1 and "rows 0, 2, 4, 6, 8, 10, 12, 14 ... (30 rows)" in scattered[0]
+    words = [problem(row, f"modality 'm{row}' is unknown; did you mean mr{row}?; give one of ct, mr") for row in rows]
+    assert len(list(summarise_problems(words, 20))) == 1, "the words of the rows differ, and their fault does not"
+    assert len(group_problems([*words, problem(40, "modality 'x' is unknown; give one of ct, mr", "b.csv")])) == 2
+
+
+def test_a_bad_row_is_named_by_its_image(tmp_path: Path) -> None:
+    """In each line, on the page once for alike rows, and row by row for programs and in the quarantine."""
+    for k in range(6):
+        Image.fromarray(np.full((30, 40), 40 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    lines = [f"q{k},{k}.png,thermo{k},Question {k}?,yes" for k in range(6)]
+    (tmp_path / "a.csv").write_text("\n".join(["id,image,modality,question,answer", *lines]) + "\n")
+    source = Source(tmp_path / "a.csv")
+    found = check(source, Checks(workers=1))
+    assert (
+        [p.image for p in found.bad] == [f"{k}.png" for k in range(6)] == [p["image"] for p in found.to_json()["bad"]]
+    )
+    assert ", row 2, id q0: modality = thermo0: " in str(found.bad[0]) and str(found.bad[0]).endswith(" (image 0.png)")
+    (line,) = summarise_problems(found.bad, 20)
+    assert "rows 2 to 7 (6 rows), the first, id q0: modality = thermo0: " in line and line.endswith(" (image 0.png)")
+    survey.write_survey_page(found, tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "2 to 7 (6 rows)" in page and "0.png" in page and "thermo3" not in page
+    quarantine([source], found, tmp_path / "bad.jsonl")
+    kept = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["image"]) for row in kept] == [(k + 2, f"{k}.png") for k in range(6)]
 
 
 FOREIGN = [
     ("the left lung", "yes", []),
     ("the links between vessels", "no", []),
-    ("die linke Lunge", "Effusion", ["left or right"]),
-    ("le poumon gauche", "oui", ["left or right", "yes or no"]),
-    ("Leber", "Nein", ["yes or no"]),
-    ("links", "ja, deutlich", ["left or right"]),
+    ("die linke Lunge", "Erguss", []),
+    ("le poumon gauche", "oui", []),
+    ("links", "ja, deutlich", []),
+    ("¿Hay un nódulo en el pulmón izquierdo?", "sí", ["Spanish"]),
+    ("polmone sinistro", "rim esquerdo", ["Italian", "Portuguese"]),
+    ("Где левое лёгкое?", "слева", ["CYRILLIC letters"]),
+    ("左肺在哪里?", "β-amyloid", ["CJK letters"]),
+    ("Wo ist die rechte Lunge und left kidney?", "links", ["English within German"]),
 ]
 
 
-@pytest.mark.parametrize(("question", "answer", "notes"), FOREIGN)
-def test_words_that_no_check_reads_are_told(question: str, answer: str, notes: list[str]) -> None:
+@pytest.mark.parametrize(("question", "answer", "languages"), FOREIGN)
+def test_sides_in_a_language_that_no_check_reads_are_told(question: str, answer: str, languages: list[str]) -> None:
     turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
     sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a")
     told = list(explain_foreign_words(sample))
-    assert len(told) == len(notes) and all(note in line for note, line in zip(notes, told, strict=True))
-
-
-def test_words_of_another_language_are_not_turned() -> None:
-    turn = Turn(Task.QA, BoxedText("Was zeigt die linke Lunge?"), BoxedText("Nichts"))
-    sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a", side="patient")
-    with pytest.raises(BadInput, match="linke.*English"):
-        convert_side(sample, "image")
+    assert told == [
+        f"samples in {name}: sides are not checked in this language, and not turned by --turn-to" for name in languages
+    ]
+    assert caution_languages([sample, sample]) == [
+        f"sides are not checked in {name}: 2 test samples" for name in languages
+    ]
+    if languages:
+        with pytest.raises(BadInput, match="are not turned; write one of English, German, French|not English"):
+            convert_side(sample, "image")

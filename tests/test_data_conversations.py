@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from clinkd.data.readers import conversations
-from clinkd.data.readers.forms import detect_form
+from clinkd.data.readers.forms import detect_form, read_rows
 from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
+from clinkd.data.writers import write_sharegpt
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 STEM = "ct_00--AbdomenCT1K--Case_00001--z_0012"
@@ -271,7 +272,7 @@ def test_what_a_sample_does_not_keep_is_counted(tmp_path: Path) -> None:
     assert {s.question.text for s in good(write(tmp_path, rows), told)} == {"Is it?"}
     assert told == {
         "system prompts, which a sample does not keep": 2,
-        "key 'tools' of rows, which a sample does not keep": 1,
+        "keys 'tools', which are not used": 1,
         "images moved from behind the question to its front": 1,
         "images without a mark in the text, taken as before the question (as ms-swift does)": 1,
     }
@@ -481,6 +482,33 @@ def test_the_table_has_as_many_kinds_as_is_promised(tmp_path: Path) -> None:
     assert len({(field, told) for _, _, field, told in FAULTS}) >= 60 and len({f[0] for f in FAULTS}) == len(FAULTS)
     found = read(write(tmp_path, [f[1] for f in FAULTS]), form="med-grit")
     assert [e.row for e in found if e.problem] == list(range(1, len(FAULTS) + 1))
+
+
+@pytest.mark.parametrize("answer", ["Not there.", "absent", "None", "There is no lung.", "The lung is not visible."])
+def test_an_answer_of_visual_grounding_may_say_that_it_is_not_there(tmp_path: Path, answer: str) -> None:
+    (entry,) = read(write(tmp_path, [grit([f"<img>{PNG}</img>Where?", answer])], "Test_VG.json"), form="med-grit")
+    assert entry.problem is None and entry.samples[0].task is Task.VG and entry.samples[0].answer.boxes == ()
+
+
+def test_unused_keys_of_messages_and_objects_are_counted(tmp_path: Path) -> None:
+    told: Counter[str] = Counter()
+    row = swift("<bbox>Is it?", "yes", {"bbox": [[0.1, 0.1, 0.9, 0.9]], "bbox_type": "norm1"})
+    row["objects"]["score"], row["messages"][0]["weight"], row["empty"] = [0.5], 1, []
+    (sample,) = good(write(tmp_path, [row]), told)
+    assert {key: told[key] for key in told if "not used" in key} == {
+        "keys 'objects.score', which are not used": 1, "keys 'messages.weight', which are not used": 1,
+    }  # fmt: skip
+    write_sharegpt([sample], tmp_path / "own")
+    (own,) = json.loads((tmp_path / "own" / "train.json").read_text())
+    own["clinkd"]["reader"] = "B"
+    told.clear()
+    assert good(write(tmp_path, [own]), told) == [sample] and told == {"keys 'clinkd.reader', which are not used": 1}
+    stored = sample.to_json()
+    stored["turns"][0]["question"]["confidence"] = 0.5
+    (tmp_path / "samples.jsonl").write_text(json.dumps(stored))
+    told.clear()
+    list(read_rows(Source(tmp_path / "samples.jsonl", "samples", open_images=False), told))
+    assert told == {"keys 'turns.question.confidence', which are not used": 1}
 
 
 TASK_FAULTS = [

@@ -846,14 +846,14 @@ def test_a_folder_is_checked_file_by_file(tmp_path: Path) -> None:
     assert (problem.row, problem.id, problem.field) == (4, "p1/none.dcm", "image") and NO_PIXELS in problem.why
     assert told == {
         f"DICOM {NO_QUESTION}": 3,
-        "files that are not DICOM": 3,
+        "files that are not DICOM or NIfTI": 3,
         "DICOMDIR files, which list other files": 1,
         "links to folders, which are not followed": 1,
         "links that lead nowhere, or out of the folder": 2,
     }
     (single,) = read(Source(root / "b.dcm"), told)
     assert single.row == 1 and single.problem is None
-    for path, reason in ((tmp_path / "absent", "no such"), (root / "a.png", "no DICOM file there")):
+    for path, reason in ((tmp_path / "absent", "no such"), (root / "a.png", "no DICOM or NIfTI file there")):
         with pytest.raises(BadInput, match=reason):
             list(read(Source(path), told))
 

@@ -57,6 +57,25 @@ def stored_samples(folder: Path) -> list[Sample]:
     return [Sample.from_json(json.loads(line)) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
+def test_german_sides_are_checked_and_turned_and_spanish_ones_are_told(tmp_path: Path) -> None:
+    told = [{"question": "Wo liegt die Zyste?", "answer": "in der linken Niere"}]
+    german = Source(records(tmp_path / "a", 2, objects=[{"name": "linke Niere", "box": [60, 10, 90, 30]}], qa=told))
+    import_data([german], tmp_path / "out", CHECKS, side="image")
+    samples = stored_samples(tmp_path / "out")
+    texts = {text.words for s in samples for turn in s.turns for text in (turn.question, turn.answer)}
+    assert {s.side for s in samples} == {"image"} and {s.names for s in samples if s.names} == {("rechte Niere",)}
+    assert "in der rechten Niere" in texts and not any("linke" in text for text in texts)
+    with pytest.raises(NotClean) as raised:
+        import_data([replace(german, side="image")], tmp_path / "no", CHECKS)
+    assert {p.kind for p in raised.value.findings.bad} == {"side"}
+
+    said = [{"question": "¿Hay una masa en el pulmón izquierdo?", "answer": "sí"}]
+    spanish = Source(records(tmp_path / "b", 2, objects=[], qa=said))
+    import_data([spanish], tmp_path / "told", CHECKS)
+    (note, count), *others = ((n, c) for n, c in about(tmp_path / "told")["left_out"].items() if "sides" in n)
+    assert (note.split(":")[0], count, others) == ("samples in Spanish", 2, [])
+
+
 def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
     source, out = Source(records(tmp_path / "a")), tmp_path / "out"
     found = import_data([source], out, CHECKS, Division(0.2, 0.2))
@@ -373,6 +392,9 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "prefix": (["--prefix", "a/"], "a/"),
     "open_images": (["--no-images"], False),
     "boxes": (["--boxes", "qwen2.5-vl"], "qwen2.5-vl"),
+    "box_form": (["--box-form", "xywh"], "xywh"),
+    "one_based": (["--one-based"], True),
+    "y_up": (["--y-up"], True),
     "min_pixels": (["--min-pixels", "7"], 7),
     "max_pixels": (["--max-pixels", "9000"], 9000),
     "side": (["--side", "image"], "image"),
@@ -383,13 +405,17 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "group": (["--group", "p(.)"], "p(.)"),
     "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
     "sheet": (["--sheet", "two"], "two"),
-    "classes": (["--classes", "names.json"], Path("names.json")),
+    "names": (["--names", "names.json"], Path("names.json")),
+    "channel": (["--channel", "T1w"], "T1w"),
+    "slices": (["--slices", "every:3"], "every:3"),
     "min_area": (["--specks", "0.5"], 0.5),
     "encoding": (["--encoding", "UTF16"], "utf-16"),
     "conversation": (["--turns", "keep"], "keep"),
     "tasks": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
+    "ask_absent": (["--ask-absent"], True),
     "max_questions": (["--max-questions", "3"], 3),
     "max_boxes": (["--max-boxes", "5"], 5),
+    "readers": (["--readers", "vote"], "vote"),
     "window": (["--window", "lung"], "lung"),
     "seed": (["--seed", "6"], 6),
 }
@@ -400,7 +426,7 @@ def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_pat
         return source_of(_parser().parse_args(["data", "check", str(tmp_path), *words]), tmp_path)
 
     assert source() == Source(tmp_path)
-    assert list(GIVEN) == [f.name for f in fields(Source) if f.name != "path"]
+    assert list(GIVEN) == [f.name for f in fields(Source) if f.name not in ("path", "spellings")]
     for name, (words, value) in GIVEN.items():
         assert source(*words) == replace(Source(tmp_path), **{name: value}) != Source(tmp_path)
     assert source("--ask", "none").tasks == () and source("--task", "").task is None

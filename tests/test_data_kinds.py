@@ -144,7 +144,7 @@ def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Pa
     ]  # fmt: skip
     Image.new("L", (5, 4)).save(root / "a.png")
     list(read_rows(Source(root, form="dicom"), told))
-    assert told["files that are not STACK or DICOM"] == 1
+    assert told["files that are not STACK or DICOM or NIfTI"] == 1
     sheet = root / "rows.csv"
     sheet.write_text("image,question,answer,window\n" + "".join(f"{n},Is it white?,yes,40/400\n" for n in names))
     import_data([Source(sheet)], tmp_path / "out", Checks(), None)

@@ -202,9 +202,9 @@ def test_a_map_of_the_caller_goes_before_that_of_the_folder(tmp_path: Path) -> N
     root = folder(tmp_path / "data")
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"whole_tumour": "0001"}))
-    assert set(boxes(read(root, classes=own)[0][0].samples)) == {"whole tumour"}
+    assert set(boxes(read(root, names=own)[0][0].samples)) == {"whole tumour"}
     (root / "inside.json").write_text(json.dumps({"oedema": "0001"}))
-    assert set(boxes(read(root, classes=Path("inside.json"))[0][0].samples)) == {"oedema"}
+    assert set(boxes(read(root, names=Path("inside.json"))[0][0].samples)) == {"oedema"}
 
 
 def test_a_plain_folder_has_the_names_in_its_masks(tmp_path: Path) -> None:
@@ -257,6 +257,13 @@ def test_specks_and_empty_masks_are_counted(tmp_path: Path) -> None:
     assert len(boxes(ct.samples)["kidney"]) == 3 and len(told) == 1
     with pytest.raises(BadInput, match="--specks 2"):
         read(root, min_area=2)
+
+
+def test_a_mask_of_the_whole_image_is_told(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    add(root, c0000_000=blank(255), c0001_000=spot(1, 1, 21, 21))
+    _, told = read(root)
+    assert told == {"masks of which a part reaches all four borders: is the background marked, or all of the image?": 1}
 
 
 def test_nothing_is_counted_of_an_image_that_is_left_out(tmp_path: Path) -> None:
@@ -439,10 +446,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no map names them"):
         read(root)
     with pytest.raises(BadInput, match=r"none\.json: no such file"):
-        read(root, classes=Path("none.json"))
+        read(root, names=Path("none.json"))
     for name in masks.CLASS_FILES:
         (root / name).write_text(json.dumps(MAP))
-    with pytest.raises(BadInput, match="--classes"):
+    with pytest.raises(BadInput, match="--names"):
         read(root)
 
 

@@ -167,6 +167,7 @@ OFFERS = [
     ("filename,label,bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax", "image=filename name=label x1=bbox_xmin y1=bbox_ymin "
      "x2=bbox_xmax y2=bbox_ymax"),
     ("Bild,Befund", "image=Bild caption=Befund"),
+    ("filename,diagnosis", "image=filename label=diagnosis"),
 ]  # fmt: skip
 
 
@@ -457,7 +458,7 @@ def test_lines_that_ask_nothing_are_counted(tmp_path: Path) -> None:
         (None, "10,20,30", "four numbers"),
         (None, "10,20,,40", "empty; four numbers"),
         ("normalised", "10,20,30,40", "not fractions 0 to 1"),
-        ("normalised", "0.3,0.4,0.1,0.5", "empty or outside"),
+        ("normalised", "0.9,0.8,0.6,0.5", "empty or outside"),
         ("normalised", "-0.3,0.4,0.1,0.5", "empty or outside"),
         ("qwen2-vl", "0.1,0.2,0.3,0.4", "not thousandths"),
         ("qwen2-vl", "10,20,30,1024", "not thousandths"),
@@ -507,7 +508,9 @@ def test_the_header_tells_the_modality_and_windows_are_kept(tmp_path: Path, monk
         {"image": "a.png", "caption": "x", "window": "lung"}, {"image": "a.png", "caption": "y"},
         {"image": "b.png", "caption": "z", "modality": "us"}, {"image": "a.png", "caption": "w", "window": "bone"},
     ]  # fmt: skip
-    monkeypatch.setattr(ImageResolver, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
+    monkeypatch.setattr(
+        ImageResolver, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient="", study="")
+    )
     file = write(tmp_path, lines[:3])
     found = samples(read(file)[0])
     assert [(s.modality, s.images[0].window) for s in found] == [
@@ -656,3 +659,10 @@ def test_no_finding_asks_nothing(tmp_path: Path) -> None:
     entries, told = read(write(tmp_path, [line(name="No finding"), box("cyst", 1, 1, 9, 9, image="b.png")]))
     assert [s.names for s in samples(entries)] == [("cyst",)] * 2 and not any(e.problem for e in entries)
     assert told["lines that say 'No finding' and have no box, of which nothing is asked"] == 1
+
+
+def test_an_answer_of_visual_grounding_may_deny(tmp_path: Path) -> None:
+    rows = [line(question="Where is the cyst?", answer=a) for a in ("Not there.", "There is no cyst.", "here")]
+    results, _ = read(write(tmp_path, rows), task=Task.VG)
+    assert [[s.answer.text for s in r.samples] for r in results] == [["Not there."], ["There is no cyst."], []]
+    assert results[2].problem is not None and "no [box] in an answer of VG" in results[2].problem.why

@@ -69,6 +69,11 @@ def read(path: Path, form: str = "vqa", **knobs: Any) -> tuple[list[RowResult], 
     return list(vqa.read(Source(path, form, **knobs), told)), told
 
 
+def unused(row: Row, number: int, used: list[str]) -> dict[str, int]:
+    """What is told of the keys of rows that are all alike."""
+    return {f"keys {key!r}, which are not used": number for key, value in row.items() if key not in used and value}
+
+
 def samples(entries: Sequence[RowResult]) -> list[Sample]:
     return [s for e in entries for s in e.samples]
 
@@ -92,7 +97,8 @@ def test_vqa_rad(tmp_path: Path) -> None:
         (rad()["question"], "4"),
     ]
     assert [s.modality for s in found] == [Modality.MR] * 4 + [Modality.CT]
-    assert told == {"answers that are numbers, taken as text": 2}
+    used = ["qid", "phrase_type", "image_name", "question", "answer"]
+    assert told == {"answers that are numbers, taken as text": 2} | unused(rad(), 5, used)
     assert found[3].images[0].path == found[3].group == "VQA_RAD Image Folder/synpic2.jpg"
     for s in found:
         assert (s.task, s.source, s.images[0].width, s.images[0].height) == (Task.QA, "vqarad", 40, 20)
@@ -130,7 +136,8 @@ def test_slake(tmp_path: Path) -> None:
     entries, told = read(tmp_path)
     found = samples(entries)
     assert len(entries) == 5 and not any(e.problem for e in entries)
-    assert told == {"questions in zh, left out": 1}
+    used = ["qid", "img_name", "question", "answer", "q_lang", "modality"]
+    assert told == {"questions in zh, left out": 1} | unused(slake(), 4, used)
     assert {s.id: s.split for s in found} == {
         "train-0": "train", "validate-2": "validation", "validate-3": "validation", "test-4": "test",
     }  # fmt: skip
@@ -172,7 +179,9 @@ def test_llava_med(tmp_path: Path) -> None:
     entries, told = read(file, form="llava-med-qa")
     found = samples(entries)
     assert [s.modality.value for s in found] == ["xray", "mr", "microscopy", "xray", "other", "ct", "microscopy"]
-    assert told == {"questions on figures of two domains, taken as the first in LLaVA-Med's order": 2}
+    used = ["question_id", "image", "text", "gpt4_answer", "domain", "type"]
+    first = "questions on figures of two domains, taken as the first in LLaVA-Med's order"
+    assert told == {first: 2} | unused(llava(), 7, used)
     assert [(s.task, s.question.text) for s in found[:2]] == [(Task.QA, "What is shown?"), (Task.MIA, "Describe it.")]
     assert {(s.split, s.source, s.group) for s in found} == {("test", "llava_med_qa", "1_F1.jpg")}
     assert [s.id for s in found] == [f"qa-{k}" for k in range(7)]
@@ -191,6 +200,35 @@ def test_the_domain_is_that_of_llava_meds_own_evaluation(tmp_path: Path) -> None
         truth = oracle(row)
         assert [s.modality.value for s in entry.samples] == ([spelled[truth]] if truth else [])
         assert (entry.problem is None) == (truth is not None)
+
+
+def test_path_vqa(tmp_path: Path) -> None:
+    """Rows as the pickles of https://github.com/UCSD-AI4H/PathVQA hold them (loader: image, question, answer), as JSON.
+
+    Images lie in images/train, images/val and images/test, and are named without a suffix.
+    """
+    for split in ("train", "val", "test"):
+        picture(tmp_path / "images" / split / f"{split}_0001.jpg")
+        (tmp_path / "qas" / split).mkdir(parents=True)
+        row = {"image": f"{split}_0001", "question": "What is seen?", "answer": "no"}
+        write(tmp_path / f"{split}_qa.json", [row])
+        file = write(tmp_path / "qas" / split / "qa.json", [row])
+        (sample,) = samples(read(file, images=tmp_path / "images", modality=Modality.MICROSCOPY)[0])
+        assert sample.images[0].path == f"{split}/{split}_0001.jpg"
+        assert sample.split == {"val": "validation"}.get(split, split)
+    found = samples(read(tmp_path, modality=Modality.MICROSCOPY)[0])
+    assert {s.images[0].path: s.split for s in found} == {
+        "images/train/train_0001.jpg": "train", "images/val/val_0001.jpg": "validation",
+        "images/test/test_0001.jpg": "test",
+    }  # fmt: skip
+
+
+def test_an_image_in_two_folders_is_not_chosen(tmp_path: Path) -> None:
+    for folder in ("train", "test"):
+        picture(tmp_path / folder / "1.png")
+    row = {"image": "1.png", "question": "What?", "answer": "x", "modality": "ct"}
+    (entry,) = read(write(tmp_path / "qa.json", [row]))[0]
+    assert entry.problem is not None and "there are test/1.png and train/1.png" in entry.problem.why
 
 
 FAULTS = [

@@ -6,15 +6,19 @@ import datetime
 import random
 import tracemalloc
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
+from openpyxl.cell.rich_text import CellRichText, TextBlock
+from PIL import Image
 
-from clinkd.data.readers import rows
-from clinkd.data.readers.rows import RowResult, SourceRow, sheet_rows
+from clinkd.data.readers import Source, read_rows, rows
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, sheet_rows
+from clinkd.data.readers.xlsx import Workbook
 from clinkd.records import BadInput, Sample
 
 SHEET = "xl/worksheets/sheet1.xml"
@@ -148,17 +152,26 @@ def test_many_sheets_are_not_all_named(tmp_path: Path) -> None:
         list(sheet_rows(tmp_path / "a.xlsx"))
 
 
+def show(value: Any) -> str:
+    """What openpyxl reads from a cell with a plain format, as a spreadsheet shows it."""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, datetime.datetime):
+        return f"{value:%Y-%m-%d} {value.hour}:{value:%M:%S}"
+    if isinstance(value, datetime.time):
+        return f"{value.hour}:{value:%M:%S}"
+    return "" if value is None else str(value).strip()
+
+
 def test_cells_are_read_as_openpyxl_reads_them(tmp_path: Path) -> None:
     rng = random.Random(0)
     kinds: list[Callable[[], Any]] = [
         lambda: rng.randint(-(10**9), 10**9),
-        lambda: rng.uniform(-1, 1) * 10 ** rng.randint(-9, 20),
+        lambda: round(rng.uniform(-1, 1) * 10 ** rng.randint(-3, 9), 4),
         lambda: rng.choice([True, False, None]),
         lambda: rng.choice(["Leber", "two\nlines", "é 肝 <&>", "0012", "x" * 300]),
         lambda: datetime.datetime(1999, 1, 2) + datetime.timedelta(seconds=rng.randint(0, 10**9)),
-        lambda: datetime.date(1999, 1, 2) + datetime.timedelta(days=rng.randint(0, 10**4)),
         lambda: datetime.time(rng.randint(0, 23), rng.randint(0, 59)),
-        lambda: datetime.timedelta(hours=rng.randint(0, 99)),
     ]
     for write_only in (False, True):  # shared texts, and texts in the cells
         book = openpyxl.Workbook(write_only=write_only)
@@ -168,9 +181,119 @@ def test_cells_are_read_as_openpyxl_reads_them(tmp_path: Path) -> None:
             sheet.append([make() for make in kinds])
         book.save(tmp_path / "a.xlsx")
         read = openpyxl.load_workbook(tmp_path / "a.xlsx", data_only=True)
-        wanted = [[rows._format_cell(cell) for cell in row] for row in read.worksheets[0].iter_rows(values_only=True)]
-        cells = [cells for _, cells in rows._read_xlsx(tmp_path / "a.xlsx", None)]
-        assert cells == wanted
+        wanted = [[show(cell) for cell in row] for row in read.worksheets[0].iter_rows(values_only=True)]
+        with Workbook(tmp_path / "a.xlsx") as opened:
+            assert [cells for _, cells in opened.rows("s" if write_only else "Sheet")] == wanted
+
+
+DAY = datetime.date(2024, 2, 1)
+SHOWN: list[tuple[Any, str, str]] = [  # value, format, and what Excel shows
+    (0.25, "0%", "25%"), (0.255, "0.0%", "25.5%"), (0.004, "0.00%", "0.40%"), (7, "000", "007"), (2, "0.0", "2.0"),
+    (1234.5, "#,##0.00", "1,234.50"), (1234567, "#,##0", "1,234,567"), (1234567, "#,##0,", "1,235"), (2.5, "0", "3"),
+    (9.5, '#,##0.00 "€"', "9.50 €"), (9.5, "[$€-407] #,##0.0", "€ 9.5"), (3, '"P"000', "P003"), (-3, "0;[Red]-0", "-3"),
+    (-3, "#,##0_);(#,##0)", "(3)"), (0, '0;-0;"none"', "none"), (1002, "000\\-000", "001-002"), (0.5, "#.##", ".5"),
+    (0.1 + 0.2, "General", "0.3"), (1e-9, "General", "1E-09"), (12345, "0.00E+00", "1.23E+04"), (-0.2, "0", "0"),
+    (5, 'General" mm"', "5 mm"), (12, "@", "12"), (7.0, "General", "7"), (True, "General", "TRUE"),
+    (DAY, "yyyy-mm-dd", "2024-02-01"), (DAY, "dd\\.mm\\.yyyy", "01.02.2024"), (DAY, "[$-409]d mmm yy;@", "1 Feb 24"),
+    (DAY, "dddd, d mmmm yyyy", "Thursday, 1 February 2024"), (datetime.time(13, 5), "h:mm AM/PM", "1:05 PM"),
+    (datetime.datetime(2024, 2, 1, 9, 5, 7), "d/m/yyyy hh:mm:ss", "1/2/2024 09:05:07"),
+]  # fmt: skip
+REFUSED: list[tuple[Any, str, str]] = [  # value, format, and what is told
+    (DAY, "d-m", "date or time 2024-02-01, and shows 1-2: give its column"), (DAY, "d-mmm", "shows 1-Feb"),
+    (DAY, "mmm-yy", "shows Feb-24"), (DAY, "mm-dd-yy", "as each computer has it"), (0.5, "# ?/?", "is not read"),
+    (DAY, "[$-407]d. mmmm yyyy", "as each computer has it"), (datetime.timedelta(hours=30), "[h]:mm", "took it"),
+    (5, "[>3]0;0.0", "is not read"), (5, ";;;", "is not read"), (12345678901234567, "0", "15 digits"),
+    (-1, "yyyy-mm-dd", "error of"), ("=1+1", "General", "never computed"), ("#REF!", "General", "error of"),
+]  # fmt: skip
+
+
+def one_column(path: Path, cells: list[tuple[Any, str]]) -> list[str]:
+    book = openpyxl.Workbook()
+    book.active.append(["id"])
+    for row, (value, code) in enumerate(cells, start=2):
+        book.active.cell(row, 1, value).number_format = code
+    book.save(path)
+    return [row.value["id"] for row in sheet_rows(path) if isinstance(row, SourceRow)]
+
+
+def test_numbers_are_read_as_they_are_shown(tmp_path: Path) -> None:
+    cells = one_column(tmp_path / "a.xlsx", [(value, code) for value, code, _ in SHOWN])
+    used = [rows.use_cell(cell, "id") for cell in cells]
+    assert used == [shown for *_, shown in SHOWN]
+    exact = {code: rows.use_cell(cell, "x1", as_number=True) for cell, (_, code, _) in zip(cells, SHOWN, strict=True)}
+    assert exact["#,##0.00"] == "1234.5" and exact["0%"] == "0.25" and exact["000"] == "7", "boxes take what is stored"
+
+
+def test_what_was_made_of_a_cell_unasked_is_refused(tmp_path: Path) -> None:
+    cells = one_column(tmp_path / "a.xlsx", [(value, code) for value, code, _ in REFUSED])
+    for cell, (*_, told) in zip(cells, REFUSED, strict=True):
+        assert told in getattr(cell, "why", ""), cell
+        with pytest.raises(FieldError):
+            rows.use_cell(cell, "id")
+
+
+def test_only_the_cells_that_are_used_are_refused(tmp_path: Path) -> None:
+    """Struck out, merged, and dates made of 1-2: by the cell, where its column is used. Hidden: read, and told."""
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["image", "modality", "question", "answer", "seen", "id", "split"])
+    for row in range(2, 10):
+        sheet.append(["a.png", "ct", f"Question {row}?", f"Answer {row}", datetime.date(2024, 2, row), row, "train"])
+        sheet.cell(row, 5).number_format = "d-m"
+    sheet["D3"].font = openpyxl.styles.Font(strike=True)
+    sheet["E4"].font = openpyxl.styles.Font(strike=True)
+    block = openpyxl.cell.text.InlineFont(strike=True)
+    sheet["C5"] = CellRichText("Question ", TextBlock(block, "five"), "?")
+    sheet["F6"], sheet["F6"].number_format = datetime.date(2024, 1, 2), "d-m"
+    sheet.merge_cells("G7:G8")
+    sheet.row_dimensions[9].hidden = True
+    sheet.column_dimensions["D"].hidden = True
+    book.save(tmp_path / "a.xlsx")
+    notes: Counter[str] = Counter()
+    results = {r.row: r for r in read_rows(Source(tmp_path / "a.xlsx"), notes)}
+    problems = {row: (r.problem.field, r.problem.why) for row, r in results.items() if r.problem}
+    assert {row: field for row, (field, _) in problems.items()} == {3: "answer", 5: "question", 6: "id", 8: "split"}
+    for row, why in (
+        (3, "struck out"),
+        (5, "struck out"),
+        (6, "2024-01-02, and shows 2-1"),
+        (8, "rows 7 to 8: unmerge"),
+    ):
+        assert why in problems[row][1]
+    assert [notes[n] for n in notes if "hidden" in n] == [1, 1], notes
+
+
+def test_an_index_without_a_name_and_a_merged_head_are_named(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.xlsx"):
+        lines = [["", "image", "question"], ["0", "a.png", "What?"], ["1", "b.png", "Why?"]]
+        if name == "a.csv":
+            (tmp_path / name).write_text("\n".join(map(",".join, lines)))
+        else:
+            book = openpyxl.Workbook()
+            for line in lines:
+                book.active.append([cell or None for cell in line])
+            book.save(tmp_path / name)
+        first, _ = sheet_rows(tmp_path / name)
+        assert isinstance(first, SourceRow) and first.value == {"(no name)": "0", "image": "a.png", "question": "What?"}
+    book = openpyxl.Workbook()
+    book.active.append(["image", "box", None, "name"])
+    book.active.merge_cells("B1:C1")
+    book.save(tmp_path / "b.xlsx")
+    with pytest.raises(BadInput, match="column 3 has no name: its head is a merged cell"):
+        list(sheet_rows(tmp_path / "b.xlsx"))
+
+
+def test_merged_ranges_without_end_are_refused(tmp_path: Path, plain: Path) -> None:
+    ranges = b"<mergeCells>" + b"<mergeCell ref='A1:XFD1048576'/>" * 1000 + b"</mergeCells>"
+    file = altered(plain, tmp_path / "a.xlsx", {SHEET: swap(b"</sheetData>", b"</sheetData>" + ranges)})
+    with pytest.raises(BadInput, match="row 1, a merged cell"):
+        list(sheet_rows(file))
+    file = altered(
+        plain, tmp_path / "a.xlsx", {SHEET: swap(b"</sheetData>", b"</sheetData>" + ranges.replace(b":", b"!"))}
+    )
+    with pytest.raises(BadInput, match="no range of merged cells"):
+        list(sheet_rows(file))
 
 
 def test_a_text_of_several_fonts_and_an_escaped_sign_are_one_text(tmp_path: Path, plain: Path) -> None:
@@ -192,7 +315,8 @@ def test_a_formula_is_its_value_and_refused_without_one(tmp_path: Path, plain: P
     file = altered(plain, tmp_path / "a.xlsx", {SHEET: swap(b"</sheetData>", cells + shared)})
     *_, good, bad = sheet_rows(file)
     assert isinstance(good, SourceRow) and list(good.value.values()) == ["2", "", "x"]
-    assert isinstance(bad, RowResult) and bad.problem and "never computed" in bad.problem.why and bad.row == 5
+    with pytest.raises(FieldError, match="never computed"):
+        rows.use_cell(bad.value["image"] if isinstance(bad, SourceRow) else "", "image")
 
 
 # ---- other sheets and lists -----------------------------------------------------------------------------------------

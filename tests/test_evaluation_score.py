@@ -266,6 +266,18 @@ def test_the_right_name_on_the_wrong_side(answer: str, swapped: float) -> None:
     assert values(strict([plain], [says(plain, answer)]), Task.ROC)["Laterality swaps"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "swapped"),
+    [
+        ("linke Lunge", "die rechte Lunge", 100), ("linke Lunge", "linke Lunge", 0), ("linke Lunge", "Leber rechts", 0),
+        ("poumon gauche", "le poumon droit", 100), ("poumon droit", "poumon droit", 0),
+    ],
+)  # fmt: skip
+def test_the_right_name_on_the_wrong_side_in_german_and_french(name: str, answer: str, swapped: float) -> None:
+    item = sample(1, Task.ROC, name, names=(name,))
+    assert values(strict([item], [says(item, answer)]), Task.ROC)["Laterality swaps"] == swapped
+
+
 # ---- RC, MIA --------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +391,20 @@ def test_words_said_again_and_again_do_not_raise_the_f1_of_words() -> None:
 )
 def test_yes_or_no(answer: str, right: float) -> None:
     item = sample(1, Task.QA, "yes")
+    assert values(strict([item], [says(item, answer)]), Task.QA)["Yes/no accuracy"] == right
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "right"),
+    [
+        ("Ja", "ja", 100), ("Ja", "Ja, links", 100), ("Ja", "yes", 100), ("nein", "Ja", 0),
+        ("Nein.", "ja oder nein", 0), ("oui", "Oui, un épanchement", 100), ("non", "non", 100), ("non", "oui", 0),
+        ("sí", "si", 100),
+        ("no", "non contrast scan, no", 100), ("yes", "non", 0), ("no", "non", 0),
+    ],
+)  # fmt: skip
+def test_yes_or_no_in_the_languages_of_the_table(truth: str, answer: str, right: float) -> None:
+    item = sample(1, Task.QA, truth)
     assert values(strict([item], [says(item, answer)]), Task.QA)["Yes/no accuracy"] == right
 
 

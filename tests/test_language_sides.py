@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from clinkd.data.readers.columns import SHEET_COLUMNS
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
-from clinkd.language.sides import convert_side, find_side_contradiction
+from clinkd.language.conflicts import conflicts, sides
+from clinkd.language.languages import list_languages, read_languages
+from clinkd.language.sides import convert_side, find_side_contradiction, names_other_side
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
 
 LEFT, RIGHT, MIDDLE = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9), Box(0.3, 0.1, 0.8, 0.9)  # of the picture
@@ -268,6 +271,120 @@ def test_a_conversion_that_would_be_a_guess_is_refused(
 def test_without_side_words_only_the_declaration_changes(modality: Modality) -> None:
     before = qa("Is there a polyp?", "yes, bilateral", modality=modality)
     assert convert_side(before, "image") == replace(before, side="image")
+
+
+# ---- German and French ----------------------------------------------------------------------------------------------
+
+TURNED = [  # the text and the text of the other frame; None: it stays
+    ("die linke Lunge", "die rechte Lunge"),
+    ("in der linken Niere", "in der rechten Niere"),
+    ("rechter Unterlappen, LINKES Lungenfeld", "linker Unterlappen, RECHTES Lungenfeld"),
+    ("Erguss links, linksseitige Rundherde", "Erguss rechts, rechtsseitige Rundherde"),
+    ("beidseits, bilaterale Infiltrate", None),
+    ("linker Ventrikel, rechter Vorhof, linke Niere", "linker Ventrikel, rechter Vorhof, rechte Niere"),
+    ("Linksherzkatheter, rechter Leberlappen, Rechtsschenkelblock, Linkshänder", None),
+    ("im rechten Winkel", None),
+    ("linke Bildhälfte, links des Bildes", None),
+    ("vom Betrachter aus links", None),
+    ("rechte Seite des Patienten", None),
+    ("le poumon gauche", "le poumon droit"),
+    ("la base gauche", "la base droite"),
+    ("à gauche", "à droite"),
+    ("Droite", "REFUSED gender"),
+    ("lobe supérieur droit", "lobe supérieur gauche"),
+    ("les deux poumons, bilatéral", None),
+    ("ventricule gauche, lobe hépatique droit, oreillette droite", None),
+    ("à un angle droit", None),
+    ("à gauche de l'image, côté droit de l’image", None),
+    ("côté gauche du patient", None),
+    ("linkstemporale Blutung", "REFUSED a word of its own"),
+    ("re. Niere", "REFUSED links or rechts in full"),
+    ("links im Bild", "REFUSED whose left"),
+    ("linke Niere, sagittale Schicht", "REFUSED without left and right"),
+    ("poumon G", "REFUSED gauche or droit in full"),
+    ("à gauche sur l'image", "REFUSED whose left"),
+    ("Where is the Erguss links?", "Where is the Erguss rechts?"),
+    ("cliché de profil, poumon gauche", "REFUSED without left and right"),
+]
+
+
+@pytest.mark.parametrize(("text", "other"), TURNED)
+def test_sides_of_german_and_french_are_turned_or_refused(text: str, other: str | None) -> None:
+    before = qa("?", text)
+    if other and other.startswith("REFUSED "):
+        with pytest.raises(BadInput, match=other.removeprefix("REFUSED ")):
+            convert_side(before, "image")
+        return
+    after = convert_side(before, "image")
+    assert after.answer.text == (other or text) and convert_side(after, "patient") == before
+
+
+def test_a_word_that_two_languages_share_is_not_left_behind() -> None:
+    before = replace(qa("Where is the Verdichtung links?", "Here"), names=("Verdichtung links",))
+    with pytest.raises(BadInput, match="'links' in 'Where is the .* German within English are not turned"):
+        convert_side(before, "image")
+    assert convert_side(replace(before, names=("mass",)), "image").turns == before.turns  # "links" are connections
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("linke Lunge", "rechte Lunge"),
+        ("ein Erguss links", "ein Erguss rechts"),
+        ("linksseitiger Rundherd", "rechtsseitiger Rundherd"),
+        ("le poumon gauche", "le poumon droit"),
+        ("un nodule à gauche", "un nodule à droite"),
+        ("opacités gauches", "opacités droites"),
+    ],
+)
+def test_sides_of_german_and_french_are_compared_with_boxes(left: str, right: str) -> None:
+    for text, good, bad in ((left, RIGHT, LEFT), (right, LEFT, RIGHT)):
+        for make in (roc, vg):
+            assert find_side_contradiction(make(text, good)) is None
+            assert find_side_contradiction(make(text, MIDDLE)) is None
+            assert find_side_contradiction(make(text, bad))
+            assert find_side_contradiction(make(text, good, side="image"))
+    named = sample(Task.VG, "Where is it?", "[box]", LEFT, names=(left,))
+    assert find_side_contradiction(named) and find_side_contradiction(replace(named, names=(right,))) is None
+    asked = sample(Task.VG, f"Where is the {left}?", "[box]", LEFT)  # a phrasing of ours, a name of theirs
+    assert find_side_contradiction(asked)
+    assert conflicts(left, right) == ("laterality",) and sides(f"{left}, {right}") == {"left", "right"}
+    assert names_other_side(left, right) and not names_other_side(left, left)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kein Erguss links", "linke und rechte Lunge", "linker Ventrikel", "links neben dem Herzen", "links der Aorta",
+        "linkes Knie", "linke Hand", "linke Brust", "links im Bild", "sagittal, linke Niere", "nach links verlagert",
+        "beidseits", "pas de lésion à gauche", "ventricule gauche", "à gauche du cœur", "genou gauche",
+        "les poumons gauche et droit", "à gauche sur l'image", "dévié vers la gauche", "sein gauche", "muscle droit",
+    ],
+)  # fmt: skip
+def test_doubt_in_german_and_french_is_no_contradiction(text: str) -> None:
+    for box in (LEFT, RIGHT):
+        assert find_side_contradiction(roc(text, box)) is None and find_side_contradiction(vg(text, box)) is None
+
+
+def test_a_language_is_added_by_a_section_of_the_table(tmp_path: Path) -> None:
+    table = tmp_path / "languages.yaml"
+    table.write_text("Finnish:\n  sides: [[vasen, oikea]]\n  common: [ja|on]\n  yes: [kyllä]\n  no: [ei]\n")
+    (finnish,) = read_languages(table)
+    assert finnish.halves == {"vasen": "left", "oikea": "right"} and finnish.verdicts == {"kyllä": "yes", "ei": "no"}
+    assert finnish.phrases is None and finnish.side_word.findall("Vasen keuhko, oikea_munuainen") == ["Vasen", "oikea"]
+    for wrong in ("sides: [[vasen]]", "Sides: []", "common: ['(']"):
+        table.write_text(f"Finnish:\n  yes: []\n  no: []\n  common: []\n  sides: []\n  {wrong}\n")
+        with pytest.raises(BadInput, match=r"languages.yaml, section Finnish: .*correct it"):
+            read_languages(table)
+
+
+def test_the_packaged_table_pairs_every_side_once_and_knows_no_word_twice_in_a_language() -> None:
+    for language in list_languages():
+        for pair in language.pairs:
+            assert language.halves[pair[0]] == "left" and language.halves[pair[1]] == "right", language.name
+        assert not language.halves.keys() & language.verdicts.keys() and language.shared <= language.halves.keys()
+        assert all(head == head.casefold() for heads in language.heads.values() for head in heads.split())
+        assert language.heads.keys() <= set(SHEET_COLUMNS)
 
 
 # ---- any words ------------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ WRITTEN: list[tuple[records.Record, Any]] = [
         ImageRef("a.dcm", 2, 1, 6, "lung"),
         {"path": "a.dcm", "width": 2, "height": 1, "orientation": 6, "window": "lung"},
     ),
+    (
+        ImageRef("a.dcm", laterality=records.Laterality("none", "ViewPosition")),
+        {"path": "a.dcm", "width": None, "height": None, "laterality": {"left": "none", "rule": "ViewPosition"}},
+    ),
     (Turn(Task.QA, BoxedText("q"), BoxedText("a")), {"task": "QA", "question": "q", "answer": "a"}),
     (
         Prediction("s", (Candidate("r", BoxedText("a"), 0, {"clip": 1}),)),

@@ -6,7 +6,6 @@ What they return shows itself in a notebook. Wrong input is a BadInput of one li
 from __future__ import annotations
 
 import base64
-import difflib
 import html
 import json
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
 from clinkd.records import SPLITS, BadInput, Box, Candidate, Modality, Sample, Score, Split, Table, Task
+from clinkd.spelling import find_near
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -259,9 +259,9 @@ def _make_source(values: dict[str, Any]) -> Source:
 
     names = [f.name for f in fields(Source)]
     if unknown := [name for name in values if name not in names]:
-        near = difflib.get_close_matches(unknown[0], names, n=1)
+        near = find_near(unknown[0], names)
         raise BadInput(
-            f"{unknown[0]}: no field of a source; " + (f"did you mean {near[0]}?" if near else ", ".join(names))
+            f"{unknown[0]}: no field of a source; " + (f"did you mean {near}?" if near else ", ".join(names))
         )
     for name, hint in get_type_hints(Source, include_extras=True).items():
         flag = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Flag)), None)
@@ -457,9 +457,9 @@ def recipe(experiment: str, /, data: str | Path | None = None, **knobs: Any) -> 
     from clinkd.settings import override
 
     if experiment not in EXPERIMENTS:
-        near = difflib.get_close_matches(experiment, EXPERIMENTS, n=1)
+        near = find_near(experiment, EXPERIMENTS)
         raise BadInput(
-            f"{experiment}: no such experiment; " + (f"did you mean {near[0]}?" if near else ", ".join(EXPERIMENTS))
+            f"{experiment}: no such experiment; " + (f"did you mean {near}?" if near else ", ".join(EXPERIMENTS))
         )
     given = {**knobs, **({} if data is None else {"data.path": data})}
     for name in REQUIRED.get(experiment, ()):

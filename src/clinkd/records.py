@@ -108,6 +108,7 @@ PAPER_MODALITIES = tuple(Modality)[:8]
 Side = Literal["image", "patient"]  # whose left "left" is: the image's, or the patient's
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+OPTION_LETTERS = "ABCDEFGHIJ"  # of the options of multiple choice
 Number = int | float  # a 1 that was read stays 1, not 1.0
 
 
@@ -218,12 +219,25 @@ class Fact(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Laterality(Record):
+    """Where the patient's left lies in a picture, and the fields of the image's header that say so.
+
+    `left` is the half of the picture: "right" in a standard axial, coronal or frontal view; "none" where left and right
+    are not side by side (sagittal, lateral, one breast); "unknown" where the fields tell no plane or contradict.
+    """
+
+    left: Literal["left", "right", "none", "unknown"]
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef(Record):
     """The path of an image (relative to its data root) and its size in pixels after orientation is applied.
 
     `path#3` is the third frame of a file with several. The size is None if the image was not opened yet. `orientation`
     is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is how the values
     of a DICOM become grey, if another window than its own first one was chosen (see `clinkd.data.images.dicom`).
+    `laterality` is None where the file does not tell it: then the modality's convention holds.
     """
 
     path: str
@@ -231,6 +245,7 @@ class ImageRef(Record):
     height: int | None = None
     orientation: int = 1
     window: str | None = None
+    laterality: Laterality | None = None
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
@@ -238,16 +253,32 @@ class ImageRef(Record):
             values["orientation"] = self.orientation
         if self.window is not None:
             values["window"] = self.window
+        if self.laterality is not None:
+            values["laterality"] = self.laterality.to_json()
         return values
 
 
 @dataclass(frozen=True, slots=True)
 class Turn(Record):
-    """One question and its true answer. `task` decides how the answer is scored."""
+    """One question and its true answer. `task` decides how the answer is scored.
+
+    `options` are the words of a multiple-choice question's options, in the order of their letters ("" for a letter that
+    is left out); the question shows them, and the answer is one of them.
+    """
 
     task: Task
     question: BoxedText
     answer: BoxedText
+    options: tuple[str, ...] = ()
+
+    @property
+    def letter(self) -> str:
+        """The letter of the true option, "" without options."""
+        return OPTION_LETTERS[self.options.index(self.answer.text)] if self.answer.text in self.options else ""
+
+    def to_json(self) -> dict[str, Any]:
+        value = Record.to_json(self)
+        return value if self.options else {name: value[name] for name in ("task", "question", "answer")}
 
 
 @dataclass(frozen=True, slots=True)

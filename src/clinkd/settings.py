@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from clinkd.records import BadInput
+from clinkd.spelling import LOOSE, find_near
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1 << 20, 40, 10_000  # of a YAML file: a recipe with its comments has 20 kB, 6, 400
 MAX_WHOLE = 2**53  # above it a whole number is not the same in JSON and in tensors
@@ -381,10 +381,10 @@ def _find_field(root: type[Knobs], model: type[Knobs], key: Any, prefix: str) ->
     hint = f"{prefix.rstrip('.')} has" if prefix else "a run has"
     hint = f"{hint} {', '.join(model.model_fields)}"
     every = {name.rpartition(".")[2]: name for name in reversed(list(_list_names(root)))}
-    if near := difflib.get_close_matches(key, model.model_fields, n=1):
-        hint = f"did you mean {prefix}{near[0]}?"
-    elif (elsewhere := difflib.get_close_matches(key, every, n=1, cutoff=0.75)) and every[elsewhere[0]] != prefix + key:
-        hint = f"did you mean {every[elsewhere[0]]}?"
+    if near := find_near(key, model.model_fields, LOOSE):
+        hint = f"did you mean {prefix}{near}?"
+    elif (elsewhere := find_near(key, every)) and every[elsewhere] != prefix + key:
+        hint = f"did you mean {every[elsewhere]}?"
     raise BadInput(f"{prefix}{key}: no such knob; {hint}")
 
 

@@ -25,7 +25,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from clinkd import distributed
 from clinkd.records import BadInput
@@ -33,6 +33,7 @@ from clinkd.records import BadInput
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 MOST_BYTES = 10**12  # of a file in a manifest
 DIFFERS = "damaged (its checksum differs)"
@@ -40,6 +41,7 @@ LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
+_COUNTED = 256  # items between two updates of a progress bar
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -599,6 +601,17 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
         yield advance
 
 
+def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
+    """Yield the items, while a progress bar counts them."""
+    with progress(None, title, unit) as advance:
+        number = 0
+        for number, item in enumerate(items, start=1):
+            yield item
+            if number % _COUNTED == 0:
+                advance(_COUNTED)
+        advance(number % _COUNTED)
+
+
 class _Pace:
     """What is done, how fast it goes (by the last half minute), and how long it still takes, in numbers and words."""
 
@@ -702,7 +715,11 @@ def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Adva
             last = time.monotonic()
             print_line(f"{title}: {pace.spell_done()}", pace.spell_rate(), pace.spell_left())
 
-    yield advance
+    try:
+        yield advance
+    except (KeyboardInterrupt, SystemExit):
+        print_line(f"{title}: {pace.spell_done()}, stopped")
+        raise
     took = spell_seconds(time.monotonic() - pace.start)
     print_line(f"{title}: {pace.spell_done()} in {took}", spell_rate(pace.rate(pace.start, pace.first), unit))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import io
 import json
@@ -25,10 +24,11 @@ from clinkd import distributed
 from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order, may_write
+from clinkd.cli.outputs import ENDED, end_in_order, may_write
 from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
+from clinkd.spelling import find_near
 from clinkd.storage import VisibleStream, first_free, spell_bytes, spell_seconds, write_csv
 from clinkd.version import __version__, spell_program
 
@@ -74,6 +74,10 @@ def _call(args: argparse.Namespace) -> int:
         return status
     except KeyboardInterrupt:
         return _exit_with(f"stopped; {args.stopped}", STOPPED) if distributed.is_main() else STOPPED
+    except SystemExit as ending:
+        if ending.code == ENDED and distributed.is_main():
+            tell(f"asked to end; {args.stopped}")
+        raise
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -237,8 +241,8 @@ def _no_experiment(name: str, runs: Path | None = None, command: str = "") -> Ex
 
     if runs and (config := runs / name / "config.yaml").is_file():
         return BadInput(f"{name}: a run, no experiment; give its config, as: {command} {shlex.quote(str(config))}")
-    near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
+    near = find_near(name, EXPERIMENTS)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
     return BadInput(f"{name}: no such experiment; {hint}")
 
 

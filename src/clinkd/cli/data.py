@@ -1,4 +1,4 @@
-"""The verbs of data: import, check, export, split, sheet, stats, show, phantoms."""
+"""The verbs of data: import, check, export, split, sheet, stats, show, boxes, phantoms."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from clinkd.storage import write_csv
 from clinkd.version import spell_program
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from clinkd.data.checks.check import Checks, Findings
     from clinkd.data.importing import Division
+    from clinkd.data.readers import RowError
     from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
@@ -38,8 +41,12 @@ def add(verbs: Any) -> None:
         description="Read, check, divide and write data, or draw phantoms.",
         epilog="example: clinkd data check FOLDER",
     )
+    data.set_defaults(stopped="nothing was written, and the same command begins anew")
     kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    for add_one in (_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_phantoms):
+    for add_one in (
+        *(_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_boxes),
+        _add_phantoms,
+    ):
         add_one(kinds)
 
 
@@ -54,6 +61,7 @@ def _add_import(kinds: Any) -> None:
     splits.add_argument("--anew", action="store_true", help="ignore the splits in the files, and divide all")
     splits.add_argument("--no-split", action="store_true", help="keep the splits as the files have them")
     verb.add_argument("--turn-to", choices=["patient", "image"], help="change all left and right words to this side")
+    verb.set_defaults(stopped="no data set was made, and the same command begins anew")
     verb.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
 
@@ -106,6 +114,16 @@ def _add_show(kinds: Any) -> None:
     verb.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
 
 
+def _add_boxes(kinds: Any) -> None:
+    what = "draw a few boxes as the file has them and as the model will see them: are my boxes right?"
+    verb = _add_reading_verb(kinds, "boxes", _boxes, what, "clinkd data boxes FOLDER --out boxes.png")
+    verb.add_argument("--out", type=Path, default=Path("boxes.png"), metavar="PNG", help="the picture (boxes.png)")
+    verb.add_argument("--count", type=int, default=9, help="boxes, of different images, sampled by the seed (9)")
+    verb.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="the model that will see them (the tiny one of clinkd run real)"
+    )
+
+
 def _add_phantoms(kinds: Any) -> None:
     what = "draw phantoms with questions into a folder"
     verb = add_verb(kinds, "phantoms", _phantoms, what, "clinkd data phantoms phantoms --images 24")
@@ -117,11 +135,25 @@ def _add_phantoms(kinds: Any) -> None:
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
+class _FormAction(argparse.Action):
+    """Store the name of a form; for `help`, print all of them and leave, whatever else is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        from clinkd.data.readers.forms import describe_forms
+
+        if values == "help":
+            print(describe_forms())
+            parser.exit(0)
+        setattr(namespace, self.dest, values)
+
+
 def source_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of `Source` except its path, and --workers."""
     group = parser.add_argument_group("where the data is, and what its rows do not state")
     for field, kind, flag in _list_source_fields():
         options = {"help": flag.help_text, "default": field.default, **flag.options}
+        if field.name == "form":
+            options["action"] = _FormAction
         for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
             if member in (int, float, Path):
                 options["type"] = member
@@ -174,12 +206,11 @@ def _build_share_flags() -> Parser:
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
     """The source at `path` that the flags describe. Raises BadInput with the flag if its value makes no sense."""
-    from clinkd.data.readers.forms import FORMS
+    from clinkd.data.readers.forms import require_form
     from clinkd.data.readers.source import Source
 
-    if args.form is not None and args.form not in FORMS:
-        forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
-        raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
+    if args.form is not None:
+        require_form(args.form)
     values = {}
     for field, _, flag in _list_source_fields():
         value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))
@@ -241,6 +272,7 @@ def _import(args: argparse.Namespace) -> int:
         _print_findings(error.findings, args)
         tell(str(error))
         return WRONG
+    args.stopped = f"the data set {args.out} is made"
     _print_findings(findings, args)
     if not args.json:
         print(f"\ndata     {args.out}: {findings.samples} samples of {findings.images} images")
@@ -257,6 +289,7 @@ def _check(args: argparse.Namespace) -> int:
     from clinkd.data.readers import RowError
 
     _require_writable(args)
+    end_in_order()
     try:
         source = source_of(args, args.path)
         findings = check(source, _build_checks(args))
@@ -357,32 +390,34 @@ def _sheet(args: argparse.Namespace) -> int:
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     """The samples of a source and the number of bad rows. The reasons go to stderr."""
+    from clinkd.data.checks.check import summarise_problems
     from clinkd.data.readers.forms import read_rows
 
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
-    bad = 0
+    problems: list[RowError] = []
     for result in read_rows(source_of(args, args.path), notes):
         samples.extend(result.samples)
-        bad += result.problem is not None
-        if result.problem is not None and bad <= SHOWN:
-            print(f"left out: {result.problem}", file=sys.stderr)
-    if bad > SHOWN:
-        print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
+        problems += [result.problem] if result.problem is not None else []
+    for line in summarise_problems(problems, SHOWN):
+        print(f"left out: {line}", file=sys.stderr)
+    if problems:
+        print(f"note: clinkd data check {shlex.quote(str(args.path))} --json lists all bad rows", file=sys.stderr)
     for reason, count in notes.items():
         print(f"note: {count} {reason}", file=sys.stderr)
-    return samples, bad
+    return samples, len(problems)
 
 
 def _stats(args: argparse.Namespace) -> int:
     from clinkd.data.checks import guessability
     from clinkd.data.checks.stats import count_samples
+    from clinkd.data.readers.forms import with_form
     from clinkd.records import Task
 
     samples, bad = _read_good_samples(args)
     show(count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
-        root = source_of(args, args.path).root
+        root = with_form(source_of(args, args.path)).root
         show(guessability.measure_guessability(guessability.find_sightings(samples, root)).table())
     return WRONG if bad else 0
 
@@ -390,11 +425,9 @@ def _stats(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     import difflib
 
-    from PIL.PngImagePlugin import PngInfo
-
-    from clinkd.data.images import encode_picture, open_image
+    from clinkd.data.images import open_image
+    from clinkd.data.readers.forms import with_form
     from clinkd.reporting.viewer.overlay import draw_sample_boxes
-    from clinkd.storage import write_atomic
 
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
@@ -404,12 +437,46 @@ def _show(args: argparse.Namespace) -> int:
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", png, PICTURE)
-    picture = open_image(source_of(args, args.path).root, sample.images[-1])
+    picture = open_image(with_form(source_of(args, args.path)).root, sample.images[-1])
+    _write_picture(png, draw_sample_boxes(picture, sample))
+    return 0
+
+
+def _boxes(args: argparse.Namespace) -> int:
+    from clinkd.data.readers.forms import with_form
+    from clinkd.experiments import laptop, real
+    from clinkd.reporting.box_sheet import ModelView, choose_boxes, draw_box_sheet
+
+    if args.count < 1 or args.no_images:
+        raise BadInput("--no-images: boxes are drawn on images" if args.no_images else "--count: 1 or more is wanted")
+    may_write("--out", args.out, PICTURE)
+    view = ModelView.from_config((laptop(base=args.base) if args.base else real()).model)
+    samples, bad = _read_good_samples(args)
+    chosen = choose_boxes(samples, args.count, args.seed)
+    if not chosen:
+        raise BadInput(f"{args.path}: no box in its {len(samples)} samples; clinkd data check says what is read there")
+    sheet, boxes = draw_box_sheet(chosen, with_form(source_of(args, args.path)).root, view)
+    for box in boxes:
+        where = f"{box.image.path}: {box.pixels} of {box.size.width}x{box.size.height} pixels"
+        print(f"box      {box.name}, {where}; as {box.spelled} {box.difference:.1f} px off")
+    worst = max(boxes, key=lambda box: box.difference)
+    print(f"largest  {worst.difference:.1f} px between a box and what the model reads of it ({worst.image.path})")
+    _write_picture(args.out, sheet)
+    print("look     left the file's box, right the model's: are my boxes right?")
+    return WRONG if bad else 0
+
+
+def _write_picture(png: Path, picture: Image) -> None:
+    """Write a picture of this command, which it may write over later, and say where."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from clinkd.data.images import encode_picture
+    from clinkd.storage import write_atomic
+
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
-    write_atomic(png, encode_picture(draw_sample_boxes(picture, sample), pnginfo=png_info))
+    write_atomic(png, encode_picture(picture, pnginfo=png_info))
     print(f"picture  {png}")
-    return 0
 
 
 def _phantoms(args: argparse.Namespace) -> int:
@@ -418,17 +485,18 @@ def _phantoms(args: argparse.Namespace) -> int:
     from clinkd.data.checks.stats import count_samples
     from clinkd.data.writers import write_jsonl
     from clinkd.settings import change_knobs
-    from clinkd.storage import demand_empty, progress
+    from clinkd.storage import new_folder, progress
 
-    demand_empty(args.folder)
+    end_in_order()
     config = PhantomConfig()
     if args.images is not None:
         if args.images < 1:
             raise BadInput(f"--images {args.images}: 1 or more are wanted")
         config = change_knobs(config, train_images=args.images)
     total = config.train_images + config.validation_images + config.test_images
-    with progress(total, "phantoms", "image") as advance:
-        samples = phantoms.write_phantoms(args.folder, config, args.seed, workers=cores(), advance=advance)
-    write_jsonl(samples, args.folder / "samples.jsonl")
+    with new_folder(args.folder) as draft:
+        with progress(total, "phantoms", "image") as advance:
+            samples = phantoms.write_phantoms(draft, config, args.seed, workers=cores(), advance=advance)
+        write_jsonl(samples, draft / "samples.jsonl")
     show(count_samples(samples))
     return 0

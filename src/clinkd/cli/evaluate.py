@@ -12,6 +12,7 @@ from clinkd.cli.outputs import QUARANTINE, end_in_order, may_write
 from clinkd.cli.screen import show, show_leaving, tell
 from clinkd.cli.words import add_verb
 from clinkd.records import BadInput, Task
+from clinkd.spelling import suggest
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
@@ -208,4 +209,4 @@ def _read_task(args: argparse.Namespace) -> Task:
     try:
         return Task(args.task.strip().upper())
     except ValueError:
-        raise BadInput(f"--task {args.task}: one of {', '.join(Task)} is wanted") from None
+        raise BadInput(f"--task {args.task}: one of {', '.join(Task)} is wanted{suggest(args.task, Task)}") from None

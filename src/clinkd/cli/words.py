@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
+
+from clinkd.spelling import LOOSE, find_near, suggest
 
 FAILED, WRONG = 1, 2
 Verb = Callable[[argparse.Namespace], int]
@@ -66,8 +67,8 @@ class Parser(argparse.ArgumentParser):
     def _spell_flag(self, word: str) -> str:
         """The flag of this verb that a word is nearest to, if any is near."""
         flag, flags = word.partition("=")[0], self._option_string_actions
-        near = [f for f in flags if f.startswith(flag)] or difflib.get_close_matches(flag, flags, n=1)
-        return f"; did you mean {near[0]}?" if flag.startswith("--") and near else ""
+        near = next((f for f in flags if f.startswith(flag)), None) or find_near(flag, flags, LOOSE)
+        return f"; did you mean {near}?" if flag.startswith("--") and near else ""
 
     def _name_owners(self, word: str) -> str:
         """The verbs that know a flag, if any does."""
@@ -88,8 +89,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            near = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = suggest(str(value), map(str, action.choices or ()), LOOSE)
             raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
     def error(self, message: str) -> NoReturn:

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from clinkd.data.grids import Size
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
+from clinkd.spelling import suggest
 
 SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "normalised", "digits", "locations")
 Corners = tuple[int, int, int, int]  # x1, y1, x2, y2 on a codec's grid
@@ -470,4 +471,4 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
         tokens = tuple(f"<{axis}_{k:0{width}d}>" for axis in "xy" for k in range(bins))
         one = r"<{}_([0-9]{{" + str(width) + "}})>"
         return _Locations(name, bins, tokens, 0.5, r"\s*".join(one.format(axis) for axis in "xyxy"))
-    raise BadInput(f"boxes={name}: one of {', '.join(SPELLINGS)} is wanted")
+    raise BadInput(f"boxes={name}: one of {', '.join(SPELLINGS)} is wanted{suggest(name, SPELLINGS)}")

@@ -10,22 +10,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
+from clinkd.data.checks.check import Checker, Checks, Findings, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
-from clinkd.data.readers.conversations import find_split_of_path
+from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
-from clinkd.records import BadInput, ImageRef, Side, Split
-from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
+from clinkd.records import BadInput, ImageRef, Sample, Side, Split
+from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 
@@ -75,13 +76,17 @@ def import_data(  # noqa: PLR0913
     if repeated := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{repeated}: given twice; give each source once")
     with new_folder(out) as draft:
-        sources = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
+        spellings = Spellings()
+        sources = [replace(forms.with_form(s), spellings=spellings) for s in sources]
         root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
         checker = Checker(checks, root if all(s.open_images for s in sources) else None)
-        sources = _take_told_splits(sources, checker.findings.notes)
+        told = _take_told_splits(sources, checker.findings.notes)
+        sources = [replace(s, split=s.split or split) for s, split in zip(sources, told, strict=True)]
+        is_divided_anew = division is not None and division.anew
+        refused = [None if is_divided_anew or s.form == "samples" else t for s, t in zip(sources, told, strict=True)]
         converter = _SideConverter(side)
-        results = _read_results(sources, root, converter, checker.findings)
-        if division is not None and division.anew:
+        results = _read_results(sources, refused, root, converter, checker.findings)
+        if is_divided_anew:
             results = map(_without_splits, results)
         spool = draft / "read.jsonl"
         _spool_good_rows(results, checker, spool)
@@ -118,37 +123,62 @@ def _resolve_path(path: Path) -> Path:
 
 
 def _read_results(
-    sources: Sequence[Source], root: Path, converter: _SideConverter, findings: Findings
+    sources: Sequence[Source], told: Sequence[Split | None], root: Path, converter: _SideConverter, findings: Findings
 ) -> Iterator[RowResult]:
     """Yield the rows of all sources with one meaning of left and right, and image paths from the common root.
 
     With several sources, each id begins with the number of its source, because two sheets may number rows alike.
+    `told`: for each source the split that its name tells, which no row may contradict.
     """
-    for number, source in enumerate(sources, start=1):
+    for number, (source, split) in enumerate(zip(sources, told, strict=True), start=1):
         folder = _resolve_path(source.root).relative_to(root).as_posix()
-        path_prefix = "" if folder == "." else f"{folder}/"
-        id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
+        id_prefix = f"{number}:" if len(sources) > 1 else ""
+        prefix = _RowPrefixes(source, "" if folder == "." else f"{folder}/", id_prefix)
         for result in count_progress(forms.read_rows(source, findings.notes), f"read {source.path.name}", "rows"):
-            converted = converter.convert(_prefix_row(result, path_prefix, id_prefix))
+            converted = converter.convert(prefix.add(_refuse_other_split(result, split)))
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
             yield converted
 
 
-def _take_told_splits(sources: Sequence[Source], notes: Counter[str]) -> list[Source]:
-    """The sources with the splits that their names tell, as train.csv and test.csv do, or train/ and test/.
+def _take_told_splits(sources: Sequence[Source], notes: Counter[str]) -> list[Split | None]:
+    """For each source the split that its name tells, as train.csv and test.csv do, or train/ and test/.
 
-    Names are believed where they tell several splits: one sheet called test may be anything, which is noted.
+    Names are believed where they tell several splits: one sheet called test may be anything, which is noted. A folder
+    that holds all sources tells nothing of one of them. Raises BadInput if the names of a file and its folder differ.
     """
-    told = [(s, find_split_of_path(s.path) if s.split is None else None) for s in sources]
-    believed = len({s.split or split for s, split in told} - {None}) > 1
-    for source, split in told:
+    paths = [_resolve_path(s.path) for s in sources]
+    common = Path(os.path.commonpath([p.parent for p in paths]))
+    told = [find_split_of_path(p, common) if s.split is None else None for s, p in zip(sources, paths, strict=True)]
+    believed = len({*told, *(s.split for s in sources)} - {None}) > 1
+    for source, path, split in zip(sources, paths, told, strict=True):
         if split and believed:
-            name = os.path.relpath(source.path, source.path.parent.parent)
+            name = os.path.relpath(path, path.parent.parent)
             notes[f"source is of the {split} split, as its name {name} says; --anew divides all data anew"] += 1
-        elif split and source.form == "sheet":
-            notes[f"sheet is not taken for the {split} split, as its name says; --all-in {split} does so"] += 1
-    return [replace(s, split=split) if believed and split else s for s, split in told]
+        elif source.split is None and (ignored := _find_ignored_split(source.form, path)):
+            what = "sheet" if source.form == "sheet" else "file"
+            notes[f"{what} is not taken for the {ignored} split, as its name says; --all-in {ignored} does so"] += 1
+    return told if believed else [None] * len(told)
+
+
+def _find_ignored_split(form: str | None, path: Path) -> Split | None:
+    """The split that the name of a single file tells, or of the folder around it, and that its reader does not take."""
+    if form not in ("sheet", "coco") or not path.is_file():
+        return None
+    by_name = find_split_in_name(path.stem)
+    if by_name is not None:
+        return by_name if form == "sheet" else None
+    return find_split_in_name(path.parent.name)
+
+
+def _refuse_other_split(result: RowResult, told: Split | None) -> RowResult:
+    """The row, or its error if a sample of it states another split than the name of its source tells."""
+    other = next((s for s in result.samples if told is not None and s.split not in (None, told)), None)
+    if other is None:
+        return result
+    why = f"the name of the source says {told}; correct one of them, or --anew divides all data anew"
+    problem = RowError(result.file, result.row, shorten_value(other.id), "split", str(other.split), why)
+    return replace(result, samples=(), problem=problem)
 
 
 def _without_splits(result: RowResult) -> RowResult:
@@ -164,14 +194,34 @@ def _encode_line(record: dict[str, Any]) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _prefix_row(result: RowResult, path_prefix: str, id_prefix: str) -> RowResult:
-    if not path_prefix and not id_prefix:
-        return result
-    samples = tuple(
-        replace(s, id=id_prefix + s.id, images=tuple(replace(i, path=path_prefix + i.path) for i in s.images))
-        for s in result.samples
-    )
-    return replace(result, samples=samples)
+class _RowPrefixes:
+    """Puts the folder of a source before the paths of its images, and its number before its ids.
+
+    A group that is an image gets the folder, too, because two hospitals may both have a 0001.png. Patients keep theirs.
+    """
+
+    def __init__(self, source: Source, path: str, number: str) -> None:
+        self.source, self.path, self.number = source, path, number
+        self._cached_is_file = cache(lambda name: (source.root / name).is_file())
+
+    def add(self, result: RowResult) -> RowResult:
+        if not self.path and not self.number:
+            return result
+        samples = tuple(
+            replace(s, id=self.number + s.id, images=self._place(s.images), group=self._place_group(s))
+            for s in result.samples
+        )
+        return replace(result, samples=samples, images=self._place(result.images))
+
+    def _place(self, images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+        return tuple(replace(image, path=self.path + image.path) for image in images)
+
+    def _place_group(self, sample: Sample) -> str:
+        own = {name for image in sample.images for name in (image.path, re.sub(r"#\d+$", "", image.path))}
+        if self.source.form == "boxes":  # an image without a patient is named by its id
+            own.add(sample.id.rpartition("-")[0])
+        is_image = sample.group in own or (self.source.group is None and self._cached_is_file(sample.group))
+        return self.path + sample.group if is_image else sample.group
 
 
 class _SideConverter:
@@ -196,8 +246,14 @@ class _SideConverter:
         except BadInput as error:
             sample = next(s for s in result.samples if s.side != self.wanted)
             name = shorten_value(sample.id)
-            problem = RowError(result.file, result.row, name, "side", sample.side, str(error), "side")
+            problem = RowError(
+                result.file, result.row, name, "side", sample.side, str(error), "side", _name_image(sample)
+            )
             return replace(result, samples=(), problem=problem)
+
+
+def _name_image(sample: Sample) -> str:
+    return shorten_value(sample.images[-1].path)
 
 
 def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:
@@ -286,7 +342,7 @@ class _ImageCopies:
             target = self.draft / name
             make_folder(target.parent)
             target.write_bytes(encode_picture(open_image(self.root, image)))
-            self._copied[key] = ImageRef(name, image.width, image.height)
+            self._copied[key] = ImageRef(name, image.width, image.height, laterality=image.laterality)
         return self._copied[key]
 
     def _choose_name(self, name: str) -> str:

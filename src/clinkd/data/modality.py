@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from clinkd.records import BadInput, Modality
+from clinkd.spelling import find_near
 
 _SPELLINGS = {  # without the words of _PICTURES
     Modality.CT: ("ct", "computed tomography", "computerised tomography", "cat", "hrct", "cbct", "cect", "ncct"),
@@ -40,8 +40,8 @@ def read_modality(text: str) -> Modality:
     found = {_BY_SPELLING[part] for part in _list_parts(text) if part in _BY_SPELLING}
     if len(found) == 1:
         return found.pop()
-    similar = difflib.get_close_matches(_normalise_spelling(text), _BY_SPELLING, n=1, cutoff=_NEAR)
-    hint = f"; did you mean {_BY_SPELLING[similar[0]].value}?" if similar else ""
+    similar = find_near(_normalise_spelling(text), _BY_SPELLING, _NEAR)
+    hint = f"; did you mean {_BY_SPELLING[similar].value}?" if similar else ""
     legal = ", ".join(spellings[0] for spellings in _SPELLINGS.values())
     raise BadInput(f"modality {text!r} is unknown{hint}; give one of {legal}")
 

@@ -32,6 +32,12 @@ OVERALL = (
     "What does this image show?",
     "Can you give a summary of the image?",
 )
+LABELS = (
+    "What is found in this image?",
+    "Which finding or findings does this image show?",
+    "What would a reader of this image report?",
+    "Which diagnosis belongs to this image?",
+)
 SENTENCES = (  # the verb belongs to the box, not to the name, so that "the lungs" fits as well as "the liver"
     "This region shows the {name}, centred in the {third} third of the picture, and takes up {share} of it.",
     "Here one sees the {name}; the box is centred in the {third} third of the picture and covers {share} of it.",
@@ -60,6 +66,11 @@ def ask_where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
     return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
+def ask_absent(name: str, rng: random.Random) -> Turn:
+    """Visual grounding of what the image does not show: an answer without a box."""
+    return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(f"There is no {name} in the image."))
+
+
 def ask_what(box: Box, name: str, rng: random.Random) -> Turn:
     """Referring object classification: the answer is the bare name, as in Med-GRIT."""
     return Turn(Task.ROC, BoxedText(rng.choice(WHAT), (box,)), BoxedText(name))
@@ -86,6 +97,11 @@ def ask_overall(text: str, rng: random.Random) -> Turn:
     return Turn(Task.MIA, BoxedText(rng.choice(OVERALL)), BoxedText(text))
 
 
+def ask_label(label: str, rng: random.Random) -> Turn:
+    """A question about the whole image, which its label answers."""
+    return Turn(Task.QA, BoxedText(rng.choice(LABELS)), BoxedText(label))
+
+
 def _join_words(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
@@ -95,12 +111,12 @@ def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     """Make pairs without sentences: "the NAME" -> name and boxes for each VG sample, box -> name for each ROC sample.
 
     A general model has seen millions of such pairs before it meets the questions of a hospital. Equal pairs of an image
-    are kept once. Other tasks have no pair, and neither has a VG sample without `names`.
+    are kept once. Other tasks have no pair, and neither has a VG sample without `names` or boxes.
     """
     pairs: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
     for s in samples:
         name = s.names[0] if s.names else s.answer.words if s.task is Task.ROC else ""
-        if s.task is Task.VG and name:
+        if s.task is Task.VG and name and s.answer.boxes:
             marks = " ".join([BOX_MARK] * len(s.answer.boxes))
             phrase = f"the {name}"
             turn = Turn(Task.VG, BoxedText(phrase), BoxedText(phrase + marks, s.answer.boxes))

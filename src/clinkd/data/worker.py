@@ -54,6 +54,7 @@ class Worker:
         self._lock = threading.RLock()
         self._pipe: Connection | None = None
         self._end: Callable[[], object] = lambda: None
+        self.kill: Callable[[], object] = lambda: None  # the process, also from another thread, whose job is then lost
 
     def __call__(self, request: Any, content: bytes = b"") -> tuple[Any, list[bytes]]:
         """The result of the job for a request. Raises WorkerLost or JobFailed."""
@@ -79,8 +80,8 @@ class Worker:
             if self._pipe is None:
                 self._pipe, theirs = Pipe()
                 with theirs:
-                    kill, wait = self.start_process(theirs)
-                self._end = weakref.finalize(self, _end_process, self._pipe, kill, wait)
+                    self.kill, wait = self.start_process(theirs)
+                self._end = weakref.finalize(self, _end_process, self._pipe, self.kill, wait)
             return self._pipe
 
     def close(self) -> None:

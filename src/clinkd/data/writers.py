@@ -29,6 +29,7 @@ DATASET_INFO = "dataset_info.json"
 NO_SPLIT = "all"  # name of the file of samples without a split
 
 _FRAME = re.compile(r"#\d+$")
+_LATERALITY_NOTE = "images whose DICOM header told where the patient's left is, which"
 
 
 def _encode_json(value: Any, sample: Sample) -> bytes:
@@ -120,7 +121,9 @@ class _ShareGptWriter:
             marks = "<image>" * len(sample.images) if number == 1 else ""
             messages.append({"from": "human", "value": marks + question})
             messages.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {number}")})
-        extra = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        extra: dict[str, Any] = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        if any(turn.options for turn in sample.turns):
+            extra["options"] = [turn.options for turn in sample.turns]
         extra |= _select_fields(sample, "group", "source", "names", "facts", "side", "split")
         return {
             "id": sample.id,
@@ -136,6 +139,8 @@ class _ShareGptWriter:
             self.notes["images turned by their EXIF tag, which LLaMA-Factory does not turn: boxes will be off"] += 1
         if image.window is not None:
             self.notes["windows of DICOM images, which a conversation does not hold"] += 1
+        if image.laterality is not None:
+            self.notes[f"{_LATERALITY_NOTE} a conversation does not hold"] += 1
         return image.path if self.root is None else (self.root.resolve() / image.path).as_posix()
 
     def _encode_text(self, text: BoxedText, sample: Sample, field: str) -> str:
@@ -240,6 +245,8 @@ class _CocoWriter:
             self.images[image.path] = entry
             if image.orientation != 1:
                 self.notes["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
+            if image.laterality is not None:
+                self.notes[f"{_LATERALITY_NOTE} COCO does not hold"] += 1
         elif earlier != entry:
             raise BadInput(
                 f"sample {sample.id!r}: says of {image.path} {entry[COCO_EXTRA_KEY]}, and an earlier sample "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from clinkd.language.languages import find_language, list_languages, mentions_side
 from clinkd.language.negation import (
     affirmed_names,
     carries_finding,
@@ -50,7 +51,12 @@ _POINTING = {"the", "this", "that", "other", "another", "each", "every", "no", "
 
 @lru_cache(maxsize=65536)
 def sides(text: str) -> frozenset[str]:
-    """The sides, "left" and "right", that a text states and does not deny; bilateral, or "both lungs", is both."""
+    """The sides, "left" and "right", that a text states and does not deny; bilateral, or "both lungs", is both.
+
+    In other languages than English a sentence that denies anything states no side.
+    """
+    if mentions_side(text) and (language := find_language(text)) and language is not list_languages()[0]:
+        return frozenset[str](language.read_sides(text))
     return frozenset().union(*(_read_sides(c.words, c.negated) for c in clauses(text)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from clinkd.language.languages import read_verdict
 from clinkd.language.words import AUXILIARY, DETERMINERS, GENERIC, NUMBERS, PLACES, VERBS, sentences, singular, spans
 
 
@@ -68,7 +69,7 @@ def carries_finding(word: str) -> bool:
 def split_clauses(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Clauses of a sentence. A comma or "and" ends a clause only before a new subject with its verb, so that
     "no mass, nodule or effusion is seen" is one clause and "no mass, the liver is large" is two."""
-    start, after_head = 0, words[0] in {"yes", "no"} and len(words) > 1 and words[1] == ","
+    start, after_head = 0, read_verdict(words[0]) is not None and words[1:2] == (",",)
     for i, word in enumerate(words):
         rest = words[i + 1 :]
         if after_head and i == 1:
@@ -152,14 +153,22 @@ def _deny_before(words: tuple[str, ...], denied: list[bool], stop: int) -> None:
 
 
 def yes_no_verdict(text: str) -> str:
-    """ "yes" or "no" if a text begins with this answer ("No, ...", "The answer is no."), otherwise ""."""
+    """ "yes" or "no" if a text begins with this answer ("No, ...", "The answer is no.", "Ja"), otherwise ""."""
     for clause in clauses(text)[:1]:
         words = clause.words
         for opening in (("the", "answer", "is"), ("answer", "is"), ("the", "answer"), ("answer",)):
             words = words[len(opening) :] if words[: len(opening)] == opening else words
-        if words in (("yes",), ("no",)):
-            return words[0]
+        if len(words) == 1 and (verdict := read_verdict(words[0])):
+            return verdict
     return ""
+
+
+def denies(text: str) -> bool:
+    """Whether a text denies anything, as "no", "not there", "absent" and "there is no mass" do."""
+    return any(any(c.negated) or c.words in _BARE_DENIALS for c in clauses(text)) or yes_no_verdict(text) == "no"
+
+
+_BARE_DENIALS = {(word,) for word in (*_NEGATORS, *_ABSENT, "nothing", "nowhere", "negative")}
 
 
 def carries_meaning(word: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clinkd.language.foreign import list_foreign_languages
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import Sample, Task
 
@@ -17,7 +19,8 @@ def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample], scores: Ma
     """The cautions about a run, one sentence each; `stages`: the folders of its stages by name; `scores`: as
     `Run.scores` has them."""
     pooled = [line for folder in stages.values() for line in stage_record(folder)["recorded"].get("cautions", ())]
-    return [*caution_few_groups(test), *caution_blind(scores), *caution_undertrained([stages]), *pooled]
+    own = [*caution_few_groups(test), *caution_languages(test), *caution_blind(scores), *caution_undertrained([stages])]
+    return [*own, *pooled]
 
 
 def read_cautions(scores: Mapping[str, Any]) -> list[str]:
@@ -30,6 +33,12 @@ def caution_few_groups(test: Sequence[Sample]) -> list[str]:
     number = len({s.group for s in test})
     noun = "patient" if len({i.path for s in test for i in s.images}) > number else "image"
     return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
+
+
+def caution_languages(test: Sequence[Sample]) -> list[str]:
+    """A caution for each language in which the sides of test samples are neither checked nor scored."""
+    counts = Counter(name for sample in test for name in list_foreign_languages(sample))
+    return [f"sides are not checked in {name}: {n} test sample{'s' * (n > 1)}" for name, n in sorted(counts.items())]
 
 
 def caution_blind(scores: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from clinkd.pipeline.damage import RECORD, Damage, find_damage, refuse_damage, w
 from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
+from clinkd.spelling import suggest
 from clinkd.storage import (
     MANIFEST,
     is_plain_path,
@@ -548,7 +549,7 @@ def explain_rerun(name: str, described_stages: Sequence[Mapping[str, Any]], cach
     """
     stages = {stage["name"]: _read_stage(stage, cache) for stage in described_stages}
     if name not in stages:
-        raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(stages)}")
+        raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(stages)}{suggest(name, stages)}")
     own_folder_name = _resolve_folder_name(cache, name, stages[name]["identity"])
     pooled = POOLED in stages[name]["config"]  # such a stage differs in every knob from another of its name
     others = [s for s in _read_cached(cache, name) if (POOLED in s["config"]) == pooled]

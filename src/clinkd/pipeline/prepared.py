@@ -48,7 +48,8 @@ def read_split(prepared: Path, split: Split) -> list[Sample]:
 
 def read_images(prepared: Path, split: Split) -> list[ImageRef]:
     """The images of one split. Its questions are not read."""
-    return [ImageRef(**image) for record in read_stage_lines(prepared / f"{split}.jsonl") for image in record["images"]]
+    records = read_stage_lines(prepared / f"{split}.jsonl")
+    return [ImageRef.from_json(image) for record in records for image in record["images"]]
 
 
 def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:

@@ -17,6 +17,7 @@ from clinkd.pipeline import graph
 from clinkd.pipeline.damage import CONFIG, RUNS, STAGE_FOLDER, find_moved, read_stage_json, spell_run_command
 from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, recipe_text, validate_stored
+from clinkd.spelling import suggest
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
 
 RUN_RECORD = "run.json"
@@ -326,7 +327,8 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
         if is_run(folder):
             return open_run(folder)
     names = ", ".join(folder.name for folder in folders) or "none; `clinkd run demo` makes one"
-    raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")
+    hint = suggest(wanted, (folder.name for folder in folders))
+    raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}{hint}")
 
 
 def find_finished_run(wanted: str | None = None, runs: Path = RUNS) -> Run:

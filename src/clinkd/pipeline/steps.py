@@ -257,9 +257,9 @@ def reflect(
         context = work.correction_context(config, train)
         reviewed = context.review_answers(questions, predictions, round)
         corrections = context.correct_answers(questions, reviewed, f"correct {number}")
-        write_lines(corrections_file, (c.to_json() for c in corrections))
         table = summary(corrections, questions)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
+        write_lines(corrections_file, (c.to_json() for c in corrections))  # the last, as it says that all is written
 
     with _record_seconds(work, "corrections", len(questions)):
         distributed.on_main_process(write_corrections)

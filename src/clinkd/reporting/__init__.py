@@ -2,6 +2,7 @@
 
 __all__ = [
     "ablation",
+    "box_sheet",
     "browse",
     "cases",
     "compare",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.languages import read_verdict
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.reporting.tables import SCORERS, TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
@@ -156,8 +157,8 @@ def judge_answer(sample: Sample, prediction: Prediction, rules: Rules) -> bool |
         (figure,) = measure.figure(PRIMARY_METRIC[sample.task], counts)
         return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered
     answer, truth = prediction.answer.answer.words, sample.answer.words
-    if sample.task is Task.QA and truth.lower() in ("yes", "no"):
-        return read_yes_no(answer.lower()) == truth.lower()
+    if sample.task is Task.QA and (verdict := read_verdict(truth.lower())):
+        return read_yes_no(answer.lower(), truth.lower()) == verdict
     if sample.facts:
         stated = {t for f in sample.facts for t in f.tuples}
         return stated == {t for f in read_facts(answer, rules.lexicon) for t in f.tuples}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clinkd.data.checks.check import LENGTHS, ClassBoxes, Findings
+from clinkd.data.checks.check import LENGTHS, ClassBoxes, Findings, group_problems, spell_rows
 from clinkd.data.images import open_image
+from clinkd.data.readers import RowError
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Table, Task
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.maps import render_column_chart, render_heat_map
@@ -66,12 +67,18 @@ def _render_row_errors(findings: Findings) -> list[Html]:
     for title, row_errors in (("Bad", findings.bad), ("To look at", findings.warnings)):
         if row_errors:
             kind_counts = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in row_errors).most_common())
-            listed = row_errors[:MOST_LISTED]
-            rows = tuple((Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in listed)
-            notes = (f"the first {MOST_LISTED} of {len(row_errors):,}",) if len(row_errors) > MOST_LISTED else ()
-            columns = ("file", "row", "id", "field", "value", "reason")
+            groups = group_problems(row_errors)
+            rows = tuple(_render_group(group) for group in groups[:MOST_LISTED])
+            notes = (f"the first {MOST_LISTED} of {len(groups):,}",) if len(groups) > MOST_LISTED else ()
+            columns = ("file", "rows", "id", "image", "field", "value", "reason")
             parts.append(page.table(Table(f"{title}: {kind_counts}", columns, rows, notes)))
     return parts
+
+
+def _render_group(group: Sequence[RowError]) -> tuple[str, ...]:
+    """A line of the table: the rows with the same fault, and what is wrong with the first of them."""
+    first = group[0]
+    return Path(first.file).name, spell_rows(group), first.id, first.image, first.field, first.value, first.why
 
 
 def _render_box_maps(findings: Findings) -> list[Html]:

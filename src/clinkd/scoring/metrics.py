@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, match_overlaps
 from clinkd.language.conflicts import DESCRIBING, affirms, conflicts, sides
 from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.languages import list_verdicts, read_verdict
 from clinkd.language.negation import affirmed_names
+from clinkd.language.sides import has_no_sides
 from clinkd.language.words import normalise
 from clinkd.records import Box, Candidate, Sample, Task
 from clinkd.scoring.captions import (
@@ -189,7 +191,9 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     found_P, touching_P = pairs.match_pairs(overlap_P, iou), pairs.match_pairs(overlap_P, 0.0)
     found_T, used_A = (np.zeros(len(boxes), dtype=bool) for boxes in (truth_T4, answered_A4))
     found_T[pairs.truth_P[found_P]] = used_A[pairs.answered_P[found_P]] = True
-    sided_T = _compute_row_ious(truth_T4, mirror_T4) < iou  # not its own mirror image
+    # not its own mirror image, in a picture where mirrored means the other side
+    with_sides_N = np.array([not has_no_sides(i.sample) for i in items], dtype=bool)
+    sided_T = (_compute_row_ious(truth_T4, mirror_T4) < iou) & np.repeat(with_sides_N, pairs.num_truth_N)
     # a missed box whose mirror image overlaps with a spare box of the answer
     open_P = (sided_T & ~found_T)[pairs.truth_P] & ~used_A[pairs.answered_P]
     mirrored_P = np.where(open_P, _compute_row_ious(mirror_T4[pairs.truth_P], answered_A4[pairs.answered_P]), 0.0)
@@ -352,7 +356,7 @@ def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
 def _affirms_other_side(words: str, name: str) -> bool:
     """Whether the text affirms the structure of a name, but on the other side: "right lung", "lung on the right"."""
     stated, sides_of_name = sides(words), sides(name)
-    bare = " ".join(w for w in normalise(name).split() if w not in sides_of_name)
+    bare = " ".join(w for w in normalise(name).split() if not sides(w) & sides_of_name)
     return bool(stated) and not stated & sides_of_name and affirms(words, bare)
 
 
@@ -521,6 +525,7 @@ CLAIMS = Measure(
 
 # ---- QA: yes or no, short and longer answers ------------------------------------------------------------------------
 
+_JOINING = frozenset({"or", "and", "oder", "und", "ou", "et", "o", "y", "e"})  # in "yes or no"
 SHORT = 3  # most words of a truth that must be met exactly; longer ones are judged by shared words, as open VQA-RAD is
 
 
@@ -534,8 +539,8 @@ _ANSWER_COLUMNS = (
 def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
     truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
-    if truth in ("yes", "no"):
-        return row | {"yes/no questions": 1, "right yes/no": read_yes_no(answer) == truth}
+    if verdict := read_verdict(truth):
+        return row | {"yes/no questions": 1, "right yes/no": read_yes_no(answer, truth) == verdict}
     truth_words, answer_words = Counter(truth.split()), Counter(answer.split())
     num_shared = (truth_words & answer_words).total()
     length = "short" if truth_words.total() <= SHORT else "long"
@@ -546,14 +551,14 @@ def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     return row | {f"{length} {c}": v for c, v in zip(_OPEN_COLUMNS, (1, answer == truth, recall, f1), strict=True)}
 
 
-def read_yes_no(answer: str) -> str | None:
-    """ "yes" or "no" where a normalised answer says so: by its first word, else by the only one of the two in it.
-    "yes or no" counts as neither."""
-    words = answer.split()
-    particles = {"yes", "no"} & set(words)
-    if len(particles) == 2 and set(words) <= {"yes", "no", "or", "and"}:
+def read_yes_no(answer: str, truth: str) -> str | None:
+    """ "yes" or "no" where a normalised answer says so, in English or in a language of the truth: by its first word,
+    else by the only one of the two in it. "yes or no" counts as neither."""
+    verdicts, words = list_verdicts(truth), answer.split()
+    stated = {verdicts[word] for word in words if word in verdicts}
+    if len(stated) == 2 and all(word in verdicts or word in _JOINING for word in words):
         return None
-    return words[0] if words[:1] in (["yes"], ["no"]) else particles.pop() if len(particles) == 1 else None
+    return verdicts.get(words[0]) or (stated.pop() if len(stated) == 1 else None) if words else None
 
 
 def _make_mean(column: str, *lengths: str) -> Callable[[Sums], Counts]:

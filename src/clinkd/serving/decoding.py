@@ -188,7 +188,7 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
         "frames": facts.frames,
         "frame": decoded.number,
         "dicom": kind_of(io.BytesIO(content)).reportable,
-        "modality": facts.modality.value,
+        "modality": (facts.modality or Modality.OTHER).value,
         "burned_in": facts.burned_in,
         "windows": facts.windows,
         "hounsfield": decoded.hounsfield,

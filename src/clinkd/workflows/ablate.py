@@ -21,6 +21,7 @@ from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, 
 from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.settings import override
+from clinkd.spelling import LOOSE, find_near
 from clinkd.storage import make_folder, naming_full_disk, open_private, write_atomic, write_json
 from clinkd.workflows.compare import page_sections, read_answers, render_cases
 
@@ -70,12 +71,10 @@ class Ablation:
 
 
 def _require_known(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
-    import difflib
-
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = find_near(name, known, LOOSE)
+            hint = f"did you mean {near}? " if near else ""
             raise BadInput(f"{flag} {name}: not known; {hint}there are {', '.join(known)}")
 
 

@@ -17,7 +17,7 @@ from clinkd.config import ChatConfig, RunConfig
 from clinkd.data import images
 from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.coco import CocoNames
-from clinkd.data.readers.forms import detect_form, read_samples
+from clinkd.data.readers.forms import read_samples, with_form
 from clinkd.data.readers.source import Source
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubbers, risk_of_pixels
@@ -164,7 +164,7 @@ def _loose_codec(boxes: str) -> Codec:
 def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> TestSet:
     """The questions of a split of data in any form. Raises BadInput for a bad row, and for an empty split."""
     told: Counter[str] = Counter()
-    source = replace(source, form=source.form or detect_form(source))
+    source = with_form(source)
     samples = read_samples(source, told)
     questions = [s for s in samples if split in ("all", s.split)]
     if not questions:

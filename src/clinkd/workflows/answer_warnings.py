@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from clinkd.data import questions
 from clinkd.language.conflicts import DESCRIBING
-from clinkd.language.negation import carries_finding, clauses, yes_no_verdict
+from clinkd.language.negation import carries_finding, denies
 from clinkd.language.sides import names_other_side
 from clinkd.language.words import NUMBERS, normalise, singular
 from clinkd.pipeline.damage import read_stage_lines
@@ -86,7 +86,7 @@ def find_warnings(
     """The warnings of an answer. `modality`: as the image file states it, else OTHER; `file`: of the image; without
     `knowledge` of the training data nothing is said of names, modalities and files."""
     warnings = []
-    if _asks_for_a_box(question) and not answer.boxes and not _denies(answer.words):
+    if _asks_for_a_box(question) and not answer.boxes and not denies(answer.words):
         warnings.append(AnswerWarning("no_box", "no box given, though the question asks for a place"))
     if knowledge:
         warnings += [_warn_of_name(name, knowledge.names) for name in _find_unknown_names(question, knowledge.words)]
@@ -103,11 +103,6 @@ def find_warnings(
 
 def _asks_for_a_box(question: BoxedText) -> bool:
     return not question.boxes and bool(_ASKS_FOR_A_BOX.search(normalise(question.text)))
-
-
-def _denies(answer: str) -> bool:
-    """Whether an answer denies anything: "not there" is a legal answer, and needs no box."""
-    return yes_no_verdict(answer) == "no" or any(any(clause.negated) for clause in clauses(answer))
 
 
 def _find_unknown_names(question: BoxedText, words: frozenset[str]) -> Iterator[str]:

@@ -254,7 +254,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
 def read_stated_modality(root: Path, name: str) -> Modality:
     """The modality that the header of an image states; `OTHER` if it states none, as plain pictures do."""
     facts = read_medical_facts(root, name, f"image {name}")
-    return facts.modality if facts else Modality.OTHER
+    return (facts and facts.modality) or Modality.OTHER
 
 
 def _demand_words(question: str) -> None:

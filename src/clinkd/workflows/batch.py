@@ -17,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from clinkd.data.images import encode_picture, is_named_as_image, kind_of, locate, open_image
+from clinkd.data.readers.choices import ask_with_options
 from clinkd.data.readers.dicom_folder import list_sheet_lines
-from clinkd.data.readers.rows import ROW_FILES, SHEETS, RowResult, json_rows, sheet_rows
+from clinkd.data.readers.rows import ROW_FILES, SHEETS, FieldError, RowResult, json_rows, sheet_rows, use_cell
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
@@ -70,18 +71,21 @@ def _read_rows(file: Path) -> Iterator[BatchQuestion]:
     first = True
     for row in rows:
         if isinstance(row, RowResult):
-            problem = row.problem
-            yield BatchQuestion(str(row.row), "", "", str(problem.why if problem else "cannot be read"))
+            yield BatchQuestion(str(row.row), "", "", row.problem.why if row.problem else "cannot be read")
             continue
-        cells = {k.strip().casefold(): "" if v is None else str(v).strip() for k, v in row.value.items()}
+        cells = {k.strip().casefold(): "" if v is None else v for k, v in row.value.items()}
         if first and (missing := [c for c in ("image", "question") if c not in cells]):
             columns = ", ".join(row.value)
             raise BadInput(f"{file}: its columns are {columns}; {' and '.join(missing)} is missing: rename a column")
         first = False
-        image, question = cells.get("image", ""), cells.get("question", "")
-        yield BatchQuestion(
-            cells.get("id") or str(row.number), image, question, "" if image else "the row names no image"
-        )
+        image = question = ""
+        try:
+            image, question, name = (str(use_cell(cells.get(k, ""), k)).strip() for k in ("image", "question", "id"))
+            question = ask_with_options(question, row.value)
+        except FieldError as fault:
+            yield BatchQuestion(str(row.number), image, question, f"{fault.field} = {fault.value}: {fault.why}")
+            continue
+        yield BatchQuestion(name or str(row.number), image, question, "" if image else "the row names no image")
 
 
 def ask_about_folder(folder: Path, questions: Sequence[str], besides: Sequence[Path] = ()) -> QuestionList:

@@ -7,39 +7,43 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenEstimator
-from clinkd.data.checks.near import Look, examine_images, find_similar_pairs
+from clinkd.data.checks.near import Look, examine_images
+from clinkd.data.checks.similar import find_similar_pairs
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import Source, fold_name
 from clinkd.language import sides
 from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
-from clinkd.storage import progress, replacing
+from clinkd.spelling import suggest
+from clinkd.storage import count_progress, progress, replacing
 
-T = TypeVar("T")
 Problem = tuple[Kind, str, Any, str]  # kind, field, value and reason
-_BATCH = 256  # rows between two updates of a progress bar
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
 QUARANTINE = "quarantine"  # every line of a quarantine file has this word
 EXAMPLES = 2  # of each task and modality
 FEW_BOXES = 30  # with fewer boxes in a file, their frame is not checked
 CORNER = 0.105  # if all boxes of a file lie in this part of the image, they are in hundredths or in fractions
 _FEW = 3  # rows with the same problem that are shown one by one
+_VARYING = re.compile(r"'[^']*'|\b\d[\d.,]*|; did you mean [^?]*\?")  # in the reasons of rows with the same fault
 _MOST_RUNS = 8  # of neighbouring rows, in one line
+_NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")  # of a patient
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens: upper ends of the bins
 
 
@@ -55,7 +59,7 @@ class Checks:
     def __post_init__(self) -> None:
         legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read is always bad
         if unknown := sorted(self.allow - set(legal)):
-            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
+            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted{suggest(unknown[0], legal)}")
         if self.workers < 1:
             raise BadInput(f"--workers {self.workers}: 1 or more are wanted")
 
@@ -164,6 +168,7 @@ class Checker:
         self._image_id: list[str] = []  # id of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ..., if images are opened
         self._class_numbers: dict[tuple[Modality, str], int] = {}
+        self._spellings: dict[str, Counter[str]] = {}  # of names, by what they have in common
         self._boxes, self._box_owners = array("d"), array("I")  # x1, y1, x2, y2 ...; class, image, file ...
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._rejected: set[int] = set()  # entries that turned bad when their images were opened
@@ -197,7 +202,8 @@ class Checker:
         for sample in result.samples:
             for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
                 name, shown = shorten_value(sample.id), shorten_value(value)
-                problem = RowError(result.file, result.row, name, where, shown, why, kind)
+                path = shorten_value(sample.images[-1].path)
+                problem = RowError(result.file, result.row, name, where, shown, why, kind, path)
                 if kind not in self.checks.allow:
                     return problem
                 self.findings.warnings.append(problem)
@@ -289,6 +295,8 @@ class Checker:
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
+                if image.laterality is not None:
+                    self.findings.notes[sides.describe_laterality(image.laterality)] += 1
                 if self.findings.root is not None:
                     self._refs.append(image)
                     self._image_id.append(sample_id)
@@ -307,6 +315,8 @@ class Checker:
         self.findings.samples += 1
         self.findings.notes.update(explain_foreign_words(sample))
         self._keep_example(sample)
+        for name in sample.names:
+            self._spellings.setdefault(fold_name(name), Counter())[name] += 1
         for turn in sample.turns:
             self.findings.count_question(sample.split, sample.modality, turn.task)
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
@@ -336,8 +346,13 @@ class Checker:
         findings = self.findings
         findings.images = len(self._image_entry)
         self._check_box_frames()
+        self._join_respelled_patients()
+        for spellings in self._spellings.values():
+            if len(spellings) > 1:  # in texts that were written elsewhere, which stay as they are
+                counts = ", ".join(f"{name!r} ({count})" for name, count in spellings.most_common())
+                findings.notes[f"names spelled in several ways, {counts}; make them one"] += spellings.total()
         if findings.root is not None:
-            self._compare_images(self._open_images(findings.root))
+            self._compare_images(self._open_images(findings.root) if self._refs else ())
         findings.groups.update(split or "-" for split in self._group_split)
         findings.classes = self._collect_classes()
         findings.examples = [sample for kept in self._examples.values() for _, sample in kept]
@@ -360,55 +375,84 @@ class Checker:
                 why += "of another size; name their frame with --boxes, or scale them"
                 self._record_problem(RowError(name, 0, "?", "boxes", value, why, "frame"))
 
-    def _open_images(self, root: Path) -> list[Look]:
-        looks: list[Look] = []
-        if not self._refs:
-            return looks
-        with progress(len(self._refs), "open images", "images") as advance:
-            for look in examine_images(root, self._refs, self.checks.workers):
-                looks.append(look)
-                advance()
-        uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
-        for number, look in enumerate(looks):
-            if look.why is not None:
-                for entry in uses_P2[uses_P2[:, 1] == number, 0]:
-                    self._reject_row(int(entry), number, look.why, "row")
-            elif look.flat:
-                self.findings.notes["images of one colour all over"] += 1
-        return looks
+    def _join_respelled_patients(self) -> None:
+        """Join patients whose numbers differ in zeros alone (7, 7.0, 007), as spreadsheets change them."""
+        first_spelling: dict[str, str] = {}
+        for name, group in self._groups.items():
+            if (number := _NUMBER.fullmatch(name)) is None:
+                continue
+            earlier = first_spelling.setdefault(number[1], name)
+            split, earlier_split = self._group_split[group], self._group_split[self._groups[earlier]]
+            if split != earlier_split:
+                place = self._name_place(self._group_entry[self._groups[earlier]])
+                why = f"the same number as {earlier!r}, which is in {earlier_split or 'no split'} {place}; {_ONE_SIDE}"
+                entry = self._group_entry[group]
+                problem = RowError(self._name_file(entry), self._row[entry], "?", "patient", name, why, "split")
+                if self._record_problem(problem):
+                    self.findings.between[problem.file, problem.row] = problem
+            elif earlier != name:
+                self.findings.joined.append((earlier, name))
+                self.findings.notes[f"patient {name!r} is taken for {earlier!r}, the same number"] += 1
 
-    def _compare_images(self, looks: Sequence[Look]) -> None:
+    def _open_images(self, root: Path) -> Iterator[Look]:
+        """Yield a Look for each image, and reject the rows of those that cannot be used."""
+        with progress(len(self._refs), "open images", "images") as advance:
+            for number, look in enumerate(examine_images(root, self._refs, self.checks.workers)):
+                if look.why is not None:
+                    self._reject_rows(number, look.why, "row")
+                elif look.flat:
+                    self.findings.notes["images of one colour all over, or nearly; not compared with others"] += 1
+                yield look
+                advance()
+
+    def _compare_images(self, looks: Iterable[Look]) -> None:
         splits = [split or "" for split in self._image_split]
         for first, second in find_similar_pairs(looks, self._image_group, splits):
             split, entry = self._image_split[first], self._image_entry[second]
             same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
             if split != self._image_split[second]:
                 why = f"{same}, which is in {split or 'no split'}; keep one of them"
-                self._reject_row(entry, second, why, "near-duplicate")
+                self._reject_rows(second, why, "near-duplicate")
             else:
                 self.findings.joined.append((self._name_group(first), self._name_group(second)))
                 why = f"{same}, of another patient or image; splits keep the two together"
                 self.findings.warnings.append(self._make_problem(entry, second, why, "near-duplicate"))
 
-    def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
-        if entry in self._rejected:
-            return
-        problem = self._make_problem(entry, image, why, kind)
-        if self._record_problem(problem):
-            self._rejected.add(entry)
-            self.findings.between[problem.file, problem.row] = problem
+    def _reject_rows(self, image: int, why: str, kind: Kind) -> None:
+        """All rows that use an image have this problem."""
+        for entry in self._list_entries(image):
+            if entry in self._rejected:
+                continue
+            problem = self._make_problem(entry, image, why, kind)
+            if self._record_problem(problem):
+                self._rejected.add(entry)
+                self.findings.between[problem.file, problem.row] = problem
+
+    def _list_entries(self, image: int) -> list[int]:
+        """The entries, rows, that use an image."""
+        entry_U, start_N = self._uses_by_image
+        return sorted(set(entry_U[start_N[image] : start_N[image + 1]].tolist()))
+
+    @cached_property
+    def _uses_by_image(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The entries of all uses, sorted by image, and where those of each image begin."""
+        entry_U, image_U = np.frombuffer(self._uses, np.uint32).reshape(-1, 2).T
+        order = np.argsort(image_U, kind="stable")
+        return entry_U[order], np.searchsorted(image_U[order], np.arange(len(self._refs) + 1))
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
         name, path = shorten_value(self._image_id[image]), shorten_value(self._refs[image].path)
-        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind)
+        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind, path)
 
     def _collect_classes(self) -> list[ClassBoxes]:
         """The boxes of each class. A box that is in a question and in an answer counts once."""
         if not self._boxes:
             return []
         box_N4, kind_N, image_N, _ = self._read_boxes()
-        _, first = np.unique(np.column_stack([kind_N, image_N, np.round(box_N4, 6)]), axis=0, return_index=True)
-        first = np.sort(first)
+        row_N6 = np.column_stack([np.round(box_N4, 6), image_N, kind_N])
+        order = np.lexsort(row_N6.T)  # three times as fast as np.unique, which no interrupt ends
+        new = np.append(True, (np.diff(row_N6[order], axis=0) != 0).any(1))
+        first = np.sort(order[new])
         box_N4, kind_N = box_N4[first], kind_N[first]
         boxes_by_class = [
             ClassBoxes(m, name or "(several or no names)", box_N4[kind_N == k])
@@ -419,38 +463,44 @@ class Checker:
 
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
+    source = forms.with_form(source)
     checker = Checker(checks, source.root if source.open_images else None)
     for result in count_progress(forms.read_rows(source, checker.findings.notes), "read rows", "rows"):
         checker.check_row(result)
     return checker.close()
 
 
-def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
-    """Yield the items, while a progress bar counts them."""
-    with progress(None, title, unit) as advance:
-        count = 0
-        for count, item in enumerate(items, start=1):
-            yield item
-            if count % _BATCH == 0:
-                advance(_BATCH)
-        advance(count % _BATCH)
+def group_problems(problems: Sequence[RowError]) -> list[list[RowError]]:
+    """The problems in their order; those of many rows with the same fault, whatever the value, are one group."""
+    alike: dict[tuple[str, ...], list[RowError]] = {}
+    for problem in problems:
+        reason = problem.why.replace(problem.value, "") if problem.value else problem.why
+        field, reason = (_VARYING.sub("", text) for text in (problem.field, reason))
+        alike.setdefault((problem.file, field, reason, problem.kind), []).append(problem)
+    parts = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
+    order = {id(problem): place for place, problem in enumerate(problems)}
+    return sorted(parts, key=lambda group: order[id(group[0])])
 
 
 def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:
     """Yield the problems as text: one line for many rows with the same one, at most so many lines, and then the number
     of the others by kind."""
-    alike: dict[tuple[str, ...], list[RowError]] = {}
-    for problem in problems:
-        alike.setdefault((problem.file, problem.field, problem.why, problem.kind), []).append(problem)
-    groups = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
-    for first, *others in sorted(groups[:most], key=lambda group: problems.index(group[0])):
-        yield f"{first}{f' (so are rows {_spell_rows([p.row for p in others])})' if others else ''}"
+    groups = group_problems(problems)
+    for group in groups[:most]:
+        first = group[0]
+        yield str(first) if len(group) == 1 else f"{first.file}, rows {spell_rows(group)}, the first{first.describe()}"
     if rest := [problem for group in groups[most:] for problem in group]:
         kinds: Mapping[str, int] = Counter(p.kind for p in rest)
         yield f"and {len(rest)} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
 
 
-def _spell_rows(rows: Sequence[int]) -> str:
+def spell_rows(group: Sequence[RowError]) -> str:
+    """The rows of a group as text: 7, or 3 to 9, 12 (8 rows)."""
+    rows = sorted({problem.row for problem in group})
+    return f"{_spell_runs(rows)} ({len(rows)} rows)" if len(rows) > 1 else str(rows[0])
+
+
+def _spell_runs(rows: Sequence[int]) -> str:
     """Sorted numbers of rows as text: 3 to 9, 12."""
     runs: list[list[int]] = []
     for row in rows:
@@ -459,9 +509,7 @@ def _spell_rows(rows: Sequence[int]) -> str:
         else:
             runs.append([row, row])
     spelled = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
-    shown = ", ".join(spelled[:_MOST_RUNS])
-    others = sum(last - first + 1 for first, last in runs[_MOST_RUNS:])
-    return f"{shown} and {others} others" if others else shown
+    return ", ".join(spelled[:_MOST_RUNS]) + (" ..." if len(spelled) > _MOST_RUNS else "")
 
 
 def quarantine(sources: Sequence[Source], findings: Findings, file: Path) -> None:

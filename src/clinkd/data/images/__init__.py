@@ -15,6 +15,8 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
 from clinkd.data.images.limits import MAX_PIXELS, FileLimits
+from clinkd.data.images.nifti import Nifti
+from clinkd.data.images.parquet import Parquet
 from clinkd.data.images.pixels import encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
 from clinkd.records import BadInput, ImageRef
@@ -32,12 +34,13 @@ __all__ = [
     "medical_names",
     "open_at_frame",
     "open_image",
+    "read_image_header",
     "read_image_size",
     "read_medical_facts",
     "stays_inside",
 ]
 
-KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes all other files
+KINDS: tuple[ImageKind, ...] = (Dicom(), Nifti(), Parquet(), Plain())  # Plain last: it takes all other files
 
 
 def kind_of(file: File) -> ImageKind:
@@ -47,8 +50,8 @@ def kind_of(file: File) -> ImageKind:
 
 def is_named_as_image(name: str) -> bool:
     """Whether the suffix of a file is that of an image."""
-    suffixes = {suffix for kind in KINDS for suffix in kind.accept if suffix.startswith(".")}
-    return Path(name).suffix.lower() in suffixes or (mimetypes.guess_type(name)[0] or "").startswith("image/")
+    suffixes = tuple(suffix for kind in KINDS for suffix in kind.accept if suffix.startswith("."))
+    return name.lower().endswith(suffixes) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 def medical_names() -> str:
@@ -87,11 +90,20 @@ def read_image_size(
 
     Raises BadInput like `open_image`, except for damage behind the header.
     """
+    return read_image_header(root, relative, place, window, max_pixels)[0]
+
+
+def read_image_header(
+    root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[ImageRef, Facts | None]:
+    """As `read_image_size`, with the facts of the header if the image is a medical one."""
     path, frame = locate(root, relative, place)
     kind, limits = kind_of(path), FileLimits(pixels=max_pixels)
     facts = kind.describe(path, place, frame, window, limits)
     check_pixels(facts.width, facts.height, place, limits)
-    return ImageRef(relative, facts.width, facts.height, facts.orientation, window if kind.medical else None)
+    window = window if kind.medical else None
+    ref = ImageRef(relative, facts.width, facts.height, facts.orientation, window, facts.laterality)
+    return ref, facts if kind.medical else None
 
 
 def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:

@@ -38,10 +38,12 @@ from clinkd.data.images.dicom_header import (
     read_natural,
     read_term,
 )
+from clinkd.data.images.dicom_laterality import find_laterality
 from clinkd.data.images.grey import Ramp, Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import count_scans
+from clinkd.data.patients import names_nobody
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost
 from clinkd.records import BadInput
 
@@ -143,11 +145,18 @@ def _read_facts(header: Header, index: int) -> Facts:
         header.rows,
         header.frames,
         read_modality(ds),
-        _make_pseudonym(ds, "IssuerOfPatientID", "PatientID"),
-        _make_pseudonym(ds, "StudyInstanceUID"),
+        _find_patient(ds),
+        _make_pseudonym(ds, "StudyInstanceUID") or _make_pseudonym(ds, "SeriesInstanceUID"),
         read_term(ds, "BurnedInAnnotation", ("YES", "NO")),
         tuple(str(v) for v in list_vois(header, index)) if header.photometric in GREY else (),
+        laterality=find_laterality(header, index),
     )
+
+
+def _find_patient(ds: Dataset) -> str:
+    """The pseudonym of the patient, "" where the ID is absent, zero or a word for nobody, such as ANONYMOUS."""
+    name = str(ds.get("PatientID") or "").strip()
+    return "" if names_nobody(name) or not name.strip("0") else _make_pseudonym(ds, "IssuerOfPatientID", "PatientID")
 
 
 def _make_pseudonym(ds: Dataset, *keywords: str) -> str:

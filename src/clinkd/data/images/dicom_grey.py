@@ -45,7 +45,7 @@ class _LookupTable:
         return self.look_up(values) / (2.0**self.bits - 1)
 
 
-def _find_functional_group(header: Header, index: int, name: str) -> Dataset:
+def find_functional_group(header: Header, index: int, name: str) -> Dataset:
     """The data set with a functional group of a frame: of the frame, shared by all frames, or the file itself."""
     ds = header.ds
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
@@ -59,7 +59,7 @@ def _find_functional_group(header: Header, index: int, name: str) -> Dataset:
 
 def list_vois(header: Header, index: int) -> list[_LookupTable | Window]:
     """All VOI LUTs of a frame, then all windows, with those of no usable width, so that the numbers stay right."""
-    ds = _find_functional_group(header, index, "FrameVOILUTSequence")
+    ds = find_functional_group(header, index, "FrameVOILUTSequence")
     signed = _may_be_negative(header, index)
     tables: list[_LookupTable | Window] = [
         _make_table(item.LUTDescriptor, item.LUTData, header, signed)
@@ -98,7 +98,7 @@ def choose_grey_curve(window: str | None, header: Header, index: int) -> GreyCur
 
 def is_hounsfield(header: Header, index: int) -> bool:
     """Whether the rescaled values of a frame are Hounsfield units, as PRESETS need."""
-    rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
+    rescale = find_functional_group(header, index, "PixelValueTransformationSequence")
     units = read_term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
     rescaled = read_numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
     return read_modality(header.ds) is Modality.CT and bool(units) and bool(rescaled)
@@ -107,7 +107,7 @@ def is_hounsfield(header: Header, index: int) -> bool:
 def _make_stored_ramp(header: Header, index: int) -> GreyCurve | None:
     """A ramp over all stored values of at most 8 bits without a rescale, so that frames of a film compare."""
     bits = header.ds.get("BitsStored")
-    rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
+    rescale = find_functional_group(header, index, "PixelValueTransformationSequence")
     plain = header.keyword == "PixelData" and not header.signed and isinstance(bits, int) and 1 <= bits <= 8
     same = read_numbers(rescale, "RescaleSlope") in ([], [1]) and read_numbers(rescale, "RescaleIntercept") in ([], [0])
     if not plain or not same or header.ds.get("ModalityLUTSequence"):
@@ -141,7 +141,7 @@ def _rescale_levels(levels: Values, header: Header, index: int) -> Values:
     """The values after the modality LUT or rescale (PS3.3 C.11.1)."""
     if sequence := header.ds.get("ModalityLUTSequence"):
         return _make_table(sequence[0].LUTDescriptor, sequence[0].LUTData, header).look_up(levels).astype(float)
-    ds = _find_functional_group(header, index, "PixelValueTransformationSequence")
+    ds = find_functional_group(header, index, "PixelValueTransformationSequence")
     slope, intercept = (read_numbers(ds, k) for k in ("RescaleSlope", "RescaleIntercept"))
     for keyword, parsed in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         if not parsed and ds.get(keyword) not in (None, ""):

@@ -44,7 +44,9 @@ _MODALITIES = {
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _SEQUENCES = (0x00283000, 0x00283010, 0x52009229, 0x52009230)  # of tables, and of what holds for all frames or each
 _ALLOWED = (
-    "SOPClassUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "BurnedInAnnotation",
+    "SOPClassUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID",
+    "BurnedInAnnotation", "ImageOrientationPatient", "PatientOrientation", "AnatomicalOrientationType",
+    "ImageLaterality", "ViewPosition", "PatientPosition",
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.records import BadInput
+from clinkd.spelling import suggest
 
 Values = NDArray[Any]  # one frame, or the levels that may occur in it
 
@@ -100,7 +101,7 @@ def parse_window(window: str, hounsfield: bool) -> Window:
     pair = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", window)
     if pair is None or float(pair[2]) == 0 or not all(np.isfinite([float(g) for g in pair.groups()])):
         legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
-        raise Refusal(f"window {window!r} is not known; give {legal}")
+        raise Refusal(f"window {window!r} is not known; give {legal}{suggest(window, ('auto', 'full', *PRESETS))}")
     return Window(float(pair[1]), float(pair[2]))
 
 

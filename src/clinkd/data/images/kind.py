@@ -12,7 +12,7 @@ from PIL import Image
 
 from clinkd.data.images.grey import GreyFrame
 from clinkd.data.images.limits import ON_DISK, FileLimits
-from clinkd.records import BadInput, Modality
+from clinkd.records import BadInput, Laterality, Modality
 
 File = Path | BinaryIO  # on disk, or bytes in memory
 
@@ -21,22 +21,25 @@ File = Path | BinaryIO  # on disk, or bytes in memory
 class Facts:
     """Facts of one frame from an allow-list of the fields of its file. No pixel is decoded for them.
 
-    `width` and `height` are in pixels of the upright frame. `orientation` is the EXIF tag (1: as stored). `patient` and
-    `study` are pseudonyms: hashes of PatientID (with its issuer) and StudyInstanceUID, "" where absent. They keep the
-    rows of a patient together; anyone with a list of all IDs can undo them. `burned_in`: whether the pixels hold names,
-    according to the file: YES, NO, or "" where it says nothing. `windows` are the VOIs of the frame in the order of
-    their numbers: "LUT", or "centre/width".
+    `width` and `height` are in pixels of the upright frame. `modality` and `patient` are None in files that have no
+    field for them. `orientation` is the EXIF tag (1: as stored). `patient` and `study` are pseudonyms: hashes of
+    PatientID (with its issuer) and StudyInstanceUID (else of SeriesInstanceUID), "" where absent; so is a patient
+    called ANONYMOUS and the like. They keep the rows of a patient together; anyone with a list of all IDs can undo
+    them. `burned_in`: whether the pixels hold names, according to the file: YES, NO, or "" where it says nothing.
+    `windows` are the VOIs of the frame in the order of their numbers: "LUT", or "centre/width". `laterality`: None
+    where the file says nothing of it.
     """
 
     width: int
     height: int
     frames: int
-    modality: Modality = Modality.OTHER
-    patient: str = ""
+    modality: Modality | None = None
+    patient: str | None = ""
     study: str = ""
     burned_in: str = ""
     windows: tuple[str, ...] = ()
     orientation: int = 1
+    laterality: Laterality | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,17 @@ class FileLimits:
     metadata_bytes: int = 8 << 20  # of a picture file, beside its pixels; decoders join them in quadratic time
     elements: int = 500_000  # of a DICOM header, those in sequences as well
     header_bytes: int = 1 << 30  # read from a DICOM header
-    inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these files before they are inflated
+    inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses it, and a .nii.gz, before it is inflated
+    volume_bytes: int = 1 << 31  # of the values of a NIfTI volume, which is read whole
     isolate: bool = False  # GDCM, which may end its process, runs in another one: a second more for the first
 
 
 ON_DISK = FileLimits()
-UPLOADS = FileLimits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0, isolate=True)
+UPLOADS = FileLimits(
+    frames=4096,
+    decoded_pixels=16 * MAX_PIXELS,
+    header_bytes=4 << 20,
+    inflated_bytes=0,
+    volume_bytes=1 << 28,
+    isolate=True,
+)

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.readers.rows import FieldError
+from clinkd.data.images import Facts
+from clinkd.data.patients import strip_frame
+from clinkd.data.readers.agreement import merge_readers
+from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
+from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
-from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import Box, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A checked image. `objects` are pairs of name and box, `qa` of question and answer.
+    """A checked image. `objects` are pairs of name and box, `qa` the questions about the whole image.
 
     `incomplete` holds names that have unknown boxes, too; no question asks where they are.
     """
@@ -27,12 +31,15 @@ class Annotated:
     image: ImageRef
     modality: Modality
     objects: tuple[tuple[str, Box], ...] = ()
-    qa: tuple[tuple[str, str], ...] = ()
+    qa: tuple[Turn, ...] = ()
     group: str = ""  # if empty, the id
     origin: str = ""  # the collection that the image comes from
     side: Side = "patient"
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
+    sentences: tuple[tuple[str, Box, str], ...] = ()  # name, box, what the data says of the box
+    readers: tuple[str, ...] = ()  # who drew each of `objects`, "" where nobody is named
+    panel: frozenset[str] = frozenset()  # all who read the image, also those who drew nothing
 
     def make_sample(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
         """A sample with one question about the image."""
@@ -44,16 +51,17 @@ class Annotated:
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
     """Make the questions of a record: where each name is (one answer with all its boxes, left to right), what each box
-    shows, a sentence on each box, and the record's own questions.
+    shows, a sentence on each box (the record's own, where it has one), and the record's own questions.
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
-    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
-    `notes` counts all three.
+    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once,
+    and `Source.readers` says what becomes of several readers' boxes (see `agreement`). Names that differ in case, white
+    space and underscores alone are one. `notes` counts all five.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    objects = tuple(dict.fromkeys(record.objects))
-    if repeated := len(record.objects) - len(objects):
-        notes["boxes that stand twice under one name, taken once"] += repeated
+    named = [(source.spellings.unify(name, notes), box) for name, box in record.objects]
+    objects = merge_readers(named, record.readers, record.panel, source.readers, notes)
+    incomplete = {source.spellings.unify(name, Counter()) for name in record.incomplete}
     boxes: dict[str, list[Box]] = {}
     for name, box in objects:
         boxes.setdefault(name, []).append(box)
@@ -61,7 +69,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
         left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
         turn = questions.ask_where(name, left_to_right, rng)
-        if name in record.incomplete:
+        if name in incomplete:
             notes["names of which not all boxes are known, so that where they are is not asked"] += 1
         elif len(boxes_of_name) > source.max_boxes:
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
@@ -69,11 +77,13 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(objects if Task.ROC in source.tasks else (), start=1):
         samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
-    for number, (name, box) in enumerate(objects if Task.RC in source.tasks else (), start=1):
-        turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
+    stated = dict.fromkeys((source.spellings.unify(name, Counter()), b, text) for name, b, text in record.sentences)
+    described = {(name, box) for name, box, _ in stated}
+    plain = [(*pair, "") for pair in objects if pair not in described] if Task.RC in source.tasks else []
+    for number, (name, box, sentence) in enumerate([*stated, *plain], start=1):
+        turn = questions.ask_description(box, sentence or questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
-    for number, (question, answer) in enumerate(record.qa, start=1):
-        turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
+    for number, turn in enumerate(record.qa, start=1):
         samples.append(record.make_sample(f"{record.id}-qa{number}", turn))
     return sample_questions(samples, source, notes)
 
@@ -93,19 +103,54 @@ def sample_questions(samples: list[Sample], source: Source, notes: Counter[str])
     return kept
 
 
-def parse_pixel_box(value: Any, field: str, image: ImageRef) -> Box:
-    """The Box of [x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive."""
+def parse_pixel_box(
+    value: Any,
+    field: str,
+    image: ImageRef,
+    notes: Counter[str] | None = None,
+    layout: BoxLayout = CORNER_BOXES,
+) -> Box:
+    """The Box of four numbers in pixels of the upright image: [x1, y1, x2, y2], right and bottom exclusive, unless
+    `layout` says otherwise.
+
+    A box less than a pixel over the border is put on it, which `notes` counts; without `notes` it is refused.
+    """
     if image.width is None or image.height is None:
         raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
-    x1, y1, x2, y2 = require_four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
+    numbers = require_four_numbers(value, field, f"{NUMBERS[layout.form]} in pixels")
     width, height = image.width, image.height
-    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+    require_sizes(numbers, layout, field)
+    corners = layout.to_corners(numbers, height)
+    if notes is not None:
+        corners = put_on_border(corners, (width, height), (1, 1), notes)
+    x1, y1, x2, y2 = corners
+    if not lies_inside(corners, width, height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
+        read_as = "" if layout == CORNER_BOXES else f"; read as x1, y1, x2, y2 = {x1:g}, {y1:g}, {x2:g}, {y2:g}"
         problem = _describe_bad_corners(x1, y1, x2, y2)
-        raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}")
-    if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
+        raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}{read_as}")
+    if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in corners):
         raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
+
+
+def require_sizes(numbers: FourNumbers, layout: BoxLayout, field: str) -> None:
+    """Raise FieldError if the width or the height of a box with a size is not above 0."""
+    if layout.form != "xyxy" and min(numbers[2:]) <= 0:
+        raise FieldError(field, list(numbers), "the width and the height of a box are above 0; correct them")
+
+
+def put_on_border(
+    corners: FourNumbers, size: tuple[float, float], pixel: tuple[float, float], notes: Counter[str]
+) -> FourNumbers:
+    """`clip_to_border`, counted. What lies over the border by the noise of a float alone is not counted."""
+    if lies_inside(corners, *size):
+        return corners
+    clipped = clip_to_border(corners, *size, pixel)
+    moved = max(abs(a - b) for a, b in zip(clipped, corners, strict=True))
+    if moved > 1e-6 * pixel[0] and lies_inside(clipped, *size):
+        notes["boxes less than a pixel over the border of the image, put on it"] += 1
+    return clipped
 
 
 def _describe_bad_corners(x1: float, y1: float, x2: float, y2: float) -> str:
@@ -125,11 +170,22 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
     return a, b, c, d
 
 
-def find_split_group(source: Source, path: str) -> str:
-    """The unit that no split may divide: the part of the image path that `--group` matches, else the path."""
+def parse_group(value: Any, key: str) -> str:
+    """The patient whom a row names: text, or a number; 7.0, which pandas makes of a column with gaps, is 7."""
+    is_number = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return require_words(str(int(value)) if is_number else value, key)
+
+
+def find_split_group(source: Source, path: str, facts: Facts | None = None) -> str:
+    """The unit that no split may divide: the part of the path that `--group` matches, else patient or study of the
+    header, else the file, of whatever frame.
+
+    Raises FieldError where `--group` matches nothing.
+    """
+    file = strip_frame(path)
     if source.group is None:
-        return path
-    match = re.search(source.group, path)
-    if match is None:
+        return (facts and (facts.patient or facts.study)) or file
+    match = re.search(source.group, file)
+    if match is None or not match[0]:
         raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
-    return match.group(1 if match.re.groups else 0)
+    return (match[1] if match.re.groups else "") or match[0]

@@ -4,8 +4,12 @@
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "segmentation", "iscrowd"}]}
 
 A bbox is in pixels of the upright image. An annotation without a bbox gets the box around its polygons or around its
-run-length mask. An image may have the keys "modality", "group" or "patient", and "split". Our writer adds "source" and
-"side", under the key "clinkd". Other keys are ignored.
+run-length mask. Its "label_text" (MS-CXR) is what is said of the box; its "reader", "annotator" or "rad_id" drew it. An
+image may have the keys "modality", "group" or "patient", and "split". Our writer adds "source" and "side", under
+"clinkd". Other keys are counted.
+
+Images lie beside the file, or where COCO's own tree and Roboflow's exports have them (`trees`); a name of the file, or
+of its folder below the given one, may tell the split.
 
 A row is one image. Rows are numbered from 1 in the order of `images`. An error in an annotation is named
 `annotations[17].bbox`, counted from 0, and the whole image is left out. Annotations that belong to no image, and
@@ -26,9 +30,17 @@ from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
-from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
-from clinkd.data.readers.conversations import SPLITS, find_split_in_name
+from clinkd.data.readers.annotated import (
+    Annotated,
+    find_split_group,
+    make_samples,
+    parse_group,
+    put_on_border,
+    require_four_numbers,
+)
+from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice, resolve_modality
+from clinkd.data.readers.conversations import SPLITS, find_split_of_path
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -39,35 +51,68 @@ from clinkd.data.readers.rows import (
     require_words,
     shorten_value,
 )
-from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.source import LABEL_FOLDERS, Source
+from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
-EDGE_PIXELS = 0.01  # a box so far beyond the border was rounded: COCO files are written with two decimals
+HEAD_BYTES = 1 << 16
+OTHER_FILES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # of COCO, on the same images
+KEYS_OF_IMAGES = {
+    "id", "file_name", "width", "height", "modality", "group", "patient", "split", COCO_EXTRA_KEY,
+    "license", "date_captured", "coco_url", "flickr_url",
+}  # fmt: skip
+KEYS_OF_ANNOTATIONS = {
+    "id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "keypoints", "num_keypoints", "area",
+    "label_text", *READER_KEYS,
+}  # fmt: skip
+EDGE_PIXELS = 1  # a box less than this beyond the border was rounded, or drawn along it
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Read a file, or the JSON files of a folder or of its `annotations`. Raises BadInput where a file is not COCO."""
+    """Read a file, or the COCO files of a folder (see `files`). Raises BadInput where a file is not COCO."""
     reader = _CocoReader(source, notes)
-    return itertools.chain.from_iterable(reader.read(file) for file in files(source.path))
+    for file in files(source.path, notes):
+        yield from reader.read(file)
+    reader.count_unused_categories()
 
 
-def files(path: Path) -> list[Path]:
-    """The COCO files of a folder, or the file itself."""
+def files(path: Path, notes: Counter[str]) -> list[Path]:
+    """The COCO files of a folder: those in its `annotations`, else its own, else those one folder below; or the file.
+
+    Where COCO's `instances_*` stand, its other files about the same images (`captions_*` and so on) are left out, which
+    `notes` tells.
+    """
     if not path.is_dir():
         return [path]
     for folder in (path / "annotations", path):
         if json_files := sorted(folder.glob("*.json")):
-            return json_files
-    raise BadInput(f"{path}: no .json file there or in its annotations folder; give the COCO file, and --images")
+            break
+    else:
+        json_files = [f for f in sorted(path.glob("*/*.json")) + sorted(path.glob("*/*/*.json")) if looks_like_coco(f)]
+    if not json_files:
+        raise BadInput(f"{path}: no .json file of COCO there or below; give the COCO file, and --images")
+    if any(f.name.startswith("instances_") for f in json_files):
+        others = [f for f in json_files if f.name.startswith(OTHER_FILES)]
+        json_files = [f for f in json_files if f not in others]
+        for file in others:
+            notes[f"file {file.name} is left out, because instances_* has the boxes; give it by name to read it"] += 1
+    return json_files
+
+
+def looks_like_coco(file: Path, encoding: str = "utf-8") -> bool:
+    """Whether the beginning of a JSON file has a key of COCO."""
+    with file.open("rb") as stream:
+        head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    return head.startswith("{") and any(f'"{key}"' in head for key in PARTS)
 
 
 @dataclass(frozen=True, slots=True)
 class CocoNames:
-    """The image paths and the category names of all COCO files of a source, by id."""
+    """The image paths and the category names of all COCO files of a source, by id; "" for an id with several."""
 
     images: Mapping[str, str]
     categories: Mapping[str, str]
@@ -77,12 +122,16 @@ class CocoNames:
         """Raises BadInput where a file is not COCO."""
         images: dict[str, str] = {}
         categories: dict[str, str] = {}
-        for file in files(source.path):
-            data = _CocoFile(file, source.encoding)
+        tree = TreeImages(source, Counter())
+        for file in files(source.path, Counter()):
+            data = _CocoFile(file, source)
             for image in data.images:
                 if isinstance(image, dict) and (key := _normalize_id(image.get("id"))) is not None:
-                    images[key] = str(image.get("file_name")).strip().removeprefix(source.prefix)
-            categories |= {key: entry.name for key, entry in data.categories.items() if key is not None}
+                    path = tree.locate(file, str(image.get("file_name")))
+                    images[key] = path if images.get(key, path) == path else ""
+            for key, entry in data.categories.items():
+                if key is not None:
+                    categories[key] = entry.name if categories.get(key, entry.name) == entry.name else ""
         return cls(images, categories)
 
     def image(self, key: Any) -> str:
@@ -99,6 +148,10 @@ def _look_up_id(names: Mapping[str, str], key: Any, field: str, what: str) -> st
     if name is None:
         why = f"no {what} of the data has this id; leave the row out, or give the data it is about"
         raise FieldError(field, key, why)
+    if not name:
+        raise FieldError(
+            field, key, f"the id of more than one {what} in the data's files; give the one file it is about"
+        )
     return name
 
 
@@ -129,18 +182,22 @@ class _CocoFile:
     Raises BadInput where it is not JSON (naming the byte) or not COCO.
     """
 
-    def __init__(self, file: Path, encoding: str) -> None:
-        value = load_json_file(file, encoding)
+    def __init__(self, file: Path, source: Source) -> None:
+        value = load_json_file(file, source.encoding)
         if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
             form = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
             why = f"not a COCO detection file, which has the lists {', '.join(PARTS)}; it is {shorten_value(form)}"
             raise BadInput(f"{file}: {why}")
         if not value["images"]:
             raise BadInput(f"{file}: the list images is empty")
-        self.file, self.split = file, find_split_in_name(file.stem)
+        below = file.parent.relative_to(source.path).parts if source.path.is_dir() else ()
+        self.file, top = file, source.path if source.path.is_dir() else file.parent
+        self.split = source.split or find_split_of_path(file, top)
+        self.name = "/".join([*(part for part in below if part not in LABEL_FOLDERS), file.stem])
         self.images: list[Any] = value["images"]
         self.image_ids, self.annotation_ids = _count_ids(value["images"]), _count_ids(value["annotations"])
         self.problems: list[RowResult] = []
+        self.supercategories: set[str] = set()
         self.categories: dict[str | None, _Category] = dict(self._read_categories(value["categories"]))
         self.annotations: dict[str | None, list[_Annotation]] = defaultdict(list)  # by image
         self._group_annotations(value["annotations"])
@@ -182,7 +239,9 @@ class _CocoFile:
                 if ids[key] > 1:
                     raise FieldError(f"{field}.id", key, "the id of several categories; give each one of its own")
                 name = require_words(category.get("name"), f"{field}.name")
-                yield key, _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
+                kind = str(category.get("supercategory", ""))
+                self.supercategories |= {kind} - {name}
+                yield key, _Category(name, _parse_supercategory(kind))
             except FieldError as fault:
                 self.problems.append(make_error_result(self.file, k + 1, fault, category, category))
 
@@ -239,7 +298,7 @@ def _can_be_corners(box: Sequence[float], size: Size) -> bool:
 def _exceeds_image(box: Sequence[float], size: Size) -> bool:
     """Whether [x, y, width, height] exceeds the image at the right or at the bottom."""
     x, y, w, h = box
-    return x + w > size.width + EDGE_PIXELS or y + h > size.height + EDGE_PIXELS
+    return x + w >= size.width + EDGE_PIXELS or y + h >= size.height + EDGE_PIXELS
 
 
 # ---- an image -------------------------------------------------------------------------------------------------------
@@ -250,13 +309,23 @@ class _CocoReader:
 
     def __init__(self, source: Source, notes: Counter[str]) -> None:
         self.source, self.notes = source, notes
-        self.images = ImageResolver(source, notes)
+        self.images = TreeImages(source, notes)
         self.first_places: dict[str, str] = {}  # of images, by path
+        self.supercategories: set[str] = set()  # that are categories, too
+        self.annotated: set[str] = set()  # names of categories
 
     def read(self, file: Path) -> Iterator[RowResult]:
-        data = _CocoFile(file, self.source.encoding)
+        data = _CocoFile(file, self.source)
+        self.supercategories |= data.supercategories & {category.name for category in data.categories.values()}
+        annotations = itertools.chain.from_iterable(data.annotations.values())
+        self.annotated |= {category.name for a in annotations if (category := data.category_of(a)) is not None}
         yield from data.problems
         yield from convert_rows(data.rows(), partial(self._convert_image, data))
+
+    def count_unused_categories(self) -> None:
+        """Note categories without annotations that are the kind of others, as Roboflow writes one of each project."""
+        for name in self.supercategories - self.annotated:
+            self.notes[f"category {name!r} is the kind of others and has no annotation, so nothing is asked of it"] += 1
 
     def _convert_image(self, data: _CocoFile, row: SourceRow) -> list[Sample]:
         value = row.value
@@ -266,38 +335,52 @@ class _CocoReader:
         if (count := data.image_ids[key]) > 1:
             why = f"the id of {count} images, so whose annotations are whose? give each image one of its own"
             raise FieldError("id", key, why)
-        image, size = self._parse_image(value)
-        place = f"row {row.number} of {data.file.name}"
+        image, size = self._parse_image(value, data.file)
+        place = f"row {row.number} of {data.name}{data.file.suffix}"
         first_place = self.first_places.setdefault(image.path, place)
         if first_place != place:
             raise FieldError("file_name", image.path, f"already used by {first_place}; give each image one entry")
-        image_notes: Counter[str] = Counter()
+        image_notes = Counter(f"keys {key!r} of images, which are not used" for key in value.keys() - KEYS_OF_IMAGES)
         annotations = data.annotations_of(value)
-        names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
+        names_and_boxes = [
+            (require_class_name(name, "category.name", self.source.class_names), box)
+            for name, box in (_parse_annotation(annotation, size, data, image_notes) for annotation in annotations)
+        ]
         objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
+        pairs = list(zip(annotations, names_and_boxes, strict=True))
+        sentences = [(name, box, text) for a, (name, box) in pairs if box is not None for text in _parse_sentences(a)]
         if not objects:  # no question is made, so nothing more must be known about the image
             self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
             return []
         stated = _merge_writer_values(value)
         record = Annotated(
-            id=require_words(f"{data.file.stem}-{key}", "id"),
+            id=require_words(f"{data.name}-{key}", "id"),
             image=image,
             modality=_find_modality(stated, annotations, data, self.source),
             objects=objects,
-            group=_find_group(stated, self.source, image),
+            group=self._find_group(stated, image),
             origin=require_words(stated["source"], "source") if stated.get("source") else data.file.stem,
             side=parse_choice(stated, "side", SIDES) or self.source.side or "patient",
-            split=_parse_split(stated.get("split")) or self.source.split or data.split,
+            split=_parse_split(stated.get("split"), None if self.source.split else data.split) or data.split,
+            sentences=tuple(sentences),
+            readers=tuple(find_reader(a.value, a.field) for a, (_, box) in pairs if box is not None),
             incomplete=frozenset(name for name, box in names_and_boxes if box is None),
         )
         samples = make_samples(record, self.source, image_notes)
         self.notes.update(image_notes)
         return samples
 
-    def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
+    def _find_group(self, stated: dict[str, Any], image: ImageRef) -> str:
+        for key in ("group", "patient"):
+            group = stated.get(key)
+            if group is not None:
+                return parse_group(group, key)
+        return find_split_group(self.source, image.path, self.images.resolver.header(image.path))
+
+    def _parse_image(self, value: dict[str, Any], file: Path) -> tuple[ImageRef, Size]:
         """The image and its size: the true size if the image was opened, else the size that the file states."""
         require_words(value.get("file_name"), "file_name")  # no file of samples can hold a broken encoding
-        image = self.images.ref(value["file_name"], "file_name")
+        image = self.images.find(file, value["file_name"], "file_name")
         for field, actual in (("width", image.width), ("height", image.height)):
             stated = value.get(field)
             if stated is None and self.source.open_images:
@@ -344,19 +427,14 @@ def _parse_supercategory(kind: str) -> Modality | None:
     return modality if modality is not Modality.OTHER else None  # "other" may mean anything
 
 
-def _find_group(stated: dict[str, Any], source: Source, image: ImageRef) -> str:
-    for key in ("group", "patient"):
-        group = stated.get(key)
-        if group is not None:
-            return require_words(str(group) if type(group) is int else group, key)
-    return find_split_group(source, image.path)
-
-
-def _parse_split(split: Any) -> Split | None:
+def _parse_split(split: Any, told: Split | None) -> Split | None:
+    """The split that an image states. Raises FieldError if the path of its file tells another."""
     if split is None:
         return None
     if not isinstance(split, str) or split.lower() not in SPLITS:
         raise FieldError("split", split, "one of train, validation, test is wanted")
+    if told not in (None, SPLITS[split.lower()]):
+        raise FieldError("split", split, f"the name of the file, or of its folder, says {told}; correct one of them")
     return SPLITS[split.lower()]
 
 
@@ -384,12 +462,20 @@ def _parse_annotation(
             raise annotation.error("bbox", "no box and no segmentation; give one of them")
         extent = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
         return name, _to_fraction_box(extent, annotation, "segmentation", size, image_notes)
+    image_notes.update(f"keys {key!r} of annotations, which are not used" for key in value.keys() - KEYS_OF_ANNOTATIONS)
     for key in ("segmentation", "keypoints"):
         if value.get(key):
             image_notes[f"{key} of which the box alone is kept"] += 1
     return name, _to_fraction_box(
         _parse_bbox(annotation, size, data.has_corners), annotation, "bbox", size, image_notes
     )
+
+
+def _parse_sentences(annotation: _Annotation) -> list[str]:
+    """What is said of the box: a text or a list of texts (MS-CXR, https://physionet.org/content/ms-cxr)."""
+    stated = annotation.value.get("label_text")
+    texts = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return [require_words(text, f"{annotation.field}.label_text") for text in texts]
 
 
 def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
@@ -416,14 +502,10 @@ def _describe_outside(size: Size) -> str:
 
 
 def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
-    """Corners in pixels as a Box. A corner that rounding moved beyond the border is put on the border."""
-    x1, y1, x2, y2 = corners
-    excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
-    if not excess <= EDGE_PIXELS:
+    """Corners in pixels as a Box, put on the border where they are less than a pixel beyond it."""
+    if not max(-corners[0], -corners[1], corners[2] - size.width, corners[3] - size.height) < EDGE_PIXELS:
         raise annotation.error(key, f"{_describe_outside(size)}; mend or remove the annotation")
-    if excess > 1e-6:
-        image_notes[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
-    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
+    x1, y1, x2, y2 = put_on_border(corners, (size.width, size.height), (EDGE_PIXELS, EDGE_PIXELS), image_notes)
     if not (x1 < x2 and y1 < y2):
         raise annotation.error(key, "without area; mend or remove the annotation")
     return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)

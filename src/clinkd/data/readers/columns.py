@@ -2,92 +2,160 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from clinkd.data.readers.box_layout import BoxForm
+from clinkd.data.readers.choices import NO_CHOICE, ChoiceKeys, find_choice_keys
+from clinkd.language.languages import list_usual_heads
 from clinkd.records import BadInput
+from clinkd.spelling import find_near
 
 CORNERS = ("x1", "y1", "x2", "y2")
 EXTENT = ("x", "y", "width", "height")  # left, top, and the size of the box
 SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
-    "window", "frame", "sentence", "caption",
+    "window", "frame", "sentence", "caption", "label", "reader",
 )  # fmt: skip
-_LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
-_USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
-    "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
-    "dateiname pfad fichier nomfichier nomdufichier cheminimage",
-    "modality": "modalitat modalitaet bildgebung verfahren modalite",
-    "patient": "patientid patientenid patientennummer patientennr patnr pid subject subjectid proband idpatient",
-    "question": "questions frage fragen fragetext query prompt",
-    "answer": "answers antwort antworten antworttext reponse response",
-    "x1": f"{_LEFT} x0 xlinks linksx", "y1": f"{_TOP} y0 yoben obeny",
-    "x2": "right xmax rechts droite xrechts rechtsx", "y2": "bottom ymax unten bas yunten unteny",
-    "x": _LEFT, "y": _TOP, "width": "w breite largeur", "height": "h hohe hoehe hauteur",
-    "box": "bbox boundingbox rechteck rectangle cadre",
-    "name": "label class classname category structure finding struktur klasse organ befund nom classe organe etiquette",
-    "sentence": "satz phrase",
-    "caption": "description report findings beschreibung bildbeschreibung befund befundtext legende rapport",
-    "split": "set subset partition aufteilung",
+CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA, taken only beside options
+    "image": ("Figure_path", "image_path"), "answer": ("Anwser", "gt_answer"), "modality": ("modality_type",),
+    "id": ("question_id",),
+}  # fmt: skip
+_NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
+
+
+# Heads that say what the numbers of a box are, as `_strip_name` leaves them. The first that are all there count: beside
+# x y w h, width and height are the image's.
+_FAR_CORNERS = ("x1 y1 x2 y2", "x0 y0 x1 y1", "xmin ymin xmax ymax", "minx miny maxx maxy", "left top right bottom")
+_NEAR_CORNERS = ("x y", "left top", "xmin ymin", "cx cy", "xcenter ycenter", "centerx centery")
+_BOX_HEADS = (
+    *((CORNERS, corners.split()) for corners in _FAR_CORNERS),
+    *((EXTENT, f"{near} {size}".split()) for near in _NEAR_CORNERS for size in ("w h", "width height")),
+)
+_CENTRES = ("cx", "xcenter", "centerx")
+_BOX_NAMES = ("bbox", "boundingbox", "boxes", "bboxes", "boundingboxes")  # of one column, which say no more
+_FORMS_IN_HEADS: dict[str, BoxForm] = {
+    "xyxy": "xyxy", "x1y1x2y2": "xyxy", "x0y0x1y1": "xyxy", "xminyminxmaxymax": "xyxy", "lefttoprightbottom": "xyxy",
+    "ltrb": "xyxy", "xywh": "xywh", "xywidthheight": "xywh", "xminyminwidthheight": "xywh", "xminyminwh": "xywh",
+    "lefttopwidthheight": "xywh", "ltwh": "xywh", "cxcywh": "cxcywh", "xcenterycenterwidthheight": "cxcywh",
 }  # fmt: skip
 
 
-def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str]) -> dict[str, str]:
-    """Our name -> the sheet's name, for each used column. Raises BadInput if the column names do not fit."""
+def map_columns(
+    head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str], used: Collection[str] = ()
+) -> dict[str, str]:
+    """Our name -> the sheet's name, for each used column. Raises BadInput if the column names do not fit.
+
+    `notes` counts the columns that are neither mapped nor in `used`.
+    """
     context = f"{file}: its columns are {', '.join(head)}"
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     _refuse_sizes_as_corners(columns, context)
     for column in head:
-        our_name = next((o for o in SHEET_COLUMNS if _fold_name(o) == _fold_name(column)), None)
-        if our_name is None or our_name in mapping or column in columns.values():
+        our_name = next((o for o in SHEET_COLUMNS if fold_name(o) == fold_name(column)), None)
+        if our_name in (None, "label") or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
             both = f"{columns[our_name]!r} and {column!r} both mean {our_name}"
             raise BadInput(f"{context}; {both}: say which with --column")
         columns[our_name] = column
+    columns = _add_choice_columns(head, columns)
     if not (set(EXTENT) <= columns.keys() or set(EXTENT) & mapping.keys()):  # width and height may be the image's
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in EXTENT}
+    if mapping.keys().isdisjoint({"box", *CORNERS, *EXTENT}):
+        columns |= _find_box_columns(head, columns)
     offered = guess_columns(head, columns)
     has_boxes = _check_columns(columns, context, _spell_offer(offered))
     if not has_boxes:  # "name" may be the patient's name
-        ambiguous = {"name", "sentence"} - mapping.keys()
+        ambiguous = {"name", "sentence", "reader"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
-    if not ({"question", "caption"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())):
-        wanted = "question and answer, name and box (or x1, y1, x2, y2), or caption"
+    asks = {"question", "caption", "label"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())
+    if not asks and not has_boxes and (label := next((c for c in head if fold_name(c) == "label"), None)):
+        columns["label"] = label  # beside a question it may be anything, and beside a box it is the name
+    elif not asks:
+        wanted = "question and answer, name and box (or x1, y1, x2, y2), caption, or label"
         offer = _spell_offer(offered) or ", as --column caption=COLUMN"
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted{offer}")
     meanings = {sheet_name: our_name for our_name, sheet_name in offered.items()}
     for column in head:
-        if column not in columns.values():
+        if column not in columns.values() and column not in {*used, *find_choice_columns(head, columns).used}:
             perhaps = f"; perhaps: {_spell_flag(meanings[column], column)}" if column in meanings else ""
             notes[f"column {column!r} is not used{perhaps}"] += 1
     return columns
 
 
+def _find_box_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns of named boxes whose heads say what their numbers are, under other names than ours."""
+    has_names = not columns.keys().isdisjoint({"name", "sentence"})
+    if not has_names or not columns.keys().isdisjoint({"box", "x2", "y2"}):
+        return {}
+    taken = {c for ours, c in columns.items() if ours not in (*CORNERS, *EXTENT)}
+    by_stripped = {_strip_name(c): c for c in reversed(head) if c not in taken}
+    for ours, heads in _BOX_HEADS:
+        if set(heads) <= by_stripped.keys():
+            return {our_name: by_stripped[h] for our_name, h in zip(ours, heads, strict=True)}
+    boxes = [c for stripped, c in by_stripped.items() if stripped in (*_BOX_NAMES, *_FORMS_IN_HEADS)]
+    return {"box": boxes[0]} if len(boxes) == 1 and "x1" not in columns else {}
+
+
+def list_box_forms(columns: Mapping[str, str]) -> tuple[BoxForm, ...]:
+    """What the numbers of the boxes may be by the heads of their columns; the first is what they are usually."""
+    if "box" in columns:
+        form = _FORMS_IN_HEADS.get(_strip_name(columns["box"]))
+        return (form,) if form else ("xyxy", "xywh", "cxcywh")
+    if "x" not in columns:
+        return ("xyxy",)
+    left = _strip_name(columns["x"])
+    return ("cxcywh",) if left in _CENTRES else ("xywh", "cxcywh") if left == "x" else ("xywh",)
+
+
+def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKeys:
+    """The columns of options and of the true letter, if the sheet asks questions."""
+    free = tuple(column for column in head if column not in columns.values())
+    return find_choice_keys(free) if "question" in columns else NO_CHOICE
+
+
+def _add_choice_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns with those that published sets of multiple choice name in their own way, if the sheet has options."""
+    choice = find_choice_columns(head, columns)
+    if choice is NO_CHOICE:
+        return dict(columns)
+    names = {our_name: next((c for c in head if c in theirs), "") for our_name, theirs in CHOICE_COLUMNS.items()}
+    names["answer"] = names["answer"] or choice.letter
+    return {our_name: column for our_name, column in names.items() if column} | dict(columns)
+
+
 def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our name -> the sheet's name, for columns outside `columns` with a usual name in English, German or French."""
+    """Our name -> the sheet's name, for columns outside `columns` with a usual name in a language of the table.
+
+    These are offered, never taken by themselves.
+    """
     free = [column for column in head if column not in columns.values()]
     guesses: dict[str, str] = {}
     for our_name in SHEET_COLUMNS:
-        usual = {our_name, *_USUAL_NAMES.get(our_name, "").split()}
+        usual = {our_name, *list_usual_heads(our_name)}
         column = next((c for c in free if _strip_name(c) in usual), None)
+        column = column or next((c for c in free if c[:1].casefold() == our_name[0] and _is_slip(c, our_name)), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
     known = {**guesses, **columns}
     spelling = next((group for group in (("box",), CORNERS, EXTENT) if set(group) <= known.keys()), ())
     others = {"box", *CORNERS, *EXTENT} - set(spelling)  # "left" is a corner, or the left of a width
     if not spelling:
-        others |= {"name", "sentence"}  # without boxes, "name" may be the patient's name
+        others |= {"name", "sentence", "reader"}  # without boxes, "name" may be the patient's name
     guesses = {our_name: column for our_name, column in guesses.items() if our_name not in others}
     taken: dict[str, str] = {}
     for our_name, column in guesses.items():
         taken.setdefault(column, our_name)
     return {our_name: column for column, our_name in taken.items()}
+
+
+def _is_slip(column: str, our_name: str) -> bool:
+    return _strip_name(column) != our_name and find_near(column, [our_name], _NEAR) is not None
 
 
 def _spell_offer(offered: Mapping[str, str]) -> str:
@@ -100,12 +168,16 @@ def _spell_flag(our_name: str, column: str) -> str:
 
 
 def _refuse_sizes_as_corners(columns: Mapping[str, str], context: str) -> None:
-    """Raise BadInput if a column is given as the far corner of a box, and its name says that it is a size."""
+    """Raise BadInput if a column is given as a corner of a box and its name says that it is a size, or the reverse."""
     for corner, size in (("x2", "width"), ("y2", "height")):
         column = columns.get(corner, "")
-        if _strip_name(column) in {size, *_USUAL_NAMES[size].split()}:
+        if _strip_name(column) in {size, *list_usual_heads(size)}:
             way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(EXTENT, CORNERS, strict=True))
             raise BadInput(f"{context}; {column!r} is a size, and {corner} a corner: give {way_out}")
+        column = columns.get(size, "")
+        if _strip_name(column) in {corner, *list_usual_heads(corner)}:
+            way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(CORNERS, EXTENT, strict=True))
+            raise BadInput(f"{context}; {column!r} is a corner, and {size} a size: give {way_out}")
 
 
 def _check_columns(columns: dict[str, str], context: str, offer: str) -> bool:
@@ -126,26 +198,31 @@ def _check_columns(columns: dict[str, str], context: str, offer: str) -> bool:
 
 def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) -> str:
     if our_name not in SHEET_COLUMNS:
-        near = difflib.get_close_matches(our_name, SHEET_COLUMNS, n=1)
-        hint = f"did you mean {near[0]}={sheet_name}? " if near else ""
+        near = find_near(our_name, SHEET_COLUMNS)
+        hint = f"did you mean {near}={sheet_name}? " if near else ""
         if sheet_name in SHEET_COLUMNS and our_name in head:
             hint = f"did you mean {sheet_name}={our_name}? "
         legal = ", ".join(SHEET_COLUMNS)
         raise BadInput(f"--column {our_name}={sheet_name}: {hint}one of {legal} is wanted before the =")
     if sheet_name in head:
         return sheet_name
-    similar = [c for c in head if _fold_name(c) == _fold_name(sheet_name)]
+    similar = [c for c in head if fold_name(c) == fold_name(sheet_name)]
     if len(similar) != 1:
-        raise BadInput(f"{context}; there is no {sheet_name!r}: correct --column {our_name}={sheet_name}")
+        near = find_near(sheet_name, head)
+        way_out = (
+            f"did you mean {_spell_flag(our_name, near)}?" if near else f"correct {_spell_flag(our_name, sheet_name)}"
+        )
+        raise BadInput(f"{context}; there is no {sheet_name!r}: {way_out}")
     return similar[0]
 
 
-def _fold_name(name: str) -> str:
+def fold_name(name: str) -> str:
+    """A name of a column without its case, blanks and "_"."""
     return re.sub(r"[\s_]+", "", name.casefold())
 
 
 def _strip_name(name: str) -> str:
-    """A name without case, accents, signs and a "bbox" before it."""
+    """A name without case, accents, signs and a "bbox" or "bounding box" before it."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     letters = "".join(c for c in plain if c.isalnum())
-    return re.sub(r"^b?box(?=.)", "", letters)
+    return letters if letters in _BOX_NAMES else re.sub(r"^(?:bounding)?b?box(?:es)?(?=.)", "", letters)

@@ -26,6 +26,8 @@ from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
 from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.choices import count_letter_answer
+from clinkd.data.readers.record_files import files, record_rows
 from clinkd.data.readers.rows import (
     RESERVED,
     FieldError,
@@ -33,11 +35,12 @@ from clinkd.data.readers.rows import (
     SourceRow,
     check_unicode,
     convert_rows,
+    count_unused_keys,
     get_list,
-    json_rows,
 )
-from clinkd.data.readers.samples import assemble_sample
+from clinkd.data.readers.samples import assemble_sample, parse_options
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
@@ -49,6 +52,10 @@ CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation 
 MISSPELT = "conversatons"  # in files that LLaVA-Med released
 BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
+
+MESSAGE_KEYS = {"from", "role", "value", "content"}
+EXTRA_KEYS = {"boxes", "facts", "group", "modality", "names", "options", "side", "source", "split", "tasks"}
+OBJECTS_KEYS = {"ref", "bbox", "bbox_type", "image_id"}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
 _IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
@@ -67,28 +74,27 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     images = ImageResolver(source, notes)
     for file in files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
-        yield from convert_rows(json_rows(file, source.encoding), make)
-
-
-def files(path: Path) -> list[Path]:
-    """The data files of a folder, or the file itself."""
-    if not path.is_dir():
-        return [path]
-    json_files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl")]
-    data_files = [p for p in json_files if p.stem != "dataset_info"]
-    if not data_files:
-        raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
-    return data_files
+        yield from convert_rows(record_rows(file, source.encoding), make)
 
 
 def find_split_in_name(stem: str) -> Split | None:
-    """The split that a word of a file's name states."""
-    return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
+    """The split that a word of a file's name states, None if words state several."""
+    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
 
 
-def find_split_of_path(path: Path) -> Split | None:
-    """The split that the name of a file or folder states, or else the name of the folder around it."""
-    return find_split_in_name(path.stem) or SPLITS.get(path.parent.name.lower())
+def find_split_of_path(path: Path, root: Path | None = None) -> Split | None:
+    """The split that the name of a file or folder tells, or the folders between it and `root` (by default only the one
+    around it). Raises BadInput if two of these names tell different splits.
+    """
+    told: dict[Split, str] = {}
+    for name in (*path.relative_to(root or path.parent.parent).parts[:-1], path.stem):
+        if (split := find_split_in_name(name)) is not None:
+            told.setdefault(split, name)
+    if len(told) > 1:
+        (first, one), (second, other), *_ = told.items()
+        raise BadInput(f"{path}: {one!r} says {first}, and {other!r} says {second}; rename one of them")
+    return next(iter(told), None)
 
 
 def _apply_file_name(file: Path, source: Source) -> Source:
@@ -104,8 +110,7 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
     if MISSPELT in value and "conversations" not in value:
         notes[f"rows with {MISSPELT!r}, read as 'conversations'"] += 1
         value = {"conversations" if key == MISSPELT else key: entry for key, entry in value.items()}
-    for key in value.keys() - KEYS:
-        notes[f"key {key!r} of rows, which a sample does not keep"] += 1
+    count_unused_keys(value, KEYS, notes)
     pairs, paths = _parse_conversation(value, notes)
     refs = tuple([images.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(paths)])
     writer_keys = value.get(CONVERSATION_EXTRA_KEY)
@@ -116,8 +121,12 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
     turns_and_names = [_make_turn(k, pair, read_text, source) for k, pair in enumerate(pairs, start=1)]
     if objects:
         objects.check_used_up()
+        count_unused_keys(value["objects"], OBJECTS_KEYS, notes, "objects.")
     turns = tuple([turn for turn, _ in turns_and_names])
+    for turn in turns:
+        count_letter_answer(turn.answer.text, notes)
     if writer_keys is not None:
+        count_unused_keys(writer_keys, EXTRA_KEYS, notes, f"{CONVERSATION_EXTRA_KEY}.")
         return [_restore_sample(value, writer_keys, refs, turns)]
     path = refs[0].path
     parts = _split_file_name(path)
@@ -126,7 +135,9 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
         images=refs,
         modality=_find_modality(value, path, source),
         turns=turns,
-        group=find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}",
+        group=find_split_group(source, path, images.header(source.prefix + path))
+        if source.group or len(parts) < 3
+        else f"{parts[1]}--{parts[2]}",
         source=parts[1] if len(parts) > 2 else file_name,
         names=turns_and_names[-1][1],
         side=source.side or "patient",
@@ -181,7 +192,14 @@ def _restore_sample(
     for task in tasks:
         if task not in list(Task):
             raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", task, f"one of {', '.join(Task)} is wanted")
-    restored_turns = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
+    lists = get_list(writer_keys, "options") or [None] * len(turns)
+    if len(lists) != len(turns):
+        why = f"{len(turns)} turns and {len(lists)} lists of options; give each turn its own"
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.options", lists, why)
+    restored_turns = tuple(
+        replace(turn, task=Task(task), options=parse_options(options, turn.answer, f"{CONVERSATION_EXTRA_KEY}.options"))
+        for turn, task, options in zip(turns, tasks, lists, strict=True)
+    )
     return assemble_sample(value.get("id"), refs, restored_turns, writer_keys, f"{CONVERSATION_EXTRA_KEY}.")
 
 
@@ -278,6 +296,7 @@ def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> li
         field = f"{key}[{k}]"
         if not isinstance(message, dict):
             raise FieldError(field, message, "an object with who speaks and what is said is wanted")
+        count_unused_keys(message, MESSAGE_KEYS, notes, f"{key}.")
         role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
         if role == "system":
             notes[_SYSTEM_NOTE] += 1
@@ -440,7 +459,7 @@ def _make_turn(number: int, pair: tuple[str, str], read_text: ReadText, source: 
         names = tuple(dict.fromkeys(names))
     without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
     task = source.task or infer_task_from_boxes(question.text, answer.text, without_boxes)
-    if task is Task.VG and not answer.text.boxes:
+    if task is Task.VG and not answer.text.boxes and not denies(answer.text.text):  # "not there" has no box
         raise FieldError(answer_field, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
         raise FieldError(question_field, pair[0], f"no box in a question of {task}; add it")

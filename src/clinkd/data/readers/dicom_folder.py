@@ -1,16 +1,30 @@
-"""Read a folder of medical images: check each, and list the lines of a sheet to fill in with questions and boxes."""
+"""Read a folder of medical images: check each, and list the lines of a sheet to fill in with questions and boxes.
+
+DICOM segmentations and structured reports beside the images become questions about the boxes in them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
-from clinkd.data.readers.rows import FieldError, RowResult, make_error_result
-from clinkd.data.readers.source import Source
-from clinkd.records import BadInput, ImageRef
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.dicom_annotations import (
+    DicomBox,
+    DicomIdentity,
+    identify,
+    make_box,
+    read_annotations,
+)
+from clinkd.data.readers.rows import FieldError, RowResult, make_error_result, require_words
+from clinkd.data.readers.source import NAMELESS_NOTE, Source
+from clinkd.data.readers.unknown import WAYS, name_way, recognise
+from clinkd.records import BadInput, ImageRef, Sample
 
 DICOM_INDEX = "DICOMDIR"
 TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
@@ -21,33 +35,98 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Yield each medical image of a folder, or the one file, as a row without samples or as an error.
 
     Rows are numbered in the order of the files, folder by folder. `notes` counts files of other kinds, DICOMDIRs, and
-    links that are not followed. Raises BadInput where there is no medical image at all.
+    links that are not followed, and names objects that are no images. Raises BadInput where there is no medical image.
     """
     root = source.path if source.path.is_dir() else source.path.parent
-    number = 0
+    files: dict[Path, DicomIdentity] = {}
     for path in _walk_files(source.path, notes):
         if not kind_of(path).medical:
             notes[f"files that are not {medical_names()}"] += 1
         elif path.name == DICOM_INDEX:
             notes[f"{DICOM_INDEX} files, which list other files"] += 1
+        elif (name := recognise(path)) in WAYS:
+            notes[f"files that are {name} and no images, left out; {WAYS[name]}"] += 1
         else:
-            number += 1
-            yield _check_file(path, path.relative_to(root).as_posix(), number, source.window, notes)
-    if number == 0:
+            files[path] = identify(path)
+    if not files:
+        if named := name_way(source.path, [] if source.path.is_file() else [*_walk_files(source.path, Counter())]):
+            raise BadInput(named)
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
+    annotating = [path for path, identity in files.items() if identity.annotates]
+    known = frozenset(f.instance for f in files.values() if not f.annotates)
+    by_image: dict[str, dict[int, list[DicomBox]]] = defaultdict(lambda: defaultdict(list))  # UID -> frame -> boxes
+    for number, path in enumerate(annotating, start=1):
+        relative = path.relative_to(root).as_posix()
+        try:
+            for annotation in read_annotations(path, source.min_area, known, notes):
+                by_image[annotation.instance][annotation.frame].append(annotation)
+            yield RowResult(str(path), number, raw={"image": relative})
+        except FieldError as fault:
+            yield make_error_result(path, number, fault, {"image": relative}, {"id": relative})
+    images = (path for path, identity in files.items() if not identity.annotates)
+    for number, path in enumerate(images, start=len(annotating) + 1):
+        relative = path.relative_to(root).as_posix()
+        if frames := by_image.get(files[path].instance):
+            yield _convert_annotated(path, relative, number, frames, source, notes)
+        else:
+            yield _check_file(path, relative, number, source, notes)
 
 
-def _check_file(path: Path, relative: str, number: int, window: str | None, notes: Counter[str]) -> RowResult:
-    kind = kind_of(path)
-    raw = {"image": relative}
+def _convert_annotated(
+    path: Path,
+    relative: str,
+    number: int,
+    frames: Mapping[int, Sequence[DicomBox]],
+    source: Source,
+    notes: Counter[str],
+) -> RowResult:
+    """The questions about the boxes of an image."""
+    raw, samples = {"image": relative}, list[Sample]()
     try:
-        facts = kind.describe(path, relative, window=window)
+        facts = kind_of(path).describe(path, relative, window=source.window)
+        names = _name_frames(relative, facts)
+        for frame, annotations in sorted(frames.items()):
+            if frame > len(names):
+                raise FieldError("frame", frame, f"of an image with {len(names)}; bring the image it was drawn on")
+            objects = ((require_words(a.name, "name"), make_box(a, facts.height, facts.width)) for a in annotations)
+            record = Annotated(
+                id=names[frame - 1],
+                image=ImageRef(
+                    names[frame - 1], facts.width, facts.height, window=source.window, laterality=facts.laterality
+                ),
+                modality=source.modality or facts.modality or resolve_modality(None, source),
+                objects=tuple(objects),
+                group=find_split_group(source, relative, facts),
+                origin=source.path.resolve().name,
+                side=source.side or "patient",
+                split=source.split,
+            )
+            samples += make_samples(record, source, notes)
+    except FieldError as fault:
+        return make_error_result(path, number, fault, raw, {"id": relative})
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
+    return RowResult(str(path), number, tuple(samples), raw=raw)
+
+
+def _check_file(path: Path, relative: str, number: int, source: Source, notes: Counter[str]) -> RowResult:
+    kind = kind_of(path)
+    raw = {"image": relative}
+    try:
+        facts = kind.describe(path, relative, window=source.window)
+        group = find_split_group(source, relative, facts)
+    except (BadInput, FieldError) as error:
+        why = error.why if isinstance(error, FieldError) else str(error).removeprefix(f"{relative}: ")
+        return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
+    if facts.patient == "":
+        notes[NAMELESS_NOTE] += 1
     notes[f"{kind.name} {NO_QUESTION}"] += 1
-    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in _name_frames(relative, facts))
-    return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
+    ref = ImageRef(relative, facts.width, facts.height, window=source.window)
+    if facts.frames == 1:  # each of several frames may have a plane of its own
+        ref = replace(ref, laterality=facts.laterality)
+    images = tuple(replace(ref, path=name) for name in _name_frames(relative, facts))
+    return RowResult(str(path), number, raw=raw, images=images, group=group)
 
 
 def _name_frames(relative: str, facts: Facts) -> list[str]:
@@ -85,12 +164,12 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     path, _ = locate(root, relative, relative)
     kind = kind_of(path)
     facts = kind.describe(path, relative)
-    modality = facts.modality.value if kind.medical else ""
+    modality = facts.modality.value if facts.modality else ""
     ref = None
     for name in _name_frames(relative, facts):
         if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own
             ref = read_image_size(root, name, relative)
-        cells = {"image": name, "modality": modality, "patient": facts.patient}
+        cells = {"image": name, "modality": modality, "patient": facts.patient or facts.study}
         yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
 

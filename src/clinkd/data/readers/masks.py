@@ -6,7 +6,7 @@
     SAMed2D_v1.json                     {"images/...": ["masks/...", ...], ...}
 
 Each dataset numbers its classes anew, so the release has a map of numbers and names for each dataset. One map for all
-datasets, and maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.classes`. If the
+datasets, and maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.names`. If the
 folder has `SAMed2D_v1.json`, every mask it lists must be there. Other folders of images and masks work alike: a mask is
 named after its image, "--", and its class, which may be the name itself (`scan7--left_lung.png`).
 
@@ -24,7 +24,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ from scipy import ndimage
 from clinkd.data.images import locate, open_at_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
 from clinkd.data.readers.conversations import infer_modality_from_name
+from clinkd.data.readers.mask_pairs import PICTURES
+from clinkd.data.readers.names import Names, load_names
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -51,7 +53,6 @@ from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
-SUFFIXES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 _CLASS_AND_INSTANCE = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class and, if any, the number of the instance
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
@@ -81,9 +82,9 @@ class _MaskFolder:
         for name in _list_image_files(source.path / "masks", notes):
             stem, _, name_end = name.rpartition("--")
             self.masks[stem].append(sys.intern(name_end))  # a hundred thousand stems share a few ends
-        self.classes = Classes(source)
+        self.classes = _load_class_names(source)
         all_name_ends = {name_end for name_ends in self.masks.values() for name_end in name_ends}
-        if not self.classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
+        if self.classes is None and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
             why = f"classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/"
             raise BadInput(f"{source.path}: {why}")
         self.listed = _load_mask_list(source.path / LIST_FILE)
@@ -118,12 +119,12 @@ def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
     names = []
     with os.scandir(folder) as directory:
         for entry in directory:
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if entry.name.lower().endswith(PICTURES) and entry.is_file():
                 names.append(entry.name)
             else:
                 notes[f"entries of {folder.name}/ that are no image files"] += 1
     if not names:
-        raise BadInput(f"{folder}: no image files there ({', '.join(SUFFIXES)})")
+        raise BadInput(f"{folder}: no image files there ({', '.join(PICTURES)})")
     return names
 
 
@@ -144,66 +145,28 @@ def _is_list_of_texts(value: Any) -> bool:
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-class Classes:
-    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
-
-    def __init__(self, source: Source) -> None:
-        if source.classes is not None:
-            class_files = [source.classes if source.classes.is_file() else source.path / source.classes]
-        else:
-            class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
-        if len(class_files) > 1:
-            raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
-        self.file = class_files[0] if class_files else None
-        self.by_dataset = _load_class_maps(self.file) if self.file else {}
-
-    def name(self, class_text: str, dataset: str, mask: str) -> str:
-        """The name of the class in a mask's file name. Raises FieldError where the map does not have it."""
-        if any(c.isalpha() for c in class_text):
-            return require_words(class_text.replace("_", " "), "mask")
-        if not class_text.isdecimal():
-            raise FieldError("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
-        numbers = self.by_dataset.get(dataset, self.by_dataset.get(""))
-        if numbers is None:
-            raise FieldError("mask", mask, f"dataset {dataset} is not in {self.file}; add it with its classes")
-        names = numbers.get(int(class_text), ())
-        if len(names) != 1:
-            why = f"has several names ({', '.join(names)})" if names else "is not there"
-            place = f"{self.file}" + (f", dataset {dataset}" if dataset in self.by_dataset else "")
-            raise FieldError("mask", mask, f"class {class_text} {why} in {place}; correct the map")
-        return require_words(names[0].replace("_", " "), f"class {class_text}")
+def _load_class_names(source: Source) -> Names | None:
+    """The map of the user, else that of the folder. Raises BadInput where the folder has two."""
+    if source.class_names is not None:
+        return source.class_names
+    class_files = [name for name in CLASS_FILES if (source.path / name).is_file()]
+    if len(class_files) > 1:
+        raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --names")
+    names = load_names(class_files[0], source.path) if class_files else None
+    if names is not None and names.counted:
+        raise BadInput(f"{names.place}: not a map of classes; bring back the release's, or name another with --names")
+    return names
 
 
-def _load_class_maps(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
-    value = load_json_file(file)
-    if not isinstance(value, dict) or not value:
-        wanted = '{"liver": "0003"} or {"DATASET": {"liver": "0003"}}'
-        raise BadInput(f"{file}: not a map of classes; {wanted} is wanted")
-    by_dataset = value if all(isinstance(v, dict) for v in value.values()) else {"": value}
-    places = {dataset: f"{file}, {dataset}" if dataset else str(file) for dataset in by_dataset}
-    return {dataset: _index_class_numbers(part, places[dataset]) for dataset, part in by_dataset.items()}
-
-
-def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
-    """Number -> names, from a map of names to numbers or of numbers to names."""
-    numbers: dict[int, tuple[str, ...]] = {}
-    if all(_is_class_number(v) for v in part.values()):
-        pairs = [(number, name) for name, number in part.items()]
-    elif all(_is_class_number(k) for k in part):
-        pairs = list(part.items())
-    else:
-        key, value = next((k, v) for k, v in part.items() if not _is_class_number(v))
-        raise BadInput(f"{place}: {key!r}: {value!r} is neither name -> number nor number -> name, as others are")
-    for key, name in pairs:
-        number = int(key)
-        if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
-            raise BadInput(f"{place}: class {number} has the name {name!r}; a name is wanted")
-        numbers[number] = (*numbers.get(number, ()), name)
-    return numbers
-
-
-def _is_class_number(value: Any) -> bool:
-    return (type(value) is int and value >= 0) or (isinstance(value, str) and value.isascii() and value.isdecimal())
+def _name_class(class_text: str, names: Names | None, dataset: str, mask: str) -> str:
+    """The name of the class in a mask's file name. Raises FieldError where the map does not have it."""
+    if names is not None and names.only:
+        return names.only
+    if any(c.isalpha() for c in class_text):
+        return require_words(class_text.replace("_", " "), "mask")
+    if not class_text.isdecimal() or names is None:
+        raise FieldError("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
+    return names.find(class_text, "mask", mask, dataset)
 
 
 def _parse_class(name_end: str) -> str:
@@ -229,7 +192,9 @@ def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, n
         id=stem,
         image=image,
         modality=source.modality or infer_modality_from_name(parts[0] if is_sa_med2d_name else "", parts[0]),
-        group=find_split_group(source, image.path) if source.group or not is_sa_med2d_name else "--".join(parts[1:-1]),
+        group="--".join(parts[1:-1])
+        if is_sa_med2d_name and not source.group
+        else find_split_group(source, image.path, images.header(row.value["image"])),
         objects=_find_objects(row.value, folder, dataset, image, image_notes),
         origin=dataset or source.path.resolve().name,
         side=source.side or "patient",
@@ -252,13 +217,12 @@ def _find_objects(
         raise FieldError("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
     objects = []
     for mask in masks:
-        name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.min_area)
-        objects += [(name, box) for box in boxes]
-        if not boxes:
+        name = _name_class(_parse_class(mask.removeprefix(f"masks/{stem}--")), folder.classes, dataset, mask)
+        regions = find_regions(_load_mask(folder.source.path, mask, image), folder.source.min_area)
+        objects += [(name, box) for box in regions.boxes]
+        if not regions.boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
-        if specks:
-            image_notes[f"specks below {folder.source.min_area:g} of the picture, beside a larger part"] += specks
+        note_regions(regions, folder.source.min_area, image_notes)
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
@@ -272,6 +236,14 @@ class Regions(NamedTuple):
 
     boxes: tuple[Box, ...]
     specks: int
+
+
+def note_regions(regions: Regions, speck_share: float, notes: Counter[str]) -> None:
+    """Count what a reader of masks should be told of: specks left out, and a box of the whole image."""
+    if regions.specks:
+        notes[f"specks below {speck_share:g} of the picture, beside a larger part"] += regions.specks
+    if Box(0, 0, 1, 1) in regions.boxes:
+        notes["masks of which a part reaches all four borders: is the background marked, or all of the image?"] += 1
 
 
 def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
@@ -294,25 +266,38 @@ def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
 
 def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     """The pixels that a mask sets, [height, width]. Raises FieldError where it is no mask of the image."""
+    values = read_mask_values(root, mask, image)
+    inside = np.asarray(values != 0, dtype=np.bool_)
+    if (values[inside] != 1).any() and (values[inside] != 255).any():
+        why = f"the values {list_values(values)}; one mask is one class, 0 and 1 or 0 and 255, stored without loss"
+        raise FieldError("mask", mask, f"{why}: write one a class")
+    return inside
+
+
+def list_values(values: NDArray[Any]) -> str:
+    """The values of a mask for a message: "0, 1, 2"."""
+    distinct = np.unique(values)
+    shown = ", ".join(f"{v:g}" for v in distinct[:6])
+    return shown + (f", ... ({len(distinct)} in all)" if len(distinct) > 6 else "")
+
+
+def read_mask_values(root: Path, mask: str, image: ImageRef) -> NDArray[Any]:
+    """The values of a mask, [height, width]: of a palette its numbers, not its colours.
+
+    Raises FieldError where it cannot be opened, has colours, or another size than the image.
+    """
     try:
         path, frame = locate(root, mask, mask)
         with open_at_frame(path, mask, frame) as (file, _, _):
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
+            upright = ImageOps.exif_transpose(file)
+            values = np.asarray(upright.convert("L") if file.format == "JPEG" else upright)
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
     if image.width is not None and (width, height) != (image.width, image.height):
         why = f"{width}x{height} pixels where the image has {image.width}x{image.height}; bring its own mask"
         raise FieldError("mask", mask, why)
-    values = _reduce_to_grey(values, mask)
-    inside = np.asarray(values != 0, dtype=np.bool_)
-    if (values[inside] != 1).any() and (values[inside] != 255).any():
-        distinct = np.unique(values)
-        shown = ", ".join(f"{v:g}" for v in distinct[:6])
-        shown += f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
-        why = f"the values {shown}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
-        raise FieldError("mask", mask, why)
-    return inside
+    return _reduce_to_grey(values, mask)
 
 
 def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:

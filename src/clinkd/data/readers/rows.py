@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import codecs
 import csv
-import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from clinkd.data.readers.xlsx import MAX_COLUMNS, Workbook
+from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, SheetCell, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
+from clinkd.spelling import find_near, suggest
 from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
@@ -34,6 +34,7 @@ Word = TypeVar("Word", bound=str)
 _ABSENT = {"nan", "NaN", "NAN", "-nan", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NV"}
 _ABSENT_CELLS = {*_ABSENT, "None", "NULL", "null"}
 
+_IMAGE_KEYS = ("image", "image_name", "img_name", "image_path", "file_name", "path")
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
@@ -58,13 +59,20 @@ class RowError:
     value: str
     why: str  # what is wrong, and how to mend it
     kind: Kind = "row"
+    image: str = ""  # path of the row's image, "" if it names none
 
     def __str__(self) -> str:
+        return f"{self.file}, row {self.row}{self.describe()}"
+
+    def describe(self) -> str:
+        """What is wrong with the row, from its id on; with its image, where that is neither the id nor the value."""
         name = f", id {self.id}" if self.id != "?" else ""
-        return f"{self.file}, row {self.row}{name}: {self.field} = {self.value}: {self.why}"
+        image = f" (image {self.image})" if self.image not in ("", self.id, self.value) else ""
+        return f"{name}: {self.field} = {self.value}: {self.why}{image}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
+        members = {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
+        return members if self.image else {name: value for name, value in members.items() if name != "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +110,38 @@ def convert_rows(
         try:
             yield RowResult(str(row.file), row.number, tuple(make(row)), raw=row.raw)
         except FieldError as fault:
-            yield make_error_result(row.file, row.number, fault, row.raw, row.value)
+            fault.why += _suggest_key(row.value, fault.field) if fault.value is None else ""
+            yield make_error_result(row.file, row.number, fault, row.raw, row.value, image=_find_image(row.value))
 
 
-def make_error_result(
-    file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row"
+def _find_image(value: dict[str, Any]) -> str:
+    """The image that a row names, "" if none."""
+    return next((name for key in _IMAGE_KEYS if isinstance(name := value.get(key), str)), "")
+
+
+def _suggest_key(value: Any, field: str) -> str:
+    """The misspelt key of a field, such as objects[0].name, that a row lacks: "; is its key 'naem' meant for it?"."""
+    *path, last = re.findall(r"\w+", field) or [""]
+    for step in path:
+        inside = value.get(step) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            inside = value[int(step)] if step.isdecimal() and int(step) < len(value) else None
+        value = inside
+    if not isinstance(value, dict) or last in value:
+        return ""
+    near = find_near(last, value)
+    return f"; is its key {shorten_value(near)!r} meant for it?" if near else ""
+
+
+def make_error_result(  # noqa: PLR0913
+    file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row", image: str = ""
 ) -> RowResult:
     """The result of a row that has an error."""
-    keys = ("id", "qid", "question_id", "image")
+    keys = ("id", "qid", "question_id", "image", "image_name", "img_name", "image_path")
     name = next((value[k] for k in keys if k in value), "?") if isinstance(value, dict) else "?"
     row_id = shorten_value(str(name))
-    problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
+    shown = shorten_value(fault.value)
+    problem = RowError(str(file), number, row_id, fault.field, shown, fault.why, kind, shorten_value(image))
     return RowResult(str(file), number, problem=problem, raw=raw)
 
 
@@ -165,12 +194,30 @@ def check_unicode(value: str, field: str) -> None:
         raise FieldError(field, value, why) from None
 
 
+def require_answer(value: Any, field: str, notes: Counter[str]) -> str:
+    """The text of an answer. A number is taken as text, which `notes` counts; JSON's true and false are not."""
+    if isinstance(value, bool):
+        raise FieldError(field, value, 'not text: it may mean "yes" or "true", "no" or "false"; write the word')
+    if isinstance(value, int | float):
+        notes["answers that are numbers, taken as text"] += 1
+        value = str(value)
+    return require_words(value, field)
+
+
+def count_unused_keys(value: dict[str, Any], used: Collection[str], notes: Counter[str], prefix: str = "") -> None:
+    """Count each key that no reader uses, unless it is empty. `prefix` names the object that it is a key of."""
+    for key in value:
+        if key not in used and value[key] not in (None, "", [], {}):
+            notes[f"keys {prefix + key!r}, which are not used"] += 1
+
+
 def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
     """The word of `choices` that equals `value`. Raises FieldError if there is none."""
     for word in choices:
         if value == word:
             return word
-    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted")
+    hint = suggest(value, choices) if isinstance(value, str) else ""
+    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted{hint}")
 
 
 def get_list(entry: dict[str, Any], key: str) -> list[Any]:
@@ -287,7 +334,7 @@ def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int
     raw = text.strip(_BLANKS)
     try:
         line.decode(encoding)
-        return SourceRow(file, number, _require_object(_DECODER.decode(raw)), raw)
+        return SourceRow(file, number, parse_object(raw), raw)
     except UnicodeDecodeError as error:
         why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
         fault = FieldError("row", raw, why)
@@ -306,6 +353,11 @@ def _require_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FieldError("row", value, f"not a JSON object; {_MEND}")
     return value
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object of a text. Raises FieldError where it is no object, or has a key twice."""
+    return _require_object(_DECODER.decode(text))
 
 
 class _JsonDamage(Exception):
@@ -494,34 +546,51 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
-def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[SourceRow | RowResult]:
+def sheet_rows(
+    file: Path, encoding: str = "utf-8", sheet: str | None = None, notes: Counter[str] | None = None
+) -> Iterator[SourceRow | RowResult]:
     """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX. The first line names the columns.
 
     Values are texts, "" for an empty cell and for what programs write into one (nan, None, #N/A), which `raw` keeps.
-    Empty lines and empty columns at the end are skipped. `sheet` names the one to read if an XLSX has several. Raises
-    BadInput if a column has no name, or two have the same.
+    A cell that must not be used as it is shown is a `SheetCell` with the reason: take values by `use_cell`. Empty lines
+    and empty columns at the end are skipped, hidden ones are read and counted in `notes`. `sheet` names the one to read
+    if an XLSX has several. Raises BadInput if a column has no name, or two have the same.
     """
     is_xlsx = file.suffix.lower() in (".xlsx", ".xlsm")
+    notes = Counter[str]() if notes is None else notes
     head: list[str] = []
     width = 0  # of the head with its empty end; every line of a CSV has that end, too
     has_lines = False
-    for number, cells in _read_xlsx(file, sheet) if is_xlsx else _read_csv(file, encoding):
+    for number, cells in _read_xlsx(file, sheet, head, notes) if is_xlsx else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
             yield make_error_result(file, number, cells, str(cells.value))
         elif not any(cells):
             continue
         elif not head:
-            head, width = _check_column_names(file, _strip_empty_end(cells)), len(cells)
+            head += _check_column_names(file, _strip_empty_end(cells))
+            width = len(cells)
         else:
             if (beside := _strip_empty_end(cells)) and not has_lines:
                 _refuse_title(file, head, number, beside)
             has_lines = True
             if is_xlsx or len(cells) == width:
-                cells = beside
+                cells = cells[: max(len(beside), len(head))]
                 cells += [""] * (len(head) - len(cells))  # an XLSX omits empty cells at the end of a line
             yield _make_sheet_row(file, number, head, cells, encoding)
     if not head:
         raise BadInput(f"{file}: the sheet is empty; its first line names the columns")
+
+
+def use_cell(cell: Any, field: str, as_number: bool = False) -> Any:
+    """A value of a row as it is shown, or, `as_number`, as it is stored: 1024 rather than 1,024.
+
+    Raises FieldError if what the cell shows may not be what it means: a date made of 1-2, an error, struck-out words.
+    """
+    if not isinstance(cell, SheetCell):
+        return cell
+    if cell.why:
+        raise FieldError(field, cell, cell.why)
+    return (as_number and cell.exact) or str(cell)
 
 
 def _strip_empty_end(cells: list[str]) -> list[str]:
@@ -552,7 +621,8 @@ def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], 
         except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
             return make_error_result(file, number, FieldError("row", text, why), cells, value)
-    return SourceRow(file, number, {k: "" if text in _ABSENT_CELLS else text for k, text in value.items()}, value)
+    words = {k: "" if text in _ABSENT_CELLS else text for k, text in value.items()}
+    return SourceRow(file, number, value if words == value else words, value)  # a sheet's rows stay in memory
 
 
 def _check_column_names(file: Path, cells: list[str]) -> list[str]:
@@ -560,9 +630,11 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
         raise BadInput(
             f"{file}: {len(cells):,} columns, more than the {MAX_COLUMNS:,} of a spreadsheet; leave some out"
         )
-    names = [c.strip() for c in cells]
+    names = [cells[0].strip() or _INDEX, *(c.strip() for c in cells[1:])]
     counts = Counter(names)
     for place, name in enumerate(names, start=1):
+        if isinstance(cells[place - 1], SheetCell) and not name:
+            raise BadInput(f"{file}: column {place} has no name: its head is a merged cell; unmerge it, and fill it in")
         if not name:
             raise BadInput(f"{file}: column {place} has no name; the first line names the columns (no title above it)")
         if counts[name] > 1:
@@ -572,6 +644,8 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
 
 _Cells = list[str] | FieldError
 _SEPARATORS = ",;\t|"
+_HIDDEN_ROWS = "rows that are hidden in the spreadsheet, read like the others; delete those that must not count"
+_INDEX = "(no name)"  # of a first column, which pandas writes for its index
 _NUMERIC = re.compile(r"[\d.,\s+-]+")
 
 
@@ -592,11 +666,9 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
         while True:
             start = reader.line_num + 1  # the first line of the row; a quoted cell may have several
             try:
-                cells: _Cells = [read_cell(_format_cell(c.strip())) for c in next(reader)]
+                cells: _Cells = [read_cell(_check_cell(c.strip())) for c in next(reader)]
             except StopIteration:
                 return
-            except FieldError as fault:
-                cells = fault
             except csv.Error as error:
                 where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
                 why = f"not CSV ({error}); mend the quotes of the row, these lines are left out"
@@ -615,7 +687,7 @@ def _bound_lines(file: Path, lines: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
+def _read_xlsx(file: Path, sheet: str | None, head: list[str], notes: Counter[str]) -> Iterator[tuple[int, list[str]]]:
     with _open_file(file):
         pass
     with Workbook(file) as book:
@@ -624,26 +696,22 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
         if sheet is None and len(names) > 1:
             raise BadInput(f"{file}: has the sheets {shown}; name one with --sheet")
         if not names or (sheet is not None and sheet not in names):
-            raise BadInput(f"{file}: has no sheet {sheet or 'of cells'!r}; it has {shown or 'none'}")
-        for number, values in book.rows(sheet or names[0]):
-            try:
-                yield number, [_format_cell(value) for value in values]
-            except FieldError as fault:
-                yield number, fault
+            hint = suggest(sheet or "", names)
+            raise BadInput(f"{file}: has no sheet {sheet or 'of cells'!r}; it has {shown or 'none'}{hint}")
+        for number, cells in book.rows(sheet or names[0]):
+            yield number, [_check_cell(cell) for cell in cells]
+        if book.hidden_rows:
+            notes[_HIDDEN_ROWS] += book.hidden_rows
+        for place, name in enumerate(head, start=1):
+            if any(first <= place <= last for first, last in book.hidden_columns):
+                notes[f"column {name!r} is hidden in the spreadsheet, and read like the others"] += 1
 
 
-def _format_cell(value: Any) -> str:
-    if isinstance(value, str) and value.startswith("="):
-        raise FieldError("row", value, "a formula that was never computed; open the sheet, save it, and try again")
-    if isinstance(value, str) and value.startswith("#") and value in _SPREADSHEET_ERRORS:
-        raise FieldError("row", value, "an error of the spreadsheet in a cell; mend it")
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, datetime.date | datetime.datetime):
-        return value.isoformat()
-    return str(value).strip()
+def _check_cell(text: str) -> str:
+    """The cell, marked if its text is an error of a spreadsheet, or a formula."""
+    if text.startswith("="):
+        return SheetCell(text, UNCOMPUTED)
+    return SheetCell(text, ERROR_CELL) if text.startswith("#") and text in _SPREADSHEET_ERRORS else text
 
 
 _SPREADSHEET_ERRORS = {

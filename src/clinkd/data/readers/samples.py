@@ -15,13 +15,28 @@ from clinkd.data.readers.rows import (
     SourceRow,
     check_unicode,
     convert_rows,
+    count_unused_keys,
     get_list,
     iterate_objects,
     json_rows,
     require_choice,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import (
+    SPLITS,
+    BadInput,
+    Box,
+    BoxedText,
+    Fact,
+    ImageRef,
+    Laterality,
+    Modality,
+    Sample,
+    Side,
+    Split,
+    Task,
+    Turn,
+)
 
 _MEND_OR_IMPORT = "mend it, or import the data anew"
 
@@ -84,8 +99,7 @@ def assemble_sample(
 
 
 def _count_unknown_keys(value: dict[str, Any], record_type: type, prefix: str, notes: Counter[str]) -> None:
-    for key in value.keys() - {f.name for f in fields(record_type)}:
-        notes[f"key {prefix + key!r} of rows, which a sample does not keep"] += 1
+    count_unused_keys(value, {f.name for f in fields(record_type)}, notes, prefix)
 
 
 def _require_text(value: Any, field: str) -> str:
@@ -126,23 +140,44 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
     window = value.get("window")
     if window is not None:
         _require_text(window, f"{field}.window")
+    laterality = _parse_laterality(value.get("laterality"), f"{field}.laterality") or actual_image.laterality
     if actual_image.width is None:
-        return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window)
+        return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window, laterality)
     if "orientation" in value and stated_orientation != actual_image.orientation:
         why = f"the image has {actual_image.orientation} now; {_MEND_OR_IMPORT}"
         raise FieldError(f"{field}.orientation", stated_orientation, why)
-    return actual_image if window is None else replace(actual_image, window=window)
+    return replace(actual_image, window=window or actual_image.window, laterality=laterality)
+
+
+def _parse_laterality(value: Any, field: str) -> Laterality | None:
+    """What the import recorded; it stands where a copy has no header any more."""
+    try:
+        return None if value is None else Laterality.from_json(value)
+    except BadInput as error:
+        raise FieldError(field, value, f"{error}; {_MEND_OR_IMPORT}") from None
 
 
 def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:
     _count_unknown_keys(value, Turn, "turns.", notes)
     task = require_choice(value.get("task"), tuple(Task), f"{field}.task")
-    return Turn(task, _parse_text(value, "question", field), _parse_text(value, "answer", field))
+    question, answer = (_parse_text(value, key, field, notes) for key in ("question", "answer"))
+    return Turn(task, question, answer, parse_options(value.get("options"), answer, f"{field}.options"))
 
 
-def _parse_text(value: dict[str, Any], key: str, field: str) -> BoxedText:
+def parse_options(value: Any, answer: BoxedText, field: str) -> tuple[str, ...]:
+    """The options of a turn, none if the key is absent. Raises FieldError if the answer is none of them."""
+    if value in (None, []):
+        return ()
+    if not isinstance(value, list) or not all(isinstance(words, str) for words in value) or answer.text not in value:
+        raise FieldError(field, value, f"a list of texts, the answer among them, is wanted; {_MEND_OR_IMPORT}")
+    return tuple(value)
+
+
+def _parse_text(value: dict[str, Any], key: str, field: str, notes: Counter[str]) -> BoxedText:
     """A text, or {"text", "boxes"}."""
     raw, field = value.get(key), f"{field}.{key}"
+    if isinstance(raw, dict):
+        count_unused_keys(raw, {"text", "boxes"}, notes, f"turns.{key}.")
     text, boxes = (raw.get("text"), raw.get("boxes")) if isinstance(raw, dict) else (raw, [])
     if not isinstance(boxes, list):
         raise FieldError(f"{field}.boxes", boxes, "a list of boxes is wanted")

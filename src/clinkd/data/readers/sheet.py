@@ -5,11 +5,14 @@
     or x y width height               its left, its top and its size
     ... and sentence                  a description of the box (RC)
     image, caption                    a description of the whole image (MIA)
+    image, label                      what the image shows (QA)
+
+    reader                            who drew the box, where several read an image (see `agreement`)
 
 A line may also state of its image: modality, patient, split, side, window (of a DICOM), frame (from 1); and its own id.
 `Source.columns` maps these names to the sheet's names; other columns are found by their own names, whatever their case,
-blanks and "_". Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` is
-"normalised" (fractions) or "qwen2-vl" (thousandths). What one line states of an image counts for its other lines, too.
+blanks and "_". Sheets of well-known data sets are read as they are published (`published`). What the numbers of a box
+mean is in `sheet_boxes`. What one line states of an image counts for its other lines, too.
 
 A question asks for all boxes of a name, so no question asks where a name is if a line of it has an error. An error in
 what a line states of its image, or in a box without a readable name, removes the whole image. A line that names no
@@ -18,22 +21,27 @@ image counts for the image above it. In a sheet without boxes each line counts a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
+from clinkd.data.patients import names_nobody, strip_frame
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
+from clinkd.data.readers.choices import make_choice_turn
+from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
     FieldError,
@@ -44,15 +52,20 @@ from clinkd.data.readers.rows import (
     make_error_result,
     require_words,
     sheet_rows,
+    use_cell,
 )
+from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
+from clinkd.spelling import suggest
+from clinkd.storage import count_progress
 
-FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
+_NUMBERS = (*CORNERS, *EXTENT, "frame")  # not as a spreadsheet shows them, but as it stores them
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
-NO_FINDING = ("no finding", "no findings")  # the name of an image without a box, in public sheets
+REPEATED_NOTE = "lines of a published sheet that repeat an earlier one, taken once"
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
@@ -62,15 +75,13 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     The first line of an image gets the questions about its boxes. Raises BadInput if there is no sheet, or if its
     columns do not make a question, a box or a caption.
     """
-    if source.boxes not in FRAMES:
-        raise BadInput(f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl")
+    check_box_flags(source)
     file = sheet_of(source.path)
-    lines = list(sheet_rows(file, source.encoding, source.sheet))
+    lines = list(sheet_rows(file, source.encoding, source.sheet, notes))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
-    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), None)
-    columns = map_columns(head, source.columns, file, notes) if head is not None else {}
-    yield from _SheetReader(file, source, columns, notes).read_lines(lines)
+    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), [])
+    yield from _SheetReader(file, source, head, notes).read_lines(lines)
 
 
 def sheet_of(path: Path) -> Path:
@@ -98,15 +109,14 @@ class _SheetLine:
     box: Box | None = None
     sentence: str = ""
     caption: str = ""
+    label: str = ""
     turn: Turn | None = None
+    reader: str = ""
 
     @property
     def mentions_box(self) -> bool:
         """Whether the question or the answer mentions the box."""
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
-
-
-Cells = dict[str, str]  # our name of a column -> the text in the line, "" if the sheet has no such column
 
 
 class _SheetReader:
@@ -115,56 +125,97 @@ class _SheetReader:
     Errors name a field by our name of its column; `_report` puts the sheet's own name in its place.
     """
 
-    def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
-        self.file, self.source, self.columns, self.notes = file, source, columns, notes
-        self.corners = EXTENT if "x" in columns else CORNERS  # of a box in four columns
-        self.fields = {"box": ",".join(columns.get(c, c) for c in self.corners)} | columns
+    def __init__(self, file: Path, source: Source, head: list[str], notes: Counter[str]) -> None:
+        self.file, self.source, self.notes = file, source, notes
+        self.published = find_published(head)
+        self.published_cells = PublishedCells(self.published, file, source, notes) if self.published else None
+        self.columns = columns = self._map_columns(head)
+        self.choice_keys = find_choice_columns(head, columns)
+        self.boxes = SheetBoxes(file, source, columns, notes, self.published.box_form if self.published else None)
+        self.fields = {"box": ",".join(columns.get(c, c) for c in self.boxes.corners)} | columns
         self.pictures = ImageResolver(source, notes)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
         tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
         self.question_source = replace(source, tasks=tasks)
-        self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
+        self.first_rows: dict[int, int] = {}  # a hash of the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
         self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
         self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
         self.doubtful_names: dict[str, set[str]] = {}  # image -> names of which not all boxes can be read
         self.has_patients = False  # whether any line names one
+        self.names: set[str] = set()  # of boxes
+        self.without_finding: set[str] = set()  # images of which a line says that there is no finding
 
-    def read_lines(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
+    def _map_columns(self, head: list[str]) -> dict[str, str]:
+        published = self.published
+        if published is not None:
+            self.notes[f"sheet read as {published.title}, by the names of its columns"] += 1
+        mapping = {**(published.columns if published else {}), **self.source.columns}
+        used = [column for column in head if published and column.casefold() in published.one_hot]
+        return map_columns(head, mapping, self.file, self.notes, used) if head else {}
+
+    def read_lines(self, lines: Sequence[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The result of each line, in their order."""
+        self.boxes.choose_form(self._iterate_box_cells(lines))
         images: dict[str, list[_SheetLine]] = {}
         results: dict[int, RowResult] = {}
         image_above = ""
-        for row in lines:
+        for row in count_progress(lines, f"look at the lines of {self.file.name}", "lines"):
             if isinstance(row, RowResult):
                 results[row.row] = row
                 self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
                 continue
-            cells = {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
-            path = self._find_image_path(cells)
+            cells = self._name_cells(row)
+            try:
+                parts = self.published_cells.translate(cells, row.value) if self.published_cells else [cells]
+            except FieldError as fault:
+                self._mark_doubtful({self._find_image_path(cells)})
+                results[row.number] = self._report(row, fault)
+                continue
+            path = self._find_image_path(parts[0])
             image_above = path or image_above
-            first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
+            first_row = self.first_rows.setdefault(hash(tuple(row.value.values())), row.number)
             if path and first_row != row.number:  # lines below a merged cell may be of different images
-                fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
-                results[row.number] = self._report(row, fault, "duplicate")
+                results[row.number] = self._report_repeated(row, first_row)
                 continue
             try:
-                line = self._parse_line(row, cells, path)
-                images.setdefault(path, []).append(line)
+                parsed = [self._parse_line(row, part, path) for part in parts]
+                images.setdefault(path, []).extend(parsed)
             except FieldError as fault:
-                self._mark_doubtful_line(cells, fault, image_above)
+                for part in parts:
+                    self._mark_doubtful_line(part, fault, image_above)
                 results[row.number] = self._report(row, fault)
-        for path, lines_of_image in images.items():
-            results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
-        yield from (results[number] for number in sorted(results))
+        path_of_row = {line.row.number: path for path, of_image in images.items() for line in of_image}
+        for number in sorted(results.keys() | path_of_row.keys()):
+            if number not in results:  # the samples of an image are made no earlier, to hold few
+                path = path_of_row[number]
+                results |= {result.row: result for result in self._convert_image(path, images.pop(path))}
+            yield results.pop(number)
+
+    def _iterate_box_cells(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[tuple[Cells, ImageRef]]:
+        """The cells and the image of each line that has a box column and an image that opens."""
+        for row in lines:
+            if isinstance(row, SourceRow) and (cells := self._name_cells(row))["box"]:
+                with contextlib.suppress(FieldError):
+                    yield cells, self.pictures.ref(self.source.prefix + self._find_image_path(cells))
+
+    def _name_cells(self, row: SourceRow) -> Cells:
+        return {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
+
+    def _report_repeated(self, row: SourceRow, first_row: int) -> RowResult:
+        if self.published:  # RSNA repeats the class of an image for each of its boxes
+            self.notes[REPEATED_NOTE] += 1
+            return RowResult(str(row.file), row.number, raw=row.raw)
+        fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
+        return self._report(row, fault, "duplicate")
 
     def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
         fault.field = self.fields.get(fault.field, fault.field)
         if fault.value == "" and isinstance(row.raw, dict):
             fault.value = row.raw.get(fault.field, "")  # a word for no value
         own_id, image = (row.value.get(self.columns.get(key, ""), "") for key in ("id", "image"))
-        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind)
+        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind, image)
 
     def _mark_doubtful_line(self, cells: Cells, fault: FieldError, image: str) -> None:
         """Mark what an error in a line leaves open: the boxes of its name; everything, if that is not known."""
@@ -196,12 +247,21 @@ class _SheetReader:
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
+        cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}
         image = self._open_ref(cells, path)
-        box = self._parse_box(cells, image)
-        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
+        box = self.boxes.parse(cells, image)
+        texts = ("sentence", "caption", "label", "reader")
+        words = {key: require_words(cells[key], key) for key in texts if cells[key]}
+        if cells["name"]:
+            words["name"] = require_class_name(cells["name"], "name", self.source.class_names)
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
-        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
+            self.without_finding.add(path)
+        if "name" in words:
+            words["name"] = self.source.spellings.unify(words["name"], self.notes)
+        if box is not None and "name" in words:
+            self.names.add(words["name"])
+        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(row, cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)
         if line.id and self.ids.setdefault(line.id, row.number) != row.number:
@@ -211,8 +271,13 @@ class _SheetReader:
 
     def _check_words_for_no_value(self, line: _SheetLine) -> None:
         """Raise FieldError for a line that asks nothing because a program wrote words for no value into its cells."""
-        if line.turn is None and line.box is None and not line.caption and isinstance(line.row.raw, dict):
-            for ours in ("question", "answer", "name", "caption"):
+        if (
+            line.turn is None
+            and line.box is None
+            and not (line.caption or line.label)
+            and isinstance(line.row.raw, dict)
+        ):
+            for ours in ("question", "answer", "name", "caption", "label"):
                 if line.row.raw.get(self.columns.get(ours, "")) and not line.row.value[self.columns[ours]]:
                     raise FieldError(ours, "", "no value, as programs write it; fill it in, or remove the line")
 
@@ -229,56 +294,11 @@ class _SheetReader:
             hint = f"; did you mean {similar_path}?" if similar_path else ""
             raise FieldError("image", cells["image"], fault.why + hint) from None
 
-    # ---- boxes
-
-    def _parse_corners(self, cells: Cells) -> list[float]:
-        """The four numbers of the line's box, none if it has no box."""
-        if "box" not in self.columns:
-            empty = [c for c in self.corners if not cells[c]]
-            if 0 < len(empty) < 4:
-                raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            numbers = [] if empty else [_parse_number(cells[c], c, cells[c]) for c in self.corners]
-            if not numbers or self.corners is CORNERS:
-                return numbers
-            left, top, width, height = numbers
-            for key, size in (("width", width), ("height", height)):
-                if size <= 0:
-                    raise FieldError(key, cells[key], f"the {key} of a box is above 0; correct it")
-            return [left, top, round(left + width, 9), round(top + height, 9)]
-        cell = cells["box"]
-        texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
-        if len(texts) not in (0, 4):
-            raise FieldError("box", cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
-        return [_parse_number(t, "box", cell) for t in texts]
-
-    def _parse_box(self, cells: Cells, image: ImageRef) -> Box | None:
-        corners = self._parse_corners(cells)
-        if not corners:
-            return None
-        try:
-            return self._make_box(corners, image)
-        except FieldError as fault:
-            x1, y1, x2, y2 = corners
-            if x1 > x2 or y1 > y2:
-                fault.why += "; left, top, width and height go into columns x, y, width, height"
-            raise
-
-    def _make_box(self, corners: list[float], image: ImageRef) -> Box:
-        if self.source.boxes is None:
-            return parse_pixel_box([int(v) if v == int(v) else v for v in corners], "box", image)
-        scale = 1 if self.source.boxes == "normalised" else 1000
-        if max(corners) > scale or (scale == 1000 and any(v != int(v) for v in corners)):
-            why = f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them"
-            raise FieldError("box", corners, why)
-        try:
-            x1, y1, x2, y2 = (v / scale for v in corners)
-            return Box(x1, y1, x2, y2)
-        except BadInput as error:
-            raise FieldError("box", corners, str(error)) from None
-
     # ---- questions
 
-    def _parse_turn(self, cells: Cells, box: Box | None) -> Turn | None:
+    def _parse_turn(self, row: SourceRow, cells: Cells, box: Box | None) -> Turn | None:
+        if self.choice_keys.letter and cells["question"] and not cells["answer"]:
+            cells["answer"] = use_cell(row.value[self.choice_keys.letter], self.choice_keys.letter)
         if not cells["question"] and not cells["answer"]:
             return None
         for ours, other in (("question", "answer"), ("answer", "question")):
@@ -286,12 +306,12 @@ class _SheetReader:
                 raise FieldError(ours, "", f"empty, where the {other} is given; fill it in")
         question, answer = (_parse_boxed_text(ours, cells[ours], box) for ours in ("question", "answer"))
         task = self.source.task or infer_task_from_boxes(question, answer, Task.QA)
-        if task is Task.VG and not answer.boxes:
+        if task is Task.VG and not answer.boxes and not denies(answer.text):
             raise FieldError("answer", cells["answer"], f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
             why = f"no {BOX_MARK} in a question of {task}; add it, and the box"
             raise FieldError("question", cells["question"], why)
-        return Turn(task, question, answer)
+        return make_choice_turn(Turn(task, question, answer), row.value, self.choice_keys, "answer", self.notes)
 
     # ---- images
 
@@ -303,14 +323,16 @@ class _SheetReader:
         if stated["split"]:
             stated["split"] = SPLITS.get(stated["split"].casefold(), "")
             if not stated["split"]:
-                raise FieldError("split", cells["split"], "train, validation or test is wanted")
+                why = f"train, validation or test is wanted{suggest(cells['split'], SPLITS)}"
+                raise FieldError("split", cells["split"], why)
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
-            raise FieldError("side", cells["side"], "image or patient (whose left it is) is wanted")
+            why = f"image or patient (whose left it is) is wanted{suggest(cells['side'], ('image', 'patient'))}"
+            raise FieldError("side", cells["side"], why)
         image_values = self.image_values.setdefault(path, {})
         if stated["window"] and "window" not in image_values and self.source.open_images:
             self._check_window(stated["window"], path)
-        self.has_patients |= bool(stated["patient"])
+        self.has_patients |= not names_nobody(stated["patient"])
         for key, value in stated.items():
             if value and image_values.setdefault(key, (value, number))[0] != value:
                 self.doubtful_images.add(path)
@@ -330,7 +352,7 @@ class _SheetReader:
     def _convert_image(self, path: str, lines: list[_SheetLine]) -> Iterator[RowResult]:
         """The results of the lines of an image."""
         samples: dict[int, list[Sample]] | None = None
-        if not {path, _strip_frame(path)} & self.doubtful_images:
+        if not {path, strip_frame(path)} & self.doubtful_images:
             try:
                 samples = self._make_image_samples(path, lines)
             except FieldError as fault:
@@ -347,32 +369,46 @@ class _SheetReader:
         """The samples of an image, by the row of their line."""
         image_values = {key: value for key, (value, _) in self.image_values[path].items()}
         image = replace(lines[0].image, window=image_values["window"]) if "window" in image_values else lines[0].image
+        objects, readers = self._collect_objects(lines)
         side: Side = "image" if image_values.get("side", self.source.side) == "image" else "patient"
         record = Annotated(
             id=path,
             image=image,
             modality=self._find_modality(image_values.get("modality", ""), path),
-            objects=self._collect_objects(lines),
-            group=image_values.get("patient") or self._find_group(path),
+            objects=objects,
+            readers=readers,
+            panel=frozenset(line.reader for line in lines if line.reader),
+            group=self._find_group(path, image_values.get("patient", "")),
             origin=self.file.stem.lower(),
             side=side,
             split=SPLITS.get(image_values.get("split", ""), self.source.split),
             incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}
-        captions: set[str] = set()
+        if self.source.ask_absent and path in self.without_finding:
+            samples[lines[0].row.number] += self._ask_absent(record)
+        told = {("caption", ""), ("label", "")}
         for line in lines:
-            line_samples = samples.setdefault(line.row.number, [])
-            line_samples += self._make_line_samples(line, record, line.caption not in captions)
-            captions.add(line.caption)
-            if line.turn is None and line.box is None and not line.caption:
+            new = {("caption", line.caption), ("label", line.label)} - told
+            samples.setdefault(line.row.number, []).extend(self._make_line_samples(line, record, dict(new)))
+            told |= new
+            if line.turn is None and line.box is None and not (line.caption or line.label):
                 self.notes["lines that name an image and no question, box or caption"] += 1
         kept = sample_questions([s for part in samples.values() for s in part], self.source, self.notes)
         kept_ids = {s.id for s in kept}
         return {number: [s for s in part if s.id in kept_ids] for number, part in samples.items()}
 
-    def _make_line_samples(self, line: _SheetLine, record: Annotated, is_new_caption: bool) -> Iterator[Sample]:
-        """The samples of the line's own question, sentence and caption."""
+    def _ask_absent(self, record: Annotated) -> Iterator[Sample]:
+        """A question where a structure is that other images of the sheet have, and this one has not."""
+        if record.objects or record.incomplete or not self.names:
+            return
+        rng = random.Random(f"{self.source.seed}/{record.id}")
+        name = rng.choice(sorted(self.names))
+        self.notes["images without a finding, of which it is asked where one is"] += 1
+        yield record.make_sample(f"{record.id}-absent", questions.ask_absent(name, rng), (name,))
+
+    def _make_line_samples(self, line: _SheetLine, record: Annotated, new: dict[str, str]) -> Iterator[Sample]:
+        """The samples of the line's own question and sentence, and of the caption and the label that are `new`."""
         base = line.id or f"{record.id}-{line.row.number}"
         rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
@@ -381,43 +417,54 @@ class _SheetReader:
             yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
             yield record.make_sample(f"{base}-rc", questions.ask_description(line.box, line.sentence, rng), names)
-        if line.caption and is_new_caption:
+        if "caption" in new:
             yield record.make_sample(f"{base}-mia", questions.ask_overall(line.caption, rng))
+        if "label" in new:
+            yield record.make_sample(f"{base}-label", questions.ask_label(line.label, rng))
 
-    def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
-        """The boxes with names.
+    def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[tuple[str, Box], ...], tuple[str, ...]]:
+        """The boxes with names, and who drew each.
 
         A box that a question mentions counts only if its name has other lines: the answer on a name is complete.
         """
-        unmentioned = [(line.name, line.box) for line in lines if line.box and line.name and not line.mentions_box]
-        names = {name for name, _ in unmentioned}
+        named = [(line.name, line.box, line.reader, line.mentions_box) for line in lines if line.box and line.name]
+        unmentioned = [(name, box, reader) for name, box, reader, is_mentioned in named if not is_mentioned]
+        names = {name for name, _, _ in unmentioned}
         if len(unmentioned) > len(set(unmentioned)):
             self.notes["boxes given on more than one line, taken once"] += len(unmentioned) - len(set(unmentioned))
-        pairs = dict.fromkeys((line.name, line.box) for line in lines if line.box and line.name in names)
-        return tuple(pairs)
+        drawn = dict.fromkeys((name, box, reader) for name, box, reader, _ in named if name in names)
+        return tuple((name, box) for name, box, _ in drawn), tuple(reader for _, _, reader in drawn)
 
     def _find_modality(self, cell_text: str, path: str) -> Modality:
         if not cell_text and self.source.modality is None:
             facts = self.pictures.header(self.source.prefix + path)
-            if facts is not None:
+            if facts is not None and facts.modality is not None:
                 return facts.modality
+            if self.published and self.published.modality:
+                return self.published.modality
         return resolve_modality(cell_text, self.source)
 
-    def _find_group(self, path: str) -> str:
-        """The patient of an image if its lines name none."""
-        if self.source.group is not None:
-            return find_split_group(self.source, path)
-        facts = self.pictures.header(self.source.prefix + path)
-        if facts is not None and facts.patient:
-            return facts.patient
-        if self.has_patients:
+    def _find_group(self, path: str, patient: str) -> str:
+        """The patient whom the lines of an image name, else the unit that is found without them.
+
+        A word for nobody, such as "unknown", is a group of its own only beside true patients.
+        """
+        if patient and names_nobody(patient):
+            together = "kept together as one" if self.has_patients else "taken as if it were empty"
+            self.notes[f"images have the patient {patient!r}, which names nobody; {together}"] += 1
+        if patient and (self.has_patients or not names_nobody(patient)):
+            return patient
+        facts = None if self.source.group else self.pictures.header(self.source.prefix + path)
+        if self.has_patients and not self.source.group and not (facts and facts.patient):
             why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
             raise FieldError("patient", "", why)
-        return _strip_frame(path)
+        return find_split_group(self.source, path, facts)
 
 
 def _check_box(line: _SheetLine) -> None:
     """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
+    if line.label.removeprefix("-").isdigit():
+        raise FieldError("label", line.label, "a number, and no word for what the image shows; write the word")
     if line.box is None and line.sentence:
         raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")
     if line.box is None and line.name and line.turn is None:
@@ -436,19 +483,6 @@ def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
     if marks and box is None:
         raise FieldError(field, text, f"{BOX_MARK} in the text, and no box on the line; give it")
     return BoxedText(fold_plain_text(text, field), (box,) * marks if box else ())
-
-
-def _strip_frame(path: str) -> str:
-    return re.sub(r"#\d+$", "", path)
-
-
-def _parse_number(text: str, field: str, cell: str) -> float:
-    if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text):
-        return float(text)
-    if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*", text):
-        why = "a comma in a number: a decimal one is to be a point, one between thousands to be left out"
-        raise FieldError(field, cell, why)
-    raise FieldError(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
 
 
 class _PathSuggester:

@@ -19,12 +19,22 @@ from typing import Annotated, Any, Literal
 from clinkd.data.codecs import make_codec
 from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
-from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
+from clinkd.data.images import Facts, read_image_header, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.patients import strip_frame
+from clinkd.data.readers.agreement import HowToMerge
+from clinkd.data.readers.box_layout import BoxForm, BoxLayout
+from clinkd.data.readers.names import Names, load_names
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
+from clinkd.spelling import suggest
 
+NAMELESS_NOTE = (
+    "headers name no patient (empty, or a word such as ANONYMOUS): where neither a column nor --group does, the images"
+    " of one study stay together"
+)
 MOST_BOXES = 4  # in one answer, by default
+LABEL_FOLDERS = ("annotations", "labels")  # in lower case; images lie beside such a folder, not in it
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
 
@@ -73,11 +83,31 @@ def _parse_task(text: str, name: str = "--task") -> Task | None:
     try:
         return Task(text.strip().upper()) if text else None
     except ValueError:
-        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted") from None
+        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted{suggest(text, Task)}") from None
 
 
 def _parse_tasks(text: str) -> tuple[Task | None, ...]:
     return tuple(_parse_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
+
+
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def fold_name(name: str) -> str:
+    """What the names of one thing share: letters without case, and one space for white space and underscores."""
+    return " ".join(_compose(name).casefold().replace("_", " ").split())
+
+
+class Spellings(dict[str, str]):
+    """One spelling for all names that differ in case, white space and underscores alone: the first that is met."""
+
+    def unify(self, name: str, notes: Counter[str]) -> str:
+        """The spelling that is taken for a name. `notes` counts names that are spelled otherwise."""
+        spelling = self.setdefault(fold_name(name), " ".join(name.split()))
+        if spelling != name:
+            notes[f"names spelled {name!r}, taken for {spelling!r}"] += 1
+        return spelling
 
 
 @dataclass(frozen=True)
@@ -99,6 +129,23 @@ class Source:
         str | None,
         Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_check_codec_name, metavar="FAMILY"),
     ] = None
+    box_form: Annotated[
+        BoxForm | None,
+        Flag(
+            "what the numbers of plain boxes are: xyxy, left, top, right, bottom; xywh, left, top and size; "
+            "cxcywh, centre and size (as heads and forms say)"
+        ),
+    ] = None
+    one_based: Annotated[
+        bool,
+        Flag(
+            "plain boxes count pixels from 1 and include the last column and row, as Pascal VOC and Matlab do",
+            action="store_true",
+        ),
+    ] = False
+    y_up: Annotated[bool, Flag("y of plain boxes starts at the lower border, as in MedVision", action="store_true")] = (
+        False
+    )
     min_pixels: Annotated[int, Flag("of the resized image that Qwen2.5-VL boxes refer to")] = MIN_PIXELS
     max_pixels: Annotated[int, Flag("of the same image")] = MAX_PIXELS
     side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
@@ -122,7 +169,16 @@ class Source:
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
-    classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
+    names: Annotated[
+        Path | str | None,
+        Flag("names of classes that are numbers: nnU-Net's dataset.json, data.yaml, JSON, CSV ...; or the one name"),
+    ] = None
+    channel: Annotated[
+        str | None, Flag("of several images of a case, as the sequences of an MR: its number (from 0) or its name")
+    ] = None
+    slices: Annotated[
+        str, Flag("of a volume: largest (the one with most of each structure), labelled, or every:N of these")
+    ] = "largest"
     min_area: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     conversation: Annotated[
@@ -132,12 +188,27 @@ class Source:
         tuple[Task, ...],
         Flag("of named boxes: VG, ROC, RC, or none (VG,ROC)", "--ask", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)
+    ask_absent: Annotated[
+        bool,
+        Flag(
+            "ask images of no finding where a named structure is; the answer says that it is not there",
+            action="store_true",
+        ),
+    ] = False
     max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
+    readers: Annotated[
+        HowToMerge,
+        Flag(
+            "boxes of one finding by several: keep all, union (a box around them), vote (median of a majority) (keep)"
+        ),
+    ] = "keep"
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
+    spellings: Spellings = field(default_factory=Spellings, compare=False, repr=False)  # of all sources of an import
 
     def __post_init__(self) -> None:
+        _ = self.box_layout  # raises for flags that contradict each other
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
             if value is not None and value < 1:
                 raise BadInput(f"data.{knob}={value}: give 1 or more")
@@ -145,11 +216,18 @@ class Source:
             raise BadInput(f"--min-pixels {self.min_pixels}, --max-pixels {self.max_pixels}: 0 < min <= max is wanted")
         if not 0 <= self.min_area < 1:
             raise BadInput(f"--specks {self.min_area:g}: a share of the picture from 0 to below 1 is wanted")
+        if not re.fullmatch(r"largest|labelled|every:[1-9]\d{0,5}", self.slices):
+            raise BadInput(f"--slices {self.slices}: largest, labelled, or every:N (as every:5) is wanted")
         if self.group is not None:
             try:
                 re.compile(self.group)
             except re.error as error:
                 raise BadInput(f"--group {self.group}: not a regular expression ({error})") from None
+
+    @property
+    def box_layout(self) -> BoxLayout:
+        """What the four numbers of a plain box mean. Raises BadInput if the flags contradict each other."""
+        return BoxLayout(self.box_form or "xyxy", self.one_based, self.y_up)
 
     @cached_property
     def root(self) -> Path:
@@ -157,12 +235,17 @@ class Source:
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
+        if self.form in ("coco", "yolo", "voc"):
+            labels = next((f for f in (folder, folder.absolute().parent) if f.name.lower() in LABEL_FOLDERS), None)
+            return labels.parent if labels is not None else folder
         about = read_about(folder)
         return folder / about["root"] if about is not None else folder
 
-
-def _compose(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    @cached_property
+    def class_names(self) -> Names | None:
+        """What `names` holds. Raises BadInput where it cannot be read."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return load_names(self.names, folder) if self.names is not None else None
 
 
 class ImageResolver:
@@ -176,9 +259,9 @@ class ImageResolver:
         if source.images is not None and source.open_images and not source.images.is_dir():
             raise BadInput(f"--images {source.images}: no such folder; give the one that image paths start from")
         self.source, self.notes = source, Counter[str]() if notes is None else notes
+        self._nameless_files: set[str] = set()
         self._cached_names = cache(self._list_spellings)
-        self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
-        self._cached_header = lru_cache(maxsize=4096)(self._read_header)
+        self._cached_header_or_reason = lru_cache(maxsize=65536)(self._open_header)
 
     def relative(self, path: str) -> str:
         """The path of a row, relative to the root."""
@@ -186,39 +269,40 @@ class ImageResolver:
 
     def header(self, path: str) -> Facts | None:
         """The header of a medical image; None for plain pictures, and if images are not opened."""
-        return self._cached_header(self.relative(path)) if self.source.open_images else None
-
-    def _read_header(self, relative: str) -> Facts | None:
-        try:
-            return read_medical_facts(self.source.root, relative, relative)
-        except BadInput:
-            return None  # `ref` gives the reason
+        header_or_reason = self._cached_header_or_reason(self.relative(path))
+        return None if isinstance(header_or_reason, str) else header_or_reason[1]
 
     def ref(self, path: object, field: str = "image") -> ImageRef:
         """The image a row names. Raises FieldError if it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
         check_unicode(path, field)
-        ref_or_reason = self._cached_ref_or_reason(self.relative(path))
-        if isinstance(ref_or_reason, str):
-            raise FieldError(field, path, ref_or_reason)
-        return ref_or_reason
+        header_or_reason = self._cached_header_or_reason(self.relative(path))
+        if isinstance(header_or_reason, str):
+            raise FieldError(field, path, header_or_reason)
+        return header_or_reason[0]
 
-    def _open_ref(self, relative: str) -> ImageRef | str:
+    def _open_header(self, relative: str) -> tuple[ImageRef, Facts | None] | str:
         if not stays_inside(relative):
             hint = "cut its front with --prefix" if relative.startswith("/") else "give a path inside it"
             return f"leads out of {self.source.root}; {hint}"
         if not self.source.open_images:
-            return ImageRef(relative)
+            return ImageRef(relative), None
         try:
-            return read_image_size(self.source.root, relative, relative, self.source.window)
+            ref, facts = read_image_header(self.source.root, relative, relative, self.source.window)
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
+        else:
+            file = strip_frame(relative)
+            if facts is not None and facts.patient == "" and file not in self._nameless_files:
+                self._nameless_files.add(file)
+                self.notes[NAMELESS_NOTE] += 1
+            return ref, facts
         if "no such file" not in why:
             return why
         if found := self._find_spelled_otherwise(relative):
             self.notes["image files found under another spelling of their names"] += 1
-            return self._open_ref(found)
+            return self._open_header(found)
         return why + self._suggest_way(relative)
 
     def _find_spelled_otherwise(self, relative: str) -> str | None:
@@ -248,6 +332,8 @@ class ImageResolver:
             return f"; it lies in {below}: give --images {shlex.quote(str(below))}"
         if len(path.parts) > 1 and os.path.isfile(root.joinpath(*path.parts[1:])):
             return f"; the path holds a folder too many: give --prefix {shlex.quote(path.parts[0])}/"
+        if above := next((f for f in root.resolve().parents[:2] if len(path.parts) > 1 and (f / path).is_file()), None):
+            return f"; it lies above, in {above}: give --images {shlex.quote(str(above))}"
         return "" if self.source.images else ", or give the folder of the images with --images"
 
     @cached_property

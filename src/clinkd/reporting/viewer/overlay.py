@@ -54,17 +54,22 @@ def draw_answer(image: Image.Image, question: BoxedText, answer: BoxedText) -> I
     colours = [ASKED] * len(asked) + [TRUTH] * len(given)
     side = min(max(448, *image.size), LARGEST_SIDE)
     drawn = draw_boxes(image, [*question.boxes, *answer.boxes], labels, colours, side)
-    size, margin = max(14, side // 34), 8
+    texts = f"Question: {_name_boxes(question.text, asked)}", f"Answer: {_name_boxes(answer.text, given)}"
+    return write_below(drawn, texts, max(14, side // 34))
+
+
+def write_below(picture: Image.Image, texts: Sequence[str], size: int = 14) -> Image.Image:
+    """A copy of `picture` with texts below it, each on lines of its own, in letters of `size` pixels."""
+    margin = 8
     font, has_accents = _load_text_font(size)
-    width = max(drawn.width, 320)
-    texts = (f"Question: {_name_boxes(question.text, asked)}", f"Answer: {_name_boxes(answer.text, given)}")
+    width = max(picture.width, 320)
     spelled = texts if has_accents else tuple(map(_spell_plainly, texts))
     lines = [line for text in spelled for line in _wrap_text(text, font, width - 2 * margin)]
-    canvas = Image.new("RGB", (width, drawn.height + 2 * margin + round(1.4 * size) * len(lines)), "white")
-    canvas.paste(drawn)
+    canvas = Image.new("RGB", (width, picture.height + 2 * margin + round(1.4 * size) * len(lines)), "white")
+    canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
-        draw.text((margin, drawn.height + margin + round(1.4 * size) * number), line, fill=_INK, font=font)
+        draw.text((margin, picture.height + margin + round(1.4 * size) * number), line, fill=_INK, font=font)
     return canvas
 
 
