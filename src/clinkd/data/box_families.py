@@ -131,7 +131,9 @@ _MARKS = re.compile(
     re.I,
 )
 _PLACE = "\ue000"  # of a box, until the brackets of JSON around it are gone
-_JSON_AROUND = re.compile(rf"^\s*(?:\{{\s*[\"']\w+[\"']\s*:\s*)?\[?\s*([^\[\]{{}}]*{_PLACE}[^\[\]{{}}]*?)\s*\]?\s*\}}?\s*$")
+_JSON_AROUND = re.compile(
+    rf"^\s*(?:\{{\s*[\"']\w+[\"']\s*:\s*)?\[?\s*([^\[\]{{}}]*{_PLACE}[^\[\]{{}}]*?)\s*\]?\s*\}}?\s*$"
+)
 _WIDE = str.maketrans("（），；：［］｛｝", "(),;:[]{}")  # as keyboards for Chinese write them
 
 
@@ -160,7 +162,7 @@ def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
     def replace(match: re.Match[str]) -> str:
         nonlocal clipped, repeated
         words = []
-        found = list(_read_notation(match, family))
+        found = list(_read_notation(match))
         for coordinates in found:
             box, was_clipped = _place(coordinates, declared, size)
             if box is None:
@@ -192,12 +194,12 @@ def _claims_a_box(match: re.Match[str]) -> bool:
     return kind != "list" or len(_NUMBER.findall(match.group())) >= 4
 
 
-def _read_notation(match: re.Match[str], family: str) -> Iterator[_Coordinates]:
+def _read_notation(match: re.Match[str]) -> Iterator[_Coordinates]:
     """The coordinates of a match; none where it is no box."""
     piece = match.group()
     percent = "%" in piece
     if match["tokens"]:
-        yield from _read_tokens([int(n) for n in re.findall(r"\d+", re.sub(r"LOC_|loc_?|[xy]_?", "", piece))], family, piece)
+        yield from _read_tokens([int(n) for n in re.findall(r"\d+", piece)], piece)
     elif match["object"]:
         yield from _read_object(piece)
     elif match["list"]:
@@ -227,7 +229,7 @@ def _find_numbers(piece: str) -> tuple[float, ...]:
     return tuple(float(n) for n in _NUMBER.findall(re.sub(r"<[^>]*>", " ", piece)))
 
 
-def _read_tokens(numbers: Sequence[int], family: str, piece: str) -> Iterator[_Coordinates]:
+def _read_tokens(numbers: Sequence[int], piece: str) -> Iterator[_Coordinates]:
     if "patch_index" in piece:
         for first, last in _chunk(numbers, 2) if len(numbers) % 2 == 0 else ():
             yield _Coordinates(_join_patches(first, last), "xyxy")

@@ -32,9 +32,9 @@ _STATED = re.compile(
     re.I,
 )
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
-_EMPHASIS = re.compile(r"(\*\*|__|\*|`)(?=\S)(.+?)(?<=\S)\1", re.S)
+_EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?!\*)|(?<!`)`(?!`))(?=\S)(.+?)(?<=\S)\1(?![`\w])", re.S)
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+", re.M)
-_UNABLE = r"(?:can\s?not|can['’]t|could\s+not|am\s+(?:not\s+able|unable)\s+to|['’]m\s+(?:not\s+able|unable)\s+to|won['’]t)"
+_UNABLE = r"(?:can\s?not|can['’]t|could\s+not|(?:am|['’]m)\s+(?:not\s+able|unable)\s+to|won['’]t)"
 _SERVE = r"(?:help|assist|answer|comply|provide|give|offer|diagnose|interpret|analy[sz]e|process|evaluate)"
 _REFUSAL = re.compile(
     rf"\b(?:i|we)\s*{_UNABLE}\s+(?:\w+\s+){{0,2}}{_SERVE}\b"
