@@ -19,12 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from clinkd.data.box_families import choose_family, read_answer
+from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
-from clinkd.data.readers.rows import SHEETS, FieldError, RowResult, SourceRow, json_rows, sheet_rows
+from clinkd.data.readers.rows import SHEETS, FieldError, RowResult, SourceRow, json_rows, sheet_rows, shorten_value
 from clinkd.records import BadInput, Candidate, Prediction, Sample
+from clinkd.scoring.box_families import choose_family, read_answer
 from clinkd.scoring.final_answer import find_final_answer
 
+COLUMNS = ("id", "response", "question", "image")  # what --column may name
 TEXT_KEYS = ("response", "prediction", "predict", "filtered_resps", "resps", "text", "output", "model_output", "answer")
 ID_KEYS = (
     "custom_id",
@@ -153,9 +155,7 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
         for row, sample in zip(rows, samples, strict=True)
     )
     if in_place and _count_up(rows):
-        notes[
-            "answers matched by their place, as their ids are none of the data's; rows and questions are as many"
-        ] += len(rows)
+        notes["answers matched by their place, as their ids are none of the data's"] += len(rows)
         return _give(rows, [sample.id for sample in samples])
     number, row = next((n, row) for n, row in enumerate(rows) if row.id not in ids)
     several = len(found[number]) > 1
@@ -230,3 +230,49 @@ def size_for(sample: Sample, how: HowToRead) -> Size | None:
     if how.boxes == RESIZED:
         return smart_resize(image.width, image.height, min_pixels=how.min_pixels, max_pixels=how.max_pixels)
     return Size(image.width, image.height)
+
+
+_FRAMES = ("fractions", "percent", "thousandths", "pixels", "pixels-xywh", "fractions-xywh", "gemini", "paligemma")
+_MOST_COMPARED = 300  # answers
+_CLEARLY = 0.3  # mean overlap by another frame, and twice that by the declared one
+
+
+def find_frame_doubts(
+    answers: Mapping[str, AnswerRow], predictions: Mapping[str, Prediction], samples: Sequence[Sample], how: HowToRead
+) -> list[str]:
+    """Sentences that say so where boxes are read in no answer, or overlap the truth only if read in another frame.
+
+    The truth is looked at for these words alone: no score depends on them.
+    """
+    asked = [s for s in samples if s.answer.boxes and s.id in answers][:_MOST_COMPARED]
+    if not asked:
+        return []
+    doubts = []
+    unread = [s for s in asked if not predictions[s.id].answer.answer.boxes]
+    if len(unread) == len(asked):
+        first = shorten_value(answers[asked[0].id].text)
+        doubts.append(f"no box was read in any of {len(asked)} answers as --boxes {how.boxes}; the first is {first!r}")
+    overlaps = {name: _mean_overlap(answers, asked, how._replace(boxes=name)) for name in {*_FRAMES, how.boxes}}
+    declared, best = overlaps[how.boxes], max(_FRAMES, key=lambda name: overlaps[name])
+    if overlaps[best] > max(_CLEARLY, 2 * declared):
+        doubts.append(
+            f"read as --boxes {how.boxes} the boxes overlap the truth by {declared:.0%}, read as {best} by "
+            f"{overlaps[best]:.0%} (mean IoU of {len(asked)} answers): if the model writes them so, give --boxes {best}"
+        )
+    return doubts
+
+
+def _mean_overlap(answers: Mapping[str, AnswerRow], samples: Sequence[Sample], how: HowToRead) -> float:
+    """The mean, over the true boxes, of the best IoU with a box of the answer; 0 where sizes are not known."""
+    total, count = 0.0, 0
+    for sample in samples:
+        try:
+            boxes = read_answer(
+                find_final_answer(answers[sample.id].text).text, how.boxes, size_for(sample, how)
+            ).answer
+        except BadInput:
+            return 0.0
+        for truth in sample.answer.boxes:
+            total += max((iou(truth, box) for box in boxes.boxes), default=0.0)
+            count += 1
+    return total / count
