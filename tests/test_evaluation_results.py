@@ -56,7 +56,7 @@ def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: Evalu
         box(2, 6, [90, 40, 20, 20]),
         box(2, 6, [200, 0, 5, 5]),
     ]
-    found = read_results(written(tmp_path, rows), asked, least=0.2)
+    found = read_results([written(tmp_path, rows)], asked, least=0.2)
     first, second = found.predictions
     assert [b.to_json() for b in first.answer.answer.boxes] == [[0.1, 0.1, 0.3, 0.3], [0.6, 0.1, 0.8, 0.3]]
     assert [b.to_json() for b in second.answer.answer.boxes] == [[0.9, 0.8, 1.0, 1.0]]  # cut at the border
@@ -70,21 +70,21 @@ def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: Evalu
         (box(1, 9, [1, 1, 2, 2]), "row 1.*category_id = 9"),
         (box(1, 5, [1, 1, 2]), "row 1.*bbox"),
         (box(1, 5, [1, 1, 2, 2], "high"), "row 1.*score"),
-        ({"image_id": 1}, "neither predictions of a run"),
-        ({"annotation": "x", "response": "y", "image": "z"}, "leave --data away"),
+        ({"image_id": 1}, "none of which is known to hold answers"),
+        ({"annotation": "x", "response": "y", "image": "z"}, "row 1: id .none., image z: is of none"),
         ([1], "row 1.*object"),
     ],
 )
 def test_a_row_that_answers_nothing_is_named(tmp_path: Path, asked: EvaluationData, row: Any, named: str) -> None:
     with pytest.raises(BadInput, match=named):
-        read_results(written(tmp_path, [row]), asked)
+        read_results([written(tmp_path, [row])], asked)
 
 
 def test_a_question_without_an_answer_is_named_or_counts_as_wrong(tmp_path: Path, asked: EvaluationData) -> None:
     file = written(tmp_path, [box(1, 5, [10, 5, 20, 10])])
     with pytest.raises(BadInput, match="1 of 2 questions of the test split of coco.json have no answer, the first is"):
-        read_results(file, asked)
-    found = read_results(file, asked, "wrong")
+        read_results([file], asked)
+    found = read_results([file], asked, "wrong")
     assert found.predictions[1].answer.answer.text == "" and sum(found.notes.values()) == 1
 
 
@@ -98,15 +98,15 @@ def test_captions_find_the_one_question_for_a_caption_of_their_image(tmp_path: P
         [sample("a", Task.MIA, "x/one.png"), sample("b", Task.RC, "two.png"), sample("q", Task.QA, "two.png")], "d"
     )
     rows = [{"image_id": "one", "caption": "a [box] cyst"}, {"image_id": "two.png", "caption": "no"}]
-    found = read_results(written(tmp_path, rows), known, "wrong")
+    found = read_results([written(tmp_path, rows)], known, "wrong")
     assert [p.answer.answer.words for p in found.predictions] == ["a cyst", "no", ""]
     for wrong, named in ((rows * 2, "a is answered in another row"), ([{"image_id": 3, "caption": "x"}], "asks for no"),
                          ([{"image_id": "a", "caption": None}], "caption = null")):  # fmt: skip
         with pytest.raises(BadInput, match=named):
-            read_results(written(tmp_path, wrong), known)
+            read_results([written(tmp_path, wrong)], known)
     twice = EvaluationData([sample("a", Task.MIA, "one.png"), sample("b", Task.RC, "one.png")], "d")
     with pytest.raises(BadInput, match="asks 2 questions for a caption"):
-        read_results(written(tmp_path, rows), twice)
+        read_results([written(tmp_path, rows)], twice)
 
 
 def test_predictions_of_a_run_keep_their_candidates(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_predictions_of_a_run_keep_their_candidates(tmp_path: Path) -> None:
         return file
 
     rows = [p.to_json() for p in made]
-    assert read_results(write(rows), known).predictions == made[::-1]
+    assert read_results([write(rows)], known).predictions == made[::-1]
     for wrong, named in (
         ([*rows, rows[0]], "row 3, id b: id = b: b is answered in another row"),
         ([{**rows[0], "id": "c"}], "row 1, id c: id = c: the test split of mine has no such question"),
@@ -128,4 +128,4 @@ def test_predictions_of_a_run_keep_their_candidates(tmp_path: Path) -> None:
         ([{"id": "a", "candidates": [{}]}], "row 1, id a: candidates"),
     ):
         with pytest.raises(BadInput, match=named):
-            read_results(write(wrong), known)
+            read_results([write(wrong)], known)

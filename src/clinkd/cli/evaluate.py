@@ -16,8 +16,9 @@ from clinkd.spelling import suggest
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
+    from clinkd.scoring.answer_files import HowToRead
     from clinkd.scoring.outcome import Mode
-    from clinkd.workflows.answer import Answers
+    from clinkd.workflows.answer import Answers, TestSet
 
 _CHAT_KNOBS = (  # knobs with a flag of the same name
     *("model", "key_variable", "input_price", "output_price", "budget"),
@@ -46,9 +47,11 @@ def _add_answers(group: Any) -> None:
     group.add_argument(
         "--predictions",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="answers: the papers' rows {id, image, question, annotation, response}, with --task; or, with --data, "
-        "predictions.jsonl of a run, or COCO results",
+        help="answers: with --data, of any harness (lmms-eval, VLMEvalKit, ms-swift, LLaMA-Factory, batches of OpenAI "
+        "and vLLM, {id, response}), predictions.jsonl of a run, or COCO results; without it, the papers' rows {id, "
+        "image, question, annotation, response}, with --task",
     )
     group.add_argument("--run", help="a run's final model answers --data: a name under --runs, or a path")
     group.add_argument(
@@ -62,6 +65,7 @@ def _add_answers(group: Any) -> None:
     group.add_argument(
         "--missing", choices=["refuse", "wrong"], default="refuse", help="questions without an answer (refuse)"
     )
+    group.add_argument("--truth-boxes", metavar="FAMILY", help="how --data writes boxes; --boxes: how the answers do")
     group.add_argument("--least", type=float, default=0.0, help="COCO boxes with a lower score are left out")
     group.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="a knob of answer")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
@@ -121,7 +125,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
     _require_one_system(args)
     if args.dry_run:
-        config, test = _build_chat_config(args), answering.read_test_set(source_of(args, args.data), args.split)
+        config, test = _build_chat_config(args), _read_test_set(args)
         preview = answering.preview_outgoing(config, test, args.runs, args.pixels)
         show_leaving(preview, f"{preview.wrong} questions")
         return 0
@@ -166,15 +170,37 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
 
     if args.data is None:
         boxes = args.boxes or RELEASED
-        return answering.read_released(args.predictions, _read_task(args), boxes, modes, args.quarantine, args.system)
-    test = answering.read_test_set(source_of(args, args.data), args.split)
+        if len(args.predictions) > 1:
+            raise BadInput("--predictions: several files answer the questions of --data; give it, or one file")
+        [file] = args.predictions
+        return answering.read_released(file, _read_task(args), boxes, modes, args.quarantine, args.system)
+    test = _read_test_set(args)
     if args.predictions is not None:
-        return answering.read_answers(args.predictions, test, args.missing, args.least, args.system)
+        how = _read_how(args)
+        return answering.read_answers(args.predictions, test, args.missing, args.least, how, args.system)
     if args.endpoint is not None:
         return answering.ask_endpoint(_build_chat_config(args), test, args.runs, args.pixels, args.system)
     if args.run is not None:
         return answering.answer_with_run(find_run(args.run, args.runs), test, args.settings, args.out, args.system)
     return answering.answer_with_model(Path(args.model), test, args.settings, args.out, args.system)
+
+
+def _read_test_set(args: argparse.Namespace) -> TestSet:
+    """The questions of --data. --boxes and --column are of the answers, --truth-boxes of the data."""
+    from clinkd.workflows import answer as answering
+
+    of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": []})
+    return answering.read_test_set(source_of(of_data, args.data), args.split)
+
+
+def _read_how(args: argparse.Namespace) -> HowToRead:
+    from clinkd.data.readers.source import parse_columns
+    from clinkd.scoring.answer_files import COLUMNS, HowToRead
+
+    columns = parse_columns(args.column)
+    if unknown := next((ours for ours in columns if ours not in COLUMNS), None):
+        raise BadInput(f"--column {unknown}={columns[unknown]}: one of {', '.join(COLUMNS)} is wanted before the =")
+    return HowToRead(args.boxes or RELEASED, columns, args.min_pixels, args.max_pixels)
 
 
 def _build_chat_config(args: argparse.Namespace) -> ChatConfig:

@@ -1,3 +1,15 @@
 """Numbers of answers: metrics, scores, image-blind baselines, captions, the papers' own scripts. No pages, no torch."""
 
-__all__ = ["baselines", "captions", "jars", "metrics", "official", "outcome", "released", "results", "score", "spice"]
+__all__ = [
+    "answer_files",
+    "baselines",
+    "captions",
+    "jars",
+    "metrics",
+    "official",
+    "outcome",
+    "released",
+    "results",
+    "score",
+    "spice",
+]

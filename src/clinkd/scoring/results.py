@@ -1,4 +1,5 @@
-"""Answers to known samples: predictions as runs write them, and COCO results, matched with their questions.
+"""Answers to known samples: predictions as runs write them, COCO results, and answers as any harness writes them
+(`answer_files`), matched with their questions.
 
     {"id", "chosen", "by", "candidates"}                 predictions.jsonl
     {"image_id", "category_id", "bbox", "score"}         COCO boxes: [x, y, width, height] in pixels
@@ -18,8 +19,19 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from clinkd.data.readers.annotated import require_four_numbers
 from clinkd.data.readers.coco import CocoNames
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, json_rows, make_error_result
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
+from clinkd.scoring.answer_files import (
+    TEXT_KEYS,
+    AnswerRow,
+    HowToRead,
+    find_frame_doubts,
+    holds_answers,
+    list_rows,
+    make_predictions,
+    match_rows,
+    read_row,
+)
 
 Missing = Literal["refuse", "wrong"]
 CAPTIONED = (Task.MIA, Task.RC)
@@ -36,22 +48,33 @@ class EvaluationData:
 
 
 class MatchedPredictions(NamedTuple):
-    """A prediction for each sample, in their order, and notes on the reading, counted."""
+    """A prediction for each sample, in their order, and notes on the reading, counted.
+
+    `doubts`: sentences on boxes that may be written otherwise than declared.
+    """
 
     predictions: list[Prediction]
     notes: Counter[str]
+    doubts: Sequence[str] = ()
 
 
 def read_results(
-    file: Path, data: EvaluationData, missing: Missing = "refuse", least: float = 0.0
+    files: Sequence[Path],
+    data: EvaluationData,
+    missing: Missing = "refuse",
+    least: float = 0.0,
+    how: HowToRead | None = None,
 ) -> MatchedPredictions:
-    """The answers in a file; boxes of COCO results with a score below `least` are left out.
+    """The answers in files, of which each answers a part of the questions; boxes of COCO results with a score below
+    `least` are left out. `how`: how answers are written that are neither.
 
     Raises BadInput naming the row that answers no question, or a question that another row answers, and the first
     question without an answer unless `missing` is "wrong".
     """
-    rows = [_require_good(row) for row in json_rows(file)]
+    how, file = how or HowToRead(), files[0]
+    rows = [_require_good(row) for part in files for row in list_rows(part)]
     notes: Counter[str] = Counter()
+    doubts: Sequence[str] = ()
     keys = rows[0].value.keys()
     if "candidates" in keys:
         answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
@@ -59,10 +82,16 @@ def read_results(
         answers = _read_boxes(rows, data, least, notes)
     elif "caption" in keys:
         answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
-    elif {"annotation", "response"} <= keys:
-        raise BadInput(f"{file}: answers in the papers' form bring their truth along; leave --data away, give --task")
+    elif holds_answers(tuple(keys), how.columns):
+        matched = match_rows([_read_answer_row(row, how) for row in rows], data.samples, notes)
+        answers = make_predictions(matched, data.samples, how, notes)
+        doubts = find_frame_doubts(matched, answers, data.samples, how)
     else:
-        raise BadInput(f"{file}: neither predictions of a run (candidates) nor COCO results (bbox, or caption)")
+        known = ", ".join(TEXT_KEYS)
+        raise BadInput(
+            f"{file}: its fields are {', '.join(keys)}, none of which is known to hold answers ({known}): name it with "
+            "--column response=FIELD; or give predictions of a run (candidates) or COCO results (bbox, or caption)"
+        )
     unanswered = [s for s in data.samples if s.id not in answers]
     if unanswered and missing == "refuse":
         raise BadInput(
@@ -72,7 +101,7 @@ def read_results(
     notes["questions without an answer, which count as wrong"] += len(unanswered)
     empty = Candidate("", BoxedText(""))
     return MatchedPredictions(
-        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes, doubts
     )
 
 
@@ -88,6 +117,13 @@ def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
         return read(row.value)
     except FieldError as fault:
         raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem)) from None
+
+
+def _read_answer_row(row: SourceRow, how: HowToRead) -> AnswerRow:
+    def read(_: dict[str, Any]) -> AnswerRow:
+        return read_row(row, how.columns)
+
+    return _read_row(row, read)
 
 
 def _read_each(

@@ -26,6 +26,7 @@ from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import Chat, Journal
 from clinkd.scoring import released
+from clinkd.scoring.answer_files import HowToRead
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import Mode
 from clinkd.scoring.results import EvaluationData, Missing, read_results
@@ -52,6 +53,7 @@ class Answers:
     train: Sequence[Sample] = ()
     root: Path | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    doubts: Sequence[str] = ()  # sentences on boxes that may be written otherwise than declared
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,16 @@ def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> Tes
     return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told)
 
 
-def read_answers(file: Path, test: TestSet, missing: Missing, least: float, system: str | None) -> Answers:
-    """Answers to a test set from a file: one that a run wrote, or COCO results."""
-    results = read_results(file, EvaluationData(test.samples, test.description, test.names), missing, least)
+def read_answers(
+    files: Sequence[Path], test: TestSet, missing: Missing, least: float, how: HowToRead, system: str | None
+) -> Answers:
+    """Answers to a test set from files: predictions of a run, COCO results, or what any harness writes."""
+    data = EvaluationData(test.samples, test.description, test.names)
+    results = read_results(files, data, missing, least, how)
     test = replace(test, notes=test.notes + results.notes)
-    return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, results.predictions)
+    names = ", ".join(file.name for file in files)
+    answered = test.answered(system or files[0].stem, {"kind": "predictions", "file": names}, results.predictions)
+    return replace(answered, doubts=results.doubts)
 
 
 # ---- a model on this machine ----------------------------------------------------------------------------------------

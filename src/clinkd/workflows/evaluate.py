@@ -42,7 +42,7 @@ class Evaluation:
     @property
     def cautions(self) -> list[str]:
         """What a reader must know before the scores, a sentence each."""
-        return caution_few_groups(self.answers.samples)
+        return [*self.answers.doubts, *caution_few_groups(self.answers.samples)]
 
     def to_json(self) -> dict[str, Any]:
         """The outcome itself where there is only one; else by mode, then by task."""

@@ -50,7 +50,7 @@ class Flag:
         self.help_text, self.name, self.read, self.options = help_text, name, read, options
 
 
-def _parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     columns = {}
     for pair in pairs:
         our_name, equals, sheet_name = pair.partition("=")
@@ -165,7 +165,7 @@ class Source:
     columns: Annotated[
         Mapping[str, str],
         Flag(
-            "column's name in the sheet", "--column", _parse_columns, action="append", default=[], metavar="OURS=THEIRS"
+            "column's name in the sheet", "--column", parse_columns, action="append", default=[], metavar="OURS=THEIRS"
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
