@@ -37,7 +37,7 @@ _CENTRES = (
 )  # fmt: skip
 _BOX_HEADS = (
     *((CORNERS, corners.split()) for corners in _FAR_CORNERS),
-    *((EXTENT, f"{near} {size}".split()) for near in ("x y", *_LEFT_TOPS, *_CENTRES) for size in ("w h", "width height")),
+    *((EXTENT, [*near.split(), *size]) for near in ("x y", *_LEFT_TOPS, *_CENTRES) for size in ("wh", EXTENT[2:])),
 )
 _LEFT_HEADS = {corners.split()[0] for corners in (*_FAR_CORNERS, *_LEFT_TOPS)}
 _CENTRE_HEADS = {centre.split()[0] for centre in _CENTRES}

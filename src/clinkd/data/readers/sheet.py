@@ -40,7 +40,7 @@ from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
-from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.names import is_number, require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
@@ -463,7 +463,7 @@ class _SheetReader:
 
 def _check_box(line: _SheetLine) -> None:
     """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
-    if line.label.removeprefix("-").isdigit():
+    if is_number(line.label):
         raise FieldError("label", line.label, "a number, and no word for what the image shows; write the word")
     if line.box is None and line.sentence:
         raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")
