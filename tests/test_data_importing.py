@@ -229,6 +229,18 @@ def test_folders_of_images_tell_the_split_where_there_are_several(tmp_path: Path
     assert len({s.split for s in stored_samples(tmp_path / "anew") if s.images[0].path.startswith("train")}) > 1
 
 
+@pytest.mark.parametrize("form", ["sheet", "boxes"])
+def test_the_split_of_all_rows_goes_before_what_rows_say(tmp_path: Path, form: str) -> None:
+    root = records(tmp_path / "a", 4, split="test")
+    if form == "sheet":
+        root /= "a.csv"
+        root.write_text("image,split,label\n" + "".join(f"images/{n}.png,test,cyst\n" for n in range(4)))
+    source = Source(root, modality=Modality.CT, split="train")
+    findings = import_data([source], tmp_path / "out", CHECKS, Division(0, 0))
+    assert {s.split for s in stored_samples(tmp_path / "out")} == {"train"}
+    assert findings.notes["rows say test, and are of the train split, as --all-in says"] == 4
+
+
 def test_folders_that_are_all_called_train_tell_nothing(tmp_path: Path) -> None:
     for number in range(8):
         picture(tmp_path / f"train/{number}.png", number)

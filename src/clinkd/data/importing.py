@@ -143,8 +143,10 @@ def _read_results(
         id_prefix = f"{number}:" if len(sources) > 1 else ""
         prefix = _RowPrefixes(source, "" if folder == "." else f"{folder}/", id_prefix)
         for result in count_progress(forms.read_rows(source, findings.notes), f"read {source.path.name}", "rows"):
-            divided = result if source.form == "samples" else folders.add(_refuse_other_split(result, split))
-            converted = converter.convert(prefix.add(divided))
+            if source.form != "samples":
+                given = source.split if split is None else None
+                result = folders.add(_refuse_other_split(_put_in_split(result, given, findings.notes), split))
+            converted = converter.convert(prefix.add(result))
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
             yield converted
@@ -178,6 +180,15 @@ def _find_ignored_split(form: str | None, path: Path) -> Split | None:
     if by_name is not None:
         return by_name if form == "sheet" else None
     return find_split_in_name(path.parent.name)
+
+
+def _put_in_split(result: RowResult, given: Split | None, notes: Counter[str]) -> RowResult:
+    """The row in the split that the user gave, which decides for all rows, whatever they say."""
+    other = next((s.split for s in result.samples if given is not None and s.split not in (None, given)), None)
+    if other is None:
+        return result
+    notes[f"rows say {other}, and are of the {given} split, as --all-in says"] += 1
+    return replace(result, samples=tuple(replace(s, split=given) for s in result.samples))
 
 
 def _refuse_other_split(result: RowResult, told: Split | None) -> RowResult:
