@@ -216,3 +216,14 @@ def test_the_case_of_sizes_mapped_to_corners(tmp_path: Path) -> None:
         scaled = zip(corners, (image.width, image.height) * 2, strict=True)
         assert tuple(round(v * n) for v, n in scaled) == wanted[image.path]
     assert len(vg) == 2
+
+
+@pytest.mark.parametrize("heads", ["width,height,xmin,ymin,xmax,ymax", "image_width,image_height,x1,y1,x2,y2"])
+def test_the_size_that_a_line_states_is_that_of_its_image(tmp_path: Path, heads: str) -> None:
+    """As of VinDr's and Roboflow's sheets beside smaller copies of the images, in which the boxes lie elsewhere."""
+    for size, problem in (("100,50", None), ("100.0,50", None), (",", None), ("200,100", "200"), ("100,100", "100")):
+        rows, notes = read(tmp_path, f"image,name,{heads}\na.png,lung,{size},10,5,40,45\n")
+        assert (rows[0].problem and rows[0].problem.value) == problem and not any("not used" in note for note in notes)
+        assert problem or pixels(rows) == [BOX]
+    rows, _ = read(tmp_path, f"image,name,{heads}\na.png,lung,200,100,.1,.1,.4,.9\n", boxes="normalised")
+    assert pixels(rows) == [BOX]

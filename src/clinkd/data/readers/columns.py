@@ -86,8 +86,9 @@ def map_columns(
         offer = _spell_offer(offered) or ", as --column caption=COLUMN"
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted{offer}")
     meanings = {sheet_name: our_name for our_name, sheet_name in offered.items()}
+    used = {*used, *find_choice_columns(head, columns).used, *find_size_columns(head, columns).values()}
     for column in head:
-        if column not in columns.values() and column not in {*used, *find_choice_columns(head, columns).used}:
+        if column not in columns.values() and column not in used:
             perhaps = f"; perhaps: {_spell_flag(meanings[column], column)}" if column in meanings else ""
             notes[f"column {column!r} is not used{perhaps}"] += 1
     return columns
@@ -121,6 +122,16 @@ def list_box_forms(columns: Mapping[str, str]) -> tuple[BoxForm, ...]:
         return ("xyxy",)
     left = _strip_name(columns["x"])
     return ("cxcywh",) if left in _CENTRE_HEADS else ("xywh",) if left in _LEFT_HEADS else ("xywh", "cxcywh")
+
+
+def find_size_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """width and height -> the columns that state them of the image, of a sheet whose boxes do not use them."""
+    if columns.keys().isdisjoint({"box", "x1", "x"}):
+        return {}
+    free = {fold_name(column): column for column in head if column not in columns.values()}
+    pairs = ({key: f"{before}{key}" for key in ("width", "height")} for before in ("", "image", "img"))
+    names = next((pair for pair in pairs if set(pair.values()) <= free.keys()), {})
+    return {key: free[name] for key, name in names.items()}
 
 
 def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKeys:
