@@ -241,6 +241,24 @@ def test_the_split_of_all_rows_goes_before_what_rows_say(tmp_path: Path, form: s
     assert findings.notes["rows say test, and are of the train split, as --all-in says"] == 4
 
 
+def test_spellings_of_a_path_are_one_image_and_stay_in_their_source(tmp_path: Path) -> None:
+    for number, folder in enumerate("ab"):
+        picture(tmp_path / folder / "sub/1.png", number)
+        lines = "".join(f"{name},Q{k}?,yes\n" for k, name in enumerate(("sub/1", "sub\\1.png", "./sub/1.png")))
+        (tmp_path / folder / "s.csv").write_text(f"image,question,answer\n{lines}")
+    sources = [Source(tmp_path / folder / "s.csv", modality=Modality.CT) for folder in "ab"]
+    import_data(sources, tmp_path / "out", CHECKS, Division(0, 0))
+    counts = Counter(s.group for s in stored_samples(tmp_path / "out"))
+    assert counts == {"a/sub/1.png": 3, "b/sub/1.png": 3}
+
+
+def test_paths_of_windows_below_a_folder_of_images_are_found(tmp_path: Path) -> None:
+    picture(tmp_path / "images/1.png", 1)
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "images\\1.png", "question": "Is it?", "answer": "yes"}]))
+    (sample,) = read_samples(Source(tmp_path / "a.json", modality=Modality.CT), Counter())
+    assert sample.images[0].path == sample.group == "images/1.png"
+
+
 def test_folders_that_are_all_called_train_tell_nothing(tmp_path: Path) -> None:
     for number in range(8):
         picture(tmp_path / f"train/{number}.png", number)

@@ -252,7 +252,11 @@ class _SheetReader:
     def _find_image_path(self, cells: Cells) -> str:
         """The image of a line, in the spelling that all its lines share."""
         path, frame = self._normalize_path(cells["image"]), cells["frame"]
-        return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
+        path = f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
+        try:  # lines that spell a path differently (sub\\a.png, sub/a) are of one image
+            return self.pictures.ref(self.source.prefix + path).path
+        except FieldError:
+            return path
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
         cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}

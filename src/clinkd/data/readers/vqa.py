@@ -188,7 +188,8 @@ class _VqaReader:
     def _find_image(self, name: str, key: str) -> ImageRef:
         """The image where the row says, or else the only one of its name in the nearest folders of images."""
         try:
-            return self.pictures.ref(name if name.startswith(self.folder) else f"{self.folder}{name}", key)
+            is_whole = name.replace("\\", "/").startswith(self.folder)
+            return self.pictures.ref(name if is_whole else f"{self.folder}{name}", key)
         except FieldError as fault:
             if "no such file" not in fault.why:
                 raise
