@@ -86,11 +86,8 @@ def import_data(  # noqa: PLR0913
         refused = [None if is_divided_anew or s.form == "samples" else t for s, t in zip(sources, told, strict=True)]
         converter = _SideConverter(side)
         folders = _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
-        results = _read_results(sources, refused, root, converter, checker.findings, folders)
-        if is_divided_anew:
-            results = map(_without_splits, results)
         spool = draft / "read.jsonl"
-        _spool_good_rows(results, checker, spool)
+        _spool_good_rows(_read_results(sources, refused, root, converter, checker.findings, folders), checker, spool)
         findings = checker.close()
         folders.note()
         if findings.bad and (quarantine_file is None or any(p.row == 0 for p in findings.bad)):
@@ -145,8 +142,8 @@ def _read_results(
         for result in count_progress(forms.read_rows(source, findings.notes), f"read {source.path.name}", "rows"):
             if source.form != "samples":
                 given = source.split if split is None else None
-                result = folders.add(_refuse_other_split(_put_in_split(result, given, findings.notes), split))
-            converted = converter.convert(prefix.add(result))
+                result = _refuse_other_split(_put_in_split(result, given, findings.notes), split)
+            converted = converter.convert(prefix.add(folders.add(result)))
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
             yield converted
@@ -205,6 +202,7 @@ class _FolderSplits:
     """Gives rows without a split the one that the folder of their image tells (test/a.png).
 
     What rows or sources state goes first. Folders are believed as names of sources are: where there are several splits.
+    `ignored`: rows get no split, and lose what they state.
     """
 
     def __init__(self, notes: Counter[str], ignored: bool) -> None:
@@ -214,8 +212,8 @@ class _FolderSplits:
         self._cached_split = cache(_find_split_of_folder)
 
     def add(self, result: RowResult) -> RowResult:
-        if self.ignored or not result.samples:
-            return result
+        if self.ignored:
+            return replace(result, samples=tuple(replace(s, split=None) for s in result.samples))
         told = {self._cached_split(i.path.rpartition("/")[0]) for s in result.samples for i in s.images}
         split = told.pop() if len(told) == 1 else None
         stated = next((s.split for s in result.samples if s.split is not None), None)
@@ -242,10 +240,6 @@ def _find_split_of_folder(folder: str) -> Split | None:
     """The split that the names in the path of a folder tell, None if they tell several."""
     told = {find_split_in_name(name) for name in folder.split("/")} - {None}
     return told.pop() if len(told) == 1 else None
-
-
-def _without_splits(result: RowResult) -> RowResult:
-    return replace(result, samples=tuple(replace(s, split=None) for s in result.samples))
 
 
 def _lies_near(root: Path, out: Path) -> bool:
