@@ -259,6 +259,16 @@ def test_paths_of_windows_below_a_folder_of_images_are_found(tmp_path: Path) -> 
     assert sample.images[0].path == sample.group == "images/1.png"
 
 
+@pytest.mark.parametrize(("one", "other"), [("trainset", "testset"), ("TrainDataset", "my_TestDataset_2")])
+def test_names_such_as_trainset_tell_the_split(tmp_path: Path, one: str, other: str) -> None:
+    for number, name in enumerate((one, other)):
+        picture(tmp_path / f"{number}.png", number)
+        (tmp_path / f"{name}.csv").write_text(f"image,label\n{number}.png,cyst\n")
+    sources = [Source(tmp_path / f"{name}.csv", modality=Modality.CT) for name in (one, other)]
+    import_data(sources, tmp_path / "out", CHECKS, Division(0, 0))
+    assert [s.split for s in stored_samples(tmp_path / "out")] == ["train", "test"]
+
+
 def test_folders_that_are_all_called_train_tell_nothing(tmp_path: Path) -> None:
     for number in range(8):
         picture(tmp_path / f"train/{number}.png", number)
