@@ -166,3 +166,14 @@ def test_a_shape_that_cannot_be_is_a_bad_row(scans, result, words):
     (scans / "tasks.json").write_text(json.dumps(task(result)))
     with pytest.raises(BadInput, match=words):
         read(scans / "tasks.json", images=scans / "images")
+
+
+def test_a_box_of_label_studio_up_to_the_border_is_read(scans):
+    """Percentages of a box along the border seldom add up to 100."""
+    value = {"x": 33.3333333333, "y": 50.0, "width": 66.6666666668, "height": 50.2, "rectanglelabels": ["polyp"]}
+    result = {"type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+    task = {"id": 1, "data": {"image": "images/a.png"}, "annotations": [{"result": [result]}]}
+    (scans / "tasks.json").write_text(json.dumps([task]))
+    boxes, _, notes = read(scans / "tasks.json")
+    assert boxes == {"polyp": (66.667, 50.0, 200.0, 100.0)}
+    assert notes == {"boxes less than a pixel over the border of the image, put on it": 1}

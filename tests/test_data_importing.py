@@ -202,6 +202,82 @@ def test_splits_that_names_of_files_and_folders_tell_are_taken_where_there_are_s
     assert "sheet is not taken for the test split, as its name says; --all-in test does so" in findings.notes
 
 
+@pytest.mark.parametrize("form", ["sheet", "coco", "boxes", "vqa"])
+def test_folders_of_images_tell_the_split_where_there_are_several(tmp_path: Path, form: str) -> None:
+    names = [f"{folder}/{n}.png" for folder in ("train", "test") for n in range(4)]
+    for number, name in enumerate(names):
+        picture(tmp_path / name, number)
+    images = [{"id": k, "file_name": name, "width": 96, "height": 64} for k, name in enumerate(names)]
+    marks = [{"id": k, "image_id": k, "category_id": 1, "bbox": [1, 2, 30, 40]} for k in range(len(names))]
+    objects = [{"name": "cyst", "box": [1, 2, 30, 40]}]
+    texts = {
+        "sheet": "image,label\n" + "".join(f"{name},cyst {name[0]}\n" for name in names),
+        "coco": json.dumps({"images": images, "annotations": marks, "categories": [{"id": 1, "name": "cyst"}]}),
+        "boxes": "".join(json.dumps({"id": n, "image": n, "objects": objects}) + "\n" for n in names),
+        "vqa": json.dumps([{"image": name, "question": "What is it?", "answer": "a cyst"} for name in names]),
+    }
+    file = tmp_path / {"sheet": "a.csv", "boxes": "records.jsonl"}.get(form, "a.json")
+    file.write_text(texts[form])
+    source = Source(file, modality=Modality.CT)
+    findings = import_data([source], tmp_path / "out", CHECKS, Division(0, 0.5))
+    assert {(s.images[0].path[:-6], s.split) for s in stored_samples(tmp_path / "out")} == {
+        ("train", "train"), ("test", "test")
+    }  # fmt: skip
+    told = {note: n for note, n in findings.notes.items() if "the folder of their image says" in note}
+    assert sorted(told.values()) == [4, 4] and any("of the test split" in note for note in told)
+    import_data([source], tmp_path / "anew", CHECKS, Division(0, 0.5, anew=True))
+    assert len({s.split for s in stored_samples(tmp_path / "anew") if s.images[0].path.startswith("train")}) > 1
+
+
+@pytest.mark.parametrize("form", ["sheet", "boxes"])
+def test_the_split_of_all_rows_goes_before_what_rows_say(tmp_path: Path, form: str) -> None:
+    root = records(tmp_path / "a", 4, split="test")
+    if form == "sheet":
+        root /= "a.csv"
+        root.write_text("image,split,label\n" + "".join(f"images/{n}.png,test,cyst\n" for n in range(4)))
+    source = Source(root, modality=Modality.CT, split="train")
+    findings = import_data([source], tmp_path / "out", CHECKS, Division(0, 0))
+    assert {s.split for s in stored_samples(tmp_path / "out")} == {"train"}
+    assert findings.notes["rows say test, and are of the train split, as --all-in says"] == 4
+
+
+def test_spellings_of_a_path_are_one_image_and_stay_in_their_source(tmp_path: Path) -> None:
+    for number, folder in enumerate("ab"):
+        picture(tmp_path / folder / "sub/1.png", number)
+        lines = "".join(f"{name},Q{k}?,yes\n" for k, name in enumerate(("sub/1", "sub\\1.png", "./sub/1.png")))
+        (tmp_path / folder / "s.csv").write_text(f"image,question,answer\n{lines}")
+    sources = [Source(tmp_path / folder / "s.csv", modality=Modality.CT) for folder in "ab"]
+    import_data(sources, tmp_path / "out", CHECKS, Division(0, 0))
+    counts = Counter(s.group for s in stored_samples(tmp_path / "out"))
+    assert counts == {"a/sub/1.png": 3, "b/sub/1.png": 3}
+
+
+def test_paths_of_windows_below_a_folder_of_images_are_found(tmp_path: Path) -> None:
+    picture(tmp_path / "images/1.png", 1)
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "images\\1.png", "question": "Is it?", "answer": "yes"}]))
+    (sample,) = read_samples(Source(tmp_path / "a.json", modality=Modality.CT), Counter())
+    assert sample.images[0].path == sample.group == "images/1.png"
+
+
+@pytest.mark.parametrize(("one", "other"), [("trainset", "testset"), ("TrainDataset", "my_TestDataset_2")])
+def test_names_such_as_trainset_tell_the_split(tmp_path: Path, one: str, other: str) -> None:
+    for number, name in enumerate((one, other)):
+        picture(tmp_path / f"{number}.png", number)
+        (tmp_path / f"{name}.csv").write_text(f"image,label\n{number}.png,cyst\n")
+    sources = [Source(tmp_path / f"{name}.csv", modality=Modality.CT) for name in (one, other)]
+    import_data(sources, tmp_path / "out", CHECKS, Division(0, 0))
+    assert [s.split for s in stored_samples(tmp_path / "out")] == ["train", "test"]
+
+
+def test_folders_that_are_all_called_train_tell_nothing(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(tmp_path / f"train/{number}.png", number)
+    file = tmp_path / "a.csv"
+    file.write_text("image,label\n" + "".join(f"train/{n}.png,cyst\n" for n in range(8)))
+    import_data([Source(file, modality=Modality.CT)], tmp_path / "out", CHECKS, Division(0, 0.5))
+    assert {s.split for s in stored_samples(tmp_path / "out")} == {"train", "test"}
+
+
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     import_data([Source(records(tmp_path / "a", 40))], tmp_path / "out", CHECKS, None)
     counts = split_again(tmp_path / "out", Division(0.1, 0.5, seed=3))

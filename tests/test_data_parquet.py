@@ -137,6 +137,15 @@ def test_objects_of_another_form_are_a_bad_row(tmp_path, objects):
         read(tmp_path)
 
 
+def test_boxes_beside_pictures_in_parquet_are_an_image_folder(tmp_path):
+    """Detection sets as https://huggingface.co/docs/datasets/object_detection shows them: image, objects."""
+    objects = {"bbox": [[4.0, 6.0, 10.0, 12.0]], "category": ["a"]}
+    rows = [{"image": dict(zip(("path", "bytes"), ("1.png", picture(1)[1]), strict=True)), "objects": objects}]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    samples, _ = read(tmp_path / "x.parquet")
+    assert {s.answer.boxes[0].corners for s in samples if s.task is Task.VG} == {(4 / 40, 6 / 30, 14 / 40, 18 / 30)}
+
+
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     file = write_questions(tmp_path / "x.parquet", [1])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

@@ -177,6 +177,17 @@ def test_a_header_with_a_word_for_nobody_names_no_patient(tmp_path: Path, patien
     assert read_and_check(source).notes[NAMELESS_NOTE] == 6
 
 
+def test_a_modality_that_contradicts_the_header_is_told(tmp_path: Path) -> None:
+    file = write_dicoms(tmp_path / "a", 2, Modality="MR")
+    notes: Counter[str] = Counter()
+    assert {s.modality for s in read_samples(Source(file, modality=Modality.CT), notes)} == {Modality.CT}
+    assert notes["images are mr by their header; --modality ct is taken where no row says it"] == 2
+    write_sheet(file.parent, "0.dcm,Q?,yes,ct", "1.dcm,Q?,yes,mr", head="image,question,answer,modality")
+    notes.clear()
+    assert [s.modality for s in read_samples(Source(file), notes)] == [Modality.CT, Modality.MR]
+    assert notes["images are mr by their header and ct in the sheet, which is taken"] == 1
+
+
 def test_every_form_keeps_the_patients_and_studies_of_headers(tmp_path: Path) -> None:
     root = write_dicoms(tmp_path / "a", 4, PatientID="anon").parent
     expected = find_groups(Source(root / "s.csv"))

@@ -388,6 +388,12 @@ def test_a_title_above_the_head_is_named_once(tmp_path: Path, content: bytes) ->
     assert "is a title" in str(refused.value) and "the head (image, question, answer)" in str(refused.value)
 
 
+def test_a_comma_too_many_in_the_first_row_is_no_title(tmp_path: Path) -> None:
+    (entry,) = read(tmp_path, b"image,question,answer\na.png,Is it?,Yes, it is\n", name="a.csv")
+    assert isinstance(entry, RowResult) and entry.problem is not None
+    assert (entry.row, entry.problem.why.split(";")[0]) == (2, "4 cells where the head has 3")
+
+
 HEADS = [
     ("", "empty"),
     ("\n\n", "empty"),

@@ -282,6 +282,13 @@ FAULTS: list[tuple[Cells, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("label", ["1", "-1.0", "1.0", "0"])
+def test_a_code_is_no_word_for_what_an_image_shows(tmp_path: Path, label: str) -> None:
+    lines = [line("a.png", label="mass"), line("b.png", label=label)]
+    entries, _ = read(write(tmp_path, lines, head=("image", "modality", "label")))
+    assert [(p.row, p.field, p.value) for e in entries if (p := e.problem)] == [(3, "label", label)]
+
+
 @pytest.mark.parametrize(("bad", "field", "why"), FAULTS, ids=[f"{k}-{f[1]}" for k, f in enumerate(FAULTS)])
 def test_a_line_at_fault_is_named_and_the_rest_is_read(tmp_path: Path, bad: Cells, field: str, why: str) -> None:
     good = [*BOTH[:3], line("sub/c.png", caption="Fine.")]

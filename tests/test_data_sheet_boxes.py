@@ -77,6 +77,7 @@ HEADS = [  # heads, the numbers of BOX
     ("x,y,width,height", "10,5,30,40"), ("x,y,w,h", "10,5,30,40"), ("Bbox [x,y,w,h]", "10,5,30,40"),
     ("left,top,width,height", "10,5,30,40"), ("xmin,ymin,w,h", "10,5,30,40"), ("cx,cy,w,h", "25,25,30,40"),
     ("bounding_box_x1,bounding_box_y1,bounding_box_x2,bounding_box_y2", "10,5,40,45"),
+    ("xc,yc,w,h", "25,25,30,40"), ("x_centre,y_centre,w,h", "25,25,30,40"), ("min_x,min_y,width,height", "10,5,30,40"),
     ("x_center,y_center,width,height", "25,25,30,40"), ("bbox_xywh", '"10,5,30,40"'),
     ("bbox_xyxy", '"[10, 5, 40, 45]"'),
     ('"bbox [x,y,w,h]"', '"[10, 5, 30, 40]"'), ('"box (x1, y1, x2, y2)"', '"(10, 5, 40, 45)"'),
@@ -88,6 +89,12 @@ HEADS = [  # heads, the numbers of BOX
 def test_heads_that_say_what_the_numbers_are_are_believed(tmp_path: Path, heads: str, numbers: str) -> None:
     rows, _ = read(tmp_path, f"image,name,{heads}\na.png,lung,{numbers}\n")
     assert pixels(rows) == [BOX]
+
+
+def test_heads_that_say_nothing_can_be_said_to_be_centres(tmp_path: Path) -> None:
+    columns = {"x": "mid_a", "y": "mid_b", "width": "w", "height": "h"}
+    text = "image,name,mid_a,mid_b,w,h\na.png,lung,25,25,30,40\n"
+    assert pixels(read(tmp_path, text, columns=columns, box_form="cxcywh")[0]) == [BOX]
 
 
 @pytest.mark.parametrize("heads", ["x,y,width,height", "x1,y1,x2,y2", "xmin,ymin,xmax,ymax"])
@@ -103,6 +110,8 @@ REFUSED = [
     ("x1,y1,x2,y2", "1,2,3,4", {"box_form": "xywh"}, "say xyxy; leave the flag out"),
     ("bbox_xyxy", '"1,2,3,4"', {"box_form": "cxcywh"}, "say xyxy"),
     ("left,top,w,h", "1,2,3,4", {"box_form": "cxcywh"}, "say xywh"),
+    ('"bbox [y1,x1,y2,x2]"', '"1,2,3,4"', {"columns": {"box": "bbox [y1,x1,y2,x2]"}}, "puts y before x"),
+    ("box_yxyx", '"1,2,3,4"', {"columns": {"box": "box_yxyx"}, "box_form": "xyxy"}, "puts y before x"),
     ("a,b,xmax,d", "1,2,3,4", {"columns": {"x": "a", "y": "b", "width": "xmax", "height": "d"}},
      "'xmax' is a corner, and width a size: give --column x1=a --column y1=b --column x2=xmax --column y2=d"),
     ("bbox", '"1,2,8,9"', {},
@@ -207,3 +216,14 @@ def test_the_case_of_sizes_mapped_to_corners(tmp_path: Path) -> None:
         scaled = zip(corners, (image.width, image.height) * 2, strict=True)
         assert tuple(round(v * n) for v, n in scaled) == wanted[image.path]
     assert len(vg) == 2
+
+
+@pytest.mark.parametrize("heads", ["width,height,xmin,ymin,xmax,ymax", "image_width,image_height,x1,y1,x2,y2"])
+def test_the_size_that_a_line_states_is_that_of_its_image(tmp_path: Path, heads: str) -> None:
+    """As of VinDr's and Roboflow's sheets beside smaller copies of the images, in which the boxes lie elsewhere."""
+    for size, problem in (("100,50", None), ("100.0,50", None), (",", None), ("200,100", "200"), ("100,100", "100")):
+        rows, notes = read(tmp_path, f"image,name,{heads}\na.png,lung,{size},10,5,40,45\n")
+        assert (rows[0].problem and rows[0].problem.value) == problem and not any("not used" in note for note in notes)
+        assert problem or pixels(rows) == [BOX]
+    rows, _ = read(tmp_path, f"image,name,{heads}\na.png,lung,200,100,.1,.1,.4,.9\n", boxes="normalised")
+    assert pixels(rows) == [BOX]

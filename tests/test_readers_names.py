@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_what_is_a_number() -> None:
     assert not any(map(is_number, ("liver", "T2", "1.5", 1.5, True, None, "", "1 2")))
 
 
-@pytest.mark.parametrize("form", ["sheet", "boxes", "coco"])
+@pytest.mark.parametrize("form", ["sheet", "boxes", "coco", "voc", "cvat", "label-studio", "imagefolder", "kvasir-seg"])
 @pytest.mark.parametrize("code", ["-1", "2", "1.0"])
 def test_a_class_that_is_a_number_wants_names(tmp_path: Path, form: str, code: str) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "a.png")
@@ -96,14 +97,43 @@ def test_a_class_that_is_a_number_wants_names(tmp_path: Path, form: str, code: s
             "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 10]}],
             "categories": [{"id": 7, "name": code}],
         })),
+        "voc": ("a.xml", "<annotation><filename>a.png</filename><size><width>40</width><height>30</height></size>"
+            f"<object><name>{code}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>12</ymax></bndbox>"
+            "</object></annotation>"),
+        "cvat": ("annotations.xml", '<annotations><version>1.1</version><image id="0" name="a.png" width="40" '
+            f'height="30"><box label="{code}" xtl="1" ytl="2" xbr="11" ybr="12"/></image></annotations>'),
+        "label-studio": ("ls.json", json.dumps([{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": [
+            {"type": "rectanglelabels", "original_width": 40, "original_height": 30,
+             "value": {"x": 10, "y": 10, "width": 20, "height": 20, "rectanglelabels": [code]}}]}]}])),
+        "imagefolder": ("metadata.jsonl", json.dumps(
+            {"file_name": "a.png", "objects": {"bbox": [[1, 2, 10, 10]], "categories": [code]}}
+        )),
+        "kvasir-seg": ("kavsir_bboxes.json", json.dumps(
+            {"a.png": {"bbox": [{"label": code, "xmin": 1, "ymin": 2, "xmax": 11, "ymax": 12}]}}
+        )),
     }  # fmt: skip
     name, text = files[form]
     (tmp_path / name).write_text(text)
-    source = Source(tmp_path / name, modality=Modality.CT if form == "coco" else None)
+    modality = None if form in ("sheet", "boxes") else Modality.CT
+    source = Source(tmp_path / name, modality=modality, images=tmp_path, form=form if form == "kvasir-seg" else None)
     problems = [r.problem for r in read_rows(source, Counter()) if r.problem]
     assert problems and "--names FILE" in problems[0].why and not any(r.samples for r in read_rows(source, Counter()))
     (tmp_path / "names.json").write_text(json.dumps({"-1": "no_finding_here", "1": "liver", "2": "spleen"}))
-    rows = list(read_rows(Source(source.path, modality=source.modality, names=tmp_path / "names.json"), Counter()))
+    named = replace(source, names=tmp_path / "names.json")
+    rows = list(read_rows(named, Counter()))
     assert {n for r in rows for s in r.samples for n in s.names} == {
         {"-1": "no finding here", "2": "spleen", "1.0": "liver"}[code]
     }
+
+
+@pytest.mark.parametrize("names", ["['0', '1']", "[0, 1]"])
+def test_numbers_in_data_yaml_are_no_names(tmp_path: Path, names: str) -> None:
+    """Roboflow writes such names where the classes were called so."""
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text(f"train: .\nnc: 2\nnames: {names}\n")
+    source = Source(tmp_path, form="yolo", modality=Modality.CT)
+    with pytest.raises(BadInput, match="names: 0: 0 is no .* name of a class; correct it, or give --names"):
+        list(read_rows(source, Counter()))
+    samples = [s for r in read_rows(replace(source, names="0=cyst,1=polyp"), Counter()) for s in r.samples]
+    assert {s.names for s in samples} == {("polyp",)}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,18 @@ def import_data(  # noqa: PLR0913
         is_divided_anew = division is not None and division.anew
         refused = [None if is_divided_anew or s.form == "samples" else t for s, t in zip(sources, told, strict=True)]
         converter = _SideConverter(side)
-        results = _read_results(sources, refused, root, converter, checker.findings)
-        if is_divided_anew:
-            results = map(_without_splits, results)
+        folders = _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
         spool = draft / "read.jsonl"
-        _spool_good_rows(results, checker, spool)
+        _spool_good_rows(_read_results(sources, refused, root, converter, checker.findings, folders), checker, spool)
         findings = checker.close()
+        folders.note()
         if findings.bad and (quarantine_file is None or any(p.row == 0 for p in findings.bad)):
             raise NotClean(findings)
         if quarantine_file is not None:
             quarantine(sources, findings, quarantine_file)
         copies = _ImageCopies(root, draft) if copy else None
-        _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
+        read_spool = partial(_read_spool, spool, findings, forget_splits=folders.tell_nothing)
+        _write_samples(read_spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
         spool.unlink()
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
@@ -123,7 +123,12 @@ def _resolve_path(path: Path) -> Path:
 
 
 def _read_results(
-    sources: Sequence[Source], told: Sequence[Split | None], root: Path, converter: _SideConverter, findings: Findings
+    sources: Sequence[Source],
+    told: Sequence[Split | None],
+    root: Path,
+    converter: _SideConverter,
+    findings: Findings,
+    folders: _FolderSplits,
 ) -> Iterator[RowResult]:
     """Yield the rows of all sources with one meaning of left and right, and image paths from the common root.
 
@@ -135,7 +140,10 @@ def _read_results(
         id_prefix = f"{number}:" if len(sources) > 1 else ""
         prefix = _RowPrefixes(source, "" if folder == "." else f"{folder}/", id_prefix)
         for result in count_progress(forms.read_rows(source, findings.notes), f"read {source.path.name}", "rows"):
-            converted = converter.convert(prefix.add(_refuse_other_split(result, split)))
+            if source.form != "samples":
+                given = source.split if split is None else None
+                result = _refuse_other_split(_put_in_split(result, given, findings.notes), split)
+            converted = converter.convert(prefix.add(folders.add(result)))
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
             yield converted
@@ -171,6 +179,15 @@ def _find_ignored_split(form: str | None, path: Path) -> Split | None:
     return find_split_in_name(path.parent.name)
 
 
+def _put_in_split(result: RowResult, given: Split | None, notes: Counter[str]) -> RowResult:
+    """The row in the split that the user gave, which decides for all rows, whatever they say."""
+    other = next((s.split for s in result.samples if given is not None and s.split not in (None, given)), None)
+    if other is None:
+        return result
+    notes[f"rows say {other}, and are of the {given} split, as --all-in says"] += 1
+    return replace(result, samples=tuple(replace(s, split=given) for s in result.samples))
+
+
 def _refuse_other_split(result: RowResult, told: Split | None) -> RowResult:
     """The row, or its error if a sample of it states another split than the name of its source tells."""
     other = next((s for s in result.samples if told is not None and s.split not in (None, told)), None)
@@ -181,8 +198,48 @@ def _refuse_other_split(result: RowResult, told: Split | None) -> RowResult:
     return replace(result, samples=(), problem=problem)
 
 
-def _without_splits(result: RowResult) -> RowResult:
-    return replace(result, samples=tuple(replace(s, split=None) for s in result.samples))
+class _FolderSplits:
+    """Gives rows without a split the one that the folder of their image tells (test/a.png).
+
+    What rows or sources state goes first. Folders are believed as names of sources are: where there are several splits.
+    `ignored`: rows get no split, and lose what they state.
+    """
+
+    def __init__(self, notes: Counter[str], ignored: bool) -> None:
+        self.notes, self.ignored = notes, ignored
+        self.told: Counter[Split] = Counter()
+        self.is_stated = False
+        self._cached_split = cache(_find_split_of_folder)
+
+    def add(self, result: RowResult) -> RowResult:
+        if self.ignored:
+            return replace(result, samples=tuple(replace(s, split=None) for s in result.samples))
+        told = {self._cached_split(i.path.rpartition("/")[0]) for s in result.samples for i in s.images}
+        split = told.pop() if len(told) == 1 else None
+        stated = next((s.split for s in result.samples if s.split is not None), None)
+        self.is_stated |= stated is not None
+        if split is None or stated is not None:
+            if split not in (None, stated):
+                self.notes[f"rows are of the {stated} split, though the folder of their image is called {split}"] += 1
+            return result
+        self.told[split] += 1
+        return replace(result, samples=tuple(replace(s, split=split) for s in result.samples))
+
+    @property
+    def tell_nothing(self) -> bool:
+        """Whether one split alone was told, and by folders alone: they may all be called train."""
+        return len(self.told) == 1 and not self.is_stated
+
+    def note(self) -> None:
+        for split, rows in self.told.items() if not self.tell_nothing else ():
+            why = "as the folder of their image says; --anew divides all data anew"
+            self.notes[f"rows are of the {split} split, {why}"] += rows
+
+
+def _find_split_of_folder(folder: str) -> Split | None:
+    """The split that the names in the path of a folder tell, None if they tell several."""
+    told = {find_split_in_name(name) for name in folder.split("/")} - {None}
+    return told.pop() if len(told) == 1 else None
 
 
 def _lies_near(root: Path, out: Path) -> bool:
@@ -265,14 +322,18 @@ def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path
                 lines.writelines(_encode_line(sample.to_json() | {"at": place}) for sample in result.samples)
 
 
-def _read_spool(spool: Path, findings: Findings) -> Iterator[dict[str, Any]]:
-    """The stored samples without those of rows in which the checker found an error later."""
+def _read_spool(spool: Path, findings: Findings, forget_splits: bool) -> Iterator[dict[str, Any]]:
+    """The stored samples without those of rows in which the checker found an error later.
+
+    `forget_splits`: the samples have none.
+    """
     bad_places = {hash(place) for place in findings.between}
-    return (record for record in _iterate_records(spool) if record.pop("at") not in bad_places)
+    change: dict[str, Any] = {"split": None} if forget_splits else {}
+    return (record | change for record in _iterate_records(spool) if record.pop("at") not in bad_places)
 
 
 def _write_samples(
-    spool: Path,
+    read_spool: Callable[[], Iterator[dict[str, Any]]],
     draft: Path,
     findings: Findings,
     division: Division | None,
@@ -285,7 +346,7 @@ def _write_samples(
     """
     leader = _find_leaders(findings.joined)
     groups: dict[str, Group] = {}
-    for record in _read_spool(spool, findings):
+    for record in read_spool():
         group = leader.get(record["group"], record["group"])
         one = Group(record["source"], record["split"], record["modality"])
         groups[group] = groups.get(group, one).merge(one)
@@ -294,7 +355,7 @@ def _write_samples(
     findings.turns.clear()
     findings.samples = 0
     with (draft / SAMPLES).open("wb") as lines:
-        for record in count_progress(_read_spool(spool, findings), "write samples", "samples"):
+        for record in count_progress(read_spool(), "write samples", "samples"):
             group = record["group"] = leader.get(record["group"], record["group"])
             if division is not None:
                 record["split"] = (record["split"] if keep_splits else None) or splits[group]

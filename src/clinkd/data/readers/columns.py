@@ -31,12 +31,17 @@ _NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
 # Heads that say what the numbers of a box are, as `_strip_name` leaves them. The first that are all there count: beside
 # x y w h, width and height are the image's.
 _FAR_CORNERS = ("x1 y1 x2 y2", "x0 y0 x1 y1", "xmin ymin xmax ymax", "minx miny maxx maxy", "left top right bottom")
-_NEAR_CORNERS = ("x y", "left top", "xmin ymin", "cx cy", "xcenter ycenter", "centerx centery")
+_LEFT_TOPS = ("left top", "xmin ymin", "minx miny")
+_CENTRES = (
+    "cx cy", "xc yc", "xcenter ycenter", "centerx centery", "xcentre ycentre", "centrex centrey", "xctr yctr",
+)  # fmt: skip
 _BOX_HEADS = (
     *((CORNERS, corners.split()) for corners in _FAR_CORNERS),
-    *((EXTENT, f"{near} {size}".split()) for near in _NEAR_CORNERS for size in ("w h", "width height")),
+    *((EXTENT, [*near.split(), *size]) for near in ("x y", *_LEFT_TOPS, *_CENTRES) for size in ("wh", EXTENT[2:])),
 )
-_CENTRES = ("cx", "xcenter", "centerx")
+_LEFT_HEADS = {corners.split()[0] for corners in (*_FAR_CORNERS, *_LEFT_TOPS)}
+_CENTRE_HEADS = {centre.split()[0] for centre in _CENTRES}
+_Y_BEFORE_X = re.compile(r"y|row|top(?!left)|tlbr")  # at the beginning of the head of a single column
 _BOX_NAMES = ("bbox", "boundingbox", "boxes", "bboxes", "boundingboxes")  # of one column, which say no more
 _FORMS_IN_HEADS: dict[str, BoxForm] = {
     "xyxy": "xyxy", "x1y1x2y2": "xyxy", "x0y0x1y1": "xyxy", "xminyminxmaxymax": "xyxy", "lefttoprightbottom": "xyxy",
@@ -81,8 +86,9 @@ def map_columns(
         offer = _spell_offer(offered) or ", as --column caption=COLUMN"
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted{offer}")
     meanings = {sheet_name: our_name for our_name, sheet_name in offered.items()}
+    used = {*used, *find_choice_columns(head, columns).used, *find_size_columns(head, columns).values()}
     for column in head:
-        if column not in columns.values() and column not in {*used, *find_choice_columns(head, columns).used}:
+        if column not in columns.values() and column not in used:
             perhaps = f"; perhaps: {_spell_flag(meanings[column], column)}" if column in meanings else ""
             notes[f"column {column!r} is not used{perhaps}"] += 1
     return columns
@@ -103,14 +109,29 @@ def _find_box_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, 
 
 
 def list_box_forms(columns: Mapping[str, str]) -> tuple[BoxForm, ...]:
-    """What the numbers of the boxes may be by the heads of their columns; the first is what they are usually."""
+    """What the numbers of the boxes may be by the heads of their columns; the first is what they are usually.
+
+    Raises BadInput for a single column whose head names y before x.
+    """
     if "box" in columns:
-        form = _FORMS_IN_HEADS.get(_strip_name(columns["box"]))
+        if _Y_BEFORE_X.match(stripped := _strip_name(columns["box"])):
+            raise BadInput(f"the column {columns['box']!r} puts y before x; write x first, under another head")
+        form = _FORMS_IN_HEADS.get(stripped)
         return (form,) if form else ("xyxy", "xywh", "cxcywh")
     if "x" not in columns:
         return ("xyxy",)
     left = _strip_name(columns["x"])
-    return ("cxcywh",) if left in _CENTRES else ("xywh", "cxcywh") if left == "x" else ("xywh",)
+    return ("cxcywh",) if left in _CENTRE_HEADS else ("xywh",) if left in _LEFT_HEADS else ("xywh", "cxcywh")
+
+
+def find_size_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """width and height -> the columns that state them of the image, of a sheet whose boxes do not use them."""
+    if columns.keys().isdisjoint({"box", "x1", "x"}):
+        return {}
+    free = {fold_name(column): column for column in head if column not in columns.values()}
+    pairs = ({key: f"{before}{key}" for key in ("width", "height")} for before in ("", "image", "img"))
+    names = next((pair for pair in pairs if set(pair.values()) <= free.keys()), {})
+    return {key: free[name] for key, name in names.items()}
 
 
 def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKeys:

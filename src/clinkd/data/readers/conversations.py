@@ -79,7 +79,8 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 def find_split_in_name(stem: str) -> Split | None:
     """The split that a word of a file's name states, None if words state several."""
-    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS}
+    words = re.sub(r"(train|valid|val|test)(?:data)?set", r"\1", stem.lower())
+    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", words) if word in SPLITS}
     return splits.pop() if len(splits) == 1 else None
 
 

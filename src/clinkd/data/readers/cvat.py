@@ -23,6 +23,7 @@ from defusedxml.ElementTree import ParseError, iterparse
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
 from clinkd.data.readers.shapes import Points, extent, turn
 from clinkd.data.readers.source import ImageResolver, Source
@@ -89,7 +90,8 @@ def _convert_image(
         if attributes:
             notes["attributes of shapes, which are not used"] += attributes
         field = f"{tag} {n}"
-        objects.append((require_words(shape.get("label"), f"{field} label"), _find_box(tag, shape, field, image)))
+        name = require_class_name(shape.get("label"), f"{field} label", source.class_names)
+        objects.append((name, _find_box(tag, shape, field, image, notes)))
     if not objects:
         notes["images without a box, of which nothing is asked"] += 1
     subset = value.get("subset", "").casefold()
@@ -106,11 +108,11 @@ def _convert_image(
     return make_samples(record, source, notes)
 
 
-def _find_box(tag: str, shape: dict[str, str], field: str, image: ImageRef) -> Box:
+def _find_box(tag: str, shape: dict[str, str], field: str, image: ImageRef, notes: Counter[str]) -> Box:
     points = _list_corners(tag, shape, field)
     rotation = _read_numbers(shape, ("rotation",), field)[0] if "rotation" in shape else 0.0
     corners = extent(turn(points, rotation))
-    return parse_pixel_box(list(corners), field, image)
+    return parse_pixel_box(list(corners), field, image, notes)
 
 
 def _list_corners(tag: str, shape: dict[str, str], field: str) -> Points:

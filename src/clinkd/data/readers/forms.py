@@ -289,7 +289,7 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
     if "gpt4_answer" in row or "fig_caption" in row:
         return "llava-med-qa"
     if "image" in row and ("objects" in row or "qa" in row):
-        return "boxes"
+        return "imagefolder" if isinstance(row.get("objects"), dict) else "boxes"
     has_answer = "answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter)
     if "question" in row and has_answer:
         return "vqa"

@@ -21,6 +21,7 @@ from clinkd.data.readers.annotated import (
     require_four_numbers,
 )
 from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -28,7 +29,6 @@ from clinkd.data.readers.rows import (
     convert_rows,
     iterate_objects,
     load_json_file,
-    require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, ImageRef, Sample
@@ -55,7 +55,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             id=row.value["id"],
             image=image,
             modality=resolve_modality(None, source),
-            objects=tuple(read_objects(row.value, image)),
+            objects=tuple(read_objects(row.value, image, source, notes)),
             group=find_split_group(source, image.path),
             origin="kvasir_seg" if is_kvasir else "slake",
             side=source.side or "patient",
@@ -76,13 +76,16 @@ def _list_kvasir(source: Source) -> Iterator[SourceRow]:
         yield SourceRow(file, number, {**value, "id": name, "image": f"{folder}{name}"}, {name: value})
 
 
-def _read_kvasir_objects(value: dict[str, Any], image: ImageRef) -> Iterator[tuple[str, Box]]:
+def _read_kvasir_objects(
+    value: dict[str, Any], image: ImageRef, source: Source, notes: Counter[str]
+) -> Iterator[tuple[str, Box]]:
     for key, actual in (("height", image.height), ("width", image.width)):
         if actual is not None and value.get(key, actual) != actual:
             raise FieldError(key, value[key], f"the image has {actual} pixels; bring the image that was annotated")
     for n, entry in iterate_objects(value, "bbox"):
         corners = [entry.get(key) for key in ("xmin", "ymin", "xmax", "ymax")]
-        yield require_words(entry.get("label"), f"bbox[{n}].label"), parse_pixel_box(corners, f"bbox[{n}]", image)
+        name = require_class_name(entry.get("label"), f"bbox[{n}].label", source.class_names)
+        yield name, parse_pixel_box(corners, f"bbox[{n}]", image, notes)
 
 
 def _list_slake(source: Source) -> Iterator[SourceRow]:
@@ -95,9 +98,12 @@ def _list_slake(source: Source) -> Iterator[SourceRow]:
         yield SourceRow(file, number, {"id": file.parent.name, "image": image, "boxes": content}, content)
 
 
-def _read_slake_objects(value: dict[str, Any], image: ImageRef) -> Iterator[tuple[str, Box]]:
+def _read_slake_objects(
+    value: dict[str, Any], image: ImageRef, source: Source, notes: Counter[str]
+) -> Iterator[tuple[str, Box]]:
     for n, entry in iterate_objects(value, "boxes"):
         for name, box in entry.items():
             field = f"boxes[{n}].{name}"
             x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
-            yield require_words(name, field), parse_pixel_box([x, y, x + width, y + height], field, image)
+            box = parse_pixel_box([x, y, x + width, y + height], field, image, notes)
+            yield require_class_name(name, field, source.class_names), box

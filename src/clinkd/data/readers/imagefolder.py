@@ -29,6 +29,7 @@ from clinkd.data.readers.annotated import (
 )
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import find_split_of_path
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.record_files import files, record_rows
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
 from clinkd.data.readers.source import ImageResolver, Source
@@ -69,7 +70,7 @@ def _convert_row(
         id=image.path if stated_id is None else require_words(str(stated_id), "id"),
         image=image,
         modality=resolve_modality(value.get("modality"), source),
-        objects=tuple(_find_objects(value.get("objects"), image)),
+        objects=tuple(_find_objects(value.get("objects"), image, source, notes)),
         group=_find_group(value, image, source),
         origin=source.path.resolve().stem,
         side=source.side or "patient",
@@ -91,7 +92,7 @@ def _find_group(value: Mapping[str, Any], image: ImageRef, source: Source) -> st
     return find_split_group(source, image.path) if patient is None else require_words(str(patient), "patient")
 
 
-def _find_objects(objects: Any, image: ImageRef) -> Iterator[tuple[str, Box]]:
+def _find_objects(objects: Any, image: ImageRef, source: Source, notes: Counter[str]) -> Iterator[tuple[str, Box]]:
     if objects is None:
         return
     names = next((objects[k] for k in _CATEGORIES if k in objects), None) if isinstance(objects, dict) else None
@@ -102,12 +103,9 @@ def _find_objects(objects: Any, image: ImageRef) -> Iterator[tuple[str, Box]]:
     for n, (name, box) in enumerate(zip(names, boxes, strict=True)):
         field = f"objects.bbox[{n}]"
         x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
-        if type(name) is int:
-            why = "the number of a class; write its name, as the data set's card lists them"
-            raise FieldError(f"objects.categories[{n}]", name, why)
         yield (
-            require_words(name, f"objects.categories[{n}]"),
-            parse_pixel_box([x, y, x + width, y + height], field, image),
+            require_class_name(name, f"objects.categories[{n}]", source.class_names),
+            parse_pixel_box([x, y, x + width, y + height], field, image, notes),
         )
 
 

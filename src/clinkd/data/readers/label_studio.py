@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
 from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.record_files import files, record_rows
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, iterate_objects, require_words
 from clinkd.data.readers.shapes import Points, extent, turn
@@ -59,7 +60,7 @@ def _convert_task(row: SourceRow, source: Source, pictures: ImageResolver, notes
     data = value["data"] if isinstance(value.get("data"), dict) else value
     key = next((k for k in ("image", "img", "image_url", "url") if isinstance(data.get(k), str)), "image")
     image = _find_image(require_words(data.get(key), key), key, pictures)
-    objects = [pair for shape in _iterate_shapes(value, notes) for pair in _read_shape(*shape, image, notes)]
+    objects = [pair for shape in _iterate_shapes(value, notes) for pair in _read_shape(*shape, image, source, notes)]
     if not objects:
         notes["tasks without a box, of which nothing is asked"] += 1
     record = Annotated(
@@ -106,7 +107,9 @@ def _iterate_shapes(value: dict[str, Any], notes: Counter[str]) -> Iterator[tupl
             yield f"annotations[{n}].result[{m}]", {**result, **shape}
 
 
-def _read_shape(field: str, shape: dict[str, Any], image: ImageRef, notes: Counter[str]) -> Iterator[tuple[str, Box]]:
+def _read_shape(
+    field: str, shape: dict[str, Any], image: ImageRef, source: Source, notes: Counter[str]
+) -> Iterator[tuple[str, Box]]:
     key = next((k for k in _LABELS if shape.get(k)), None)
     if key is None:
         kind = shape.get("type")
@@ -125,9 +128,9 @@ def _read_shape(field: str, shape: dict[str, Any], image: ImageRef, notes: Count
         points = _list_corners(_LABELS[key], shape, width / 100, height / 100)
     except (KeyError, TypeError, ValueError):
         raise FieldError(field, shape, "numbers in percent of width and height are wanted") from None
-    box = parse_pixel_box(list(extent(points)), field, image)
+    box = parse_pixel_box(list(extent(points)), field, image, notes)
     labels = shape[key] if isinstance(shape[key], list) else [shape[key]]
-    yield from ((require_words(label, f"{field}.{key}"), box) for label in labels)
+    yield from ((require_class_name(label, f"{field}.{key}", source.class_names), box) for label in labels)
 
 
 def _list_corners(kind: str, shape: dict[str, Any], x_unit: float, y_unit: float) -> Points:

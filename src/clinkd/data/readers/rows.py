@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from clinkd.data.images import is_named_as_image
 from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, SheetCell, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 from clinkd.spelling import find_near, suggest
@@ -601,7 +602,7 @@ def _strip_empty_end(cells: list[str]) -> list[str]:
 def _refuse_title(file: Path, head: list[str], number: int, cells: list[str]) -> None:
     """Raise BadInput if the first line looks like a title, and the one below it, the row `number`, like the head."""
     may_be_head = all(cells) and len(set(cells)) == len(cells) and not any(_NUMERIC.fullmatch(c) for c in cells)
-    if len(cells) > len(head) and (len(head) == 1 or may_be_head):
+    if len(cells) > len(head) and (len(head) == 1 or may_be_head) and not any(map(is_named_as_image, cells)):
         names = ", ".join(map(shorten_value, cells))
         title = shorten_value(", ".join(head))
         raise BadInput(

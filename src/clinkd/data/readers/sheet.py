@@ -38,9 +38,16 @@ from clinkd.data.patients import names_nobody, strip_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.choices import make_choice_turn
-from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
+from clinkd.data.readers.columns import (
+    CORNERS,
+    EXTENT,
+    SHEET_COLUMNS,
+    find_choice_columns,
+    find_size_columns,
+    map_columns,
+)
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
-from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.names import is_number, require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
@@ -131,6 +138,7 @@ class _SheetReader:
         self.published_cells = PublishedCells(self.published, file, source, notes) if self.published else None
         self.columns = columns = self._map_columns(head)
         self.choice_keys = find_choice_columns(head, columns)
+        self.size_columns = find_size_columns(head, columns)
         self.boxes = SheetBoxes(file, source, columns, notes, self.published.box_form if self.published else None)
         self.fields = {"box": ",".join(columns.get(c, c) for c in self.boxes.corners)} | columns
         self.pictures = ImageResolver(source, notes)
@@ -244,12 +252,18 @@ class _SheetReader:
     def _find_image_path(self, cells: Cells) -> str:
         """The image of a line, in the spelling that all its lines share."""
         path, frame = self._normalize_path(cells["image"]), cells["frame"]
-        return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
+        path = f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
+        try:  # lines that spell a path differently (sub\\a.png, sub/a) are of one image
+            return self.pictures.ref(self.source.prefix + path).path
+        except FieldError:
+            return path
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
         cells = {ours: use_cell(cell, ours, ours in _NUMBERS) for ours, cell in cells.items()}
         image = self._open_ref(cells, path)
         box = self.boxes.parse(cells, image)
+        if box is not None:
+            self._check_size(row, image)
         texts = ("sentence", "caption", "label", "reader")
         words = {key: require_words(cells[key], key) for key in texts if cells[key]}
         if cells["name"]:
@@ -280,6 +294,17 @@ class _SheetReader:
             for ours in ("question", "answer", "name", "caption", "label"):
                 if line.row.raw.get(self.columns.get(ours, "")) and not line.row.value[self.columns[ours]]:
                     raise FieldError(ours, "", "no value, as programs write it; fill it in, or remove the line")
+
+    def _check_size(self, row: SourceRow, image: ImageRef) -> None:
+        """Raise FieldError if the line states another size of its image: then its box is in other pixels."""
+        if self.source.boxes is not None:
+            return
+        for key, actual in (("width", image.width), ("height", image.height)):
+            column = self.size_columns.get(key, "")
+            stated = str(use_cell(row.value.get(column, ""), column, as_number=True)).removesuffix(".0")
+            if actual is not None and stated.isdecimal() and int(stated) != actual:
+                way_out = f"bring the image that was annotated (if this is no {key} of the image, rename the column)"
+                raise FieldError(column, stated, f"the image has {actual} pixels; {way_out}")
 
     def _open_ref(self, cells: Cells, path: str) -> ImageRef:
         if not path:
@@ -436,13 +461,16 @@ class _SheetReader:
         return tuple((name, box) for name, box, _ in drawn), tuple(reader for _, _, reader in drawn)
 
     def _find_modality(self, cell_text: str, path: str) -> Modality:
+        facts = self.pictures.header(self.source.prefix + path)
         if not cell_text and self.source.modality is None:
-            facts = self.pictures.header(self.source.prefix + path)
             if facts is not None and facts.modality is not None:
                 return facts.modality
             if self.published and self.published.modality:
                 return self.published.modality
-        return resolve_modality(cell_text, self.source)
+        modality = resolve_modality(cell_text, self.source)
+        if cell_text and facts is not None and facts.modality not in (None, modality):
+            self.notes[f"images are {facts.modality} by their header and {modality} in the sheet, which is taken"] += 1
+        return modality
 
     def _find_group(self, path: str, patient: str) -> str:
         """The patient whom the lines of an image name, else the unit that is found without them.
@@ -463,7 +491,7 @@ class _SheetReader:
 
 def _check_box(line: _SheetLine) -> None:
     """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
-    if line.label.removeprefix("-").isdigit():
+    if is_number(line.label):
         raise FieldError("label", line.label, "a number, and no word for what the image shows; write the word")
     if line.box is None and line.sentence:
         raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")

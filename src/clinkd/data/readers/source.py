@@ -294,6 +294,9 @@ class ImageResolver:
             why = str(error).removeprefix(f"{relative}: ")
         else:
             file = strip_frame(relative)
+            if facts is not None and self.source.modality and facts.modality not in (None, self.source.modality):
+                flag = f"--modality {self.source.modality} is taken where no row says it"
+                self.notes[f"images are {facts.modality} by their header; {flag}"] += 1
             if facts is not None and facts.patient == "" and file not in self._nameless_files:
                 self._nameless_files.add(file)
                 self.notes[NAMELESS_NOTE] += 1

@@ -25,7 +25,8 @@ from xml.parsers import expat
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
+from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
@@ -149,7 +150,7 @@ class _VocReader:
         return next(iter(told), None)
 
     def _parse_object(self, entry: Element, field: str, image: ImageRef, notes: Counter[str]) -> tuple[str, Box]:
-        name = require_words(entry.findtext("name"), f"{field}.name")
+        name = require_class_name(entry.findtext("name"), f"{field}.name", self.source.class_names)
         boxes = entry.findall("bndbox")
         if len(boxes) != 1:
             raise FieldError(

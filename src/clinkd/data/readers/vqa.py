@@ -126,7 +126,7 @@ class _VqaReader:
     def read_file(self, file: Path, rows: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The results of the rows of a file, whose name or whose folder's name may state their split."""
         name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
-        split = find_split_in_name(re.sub(r"(train|test)set", r"\1", name))
+        split = find_split_in_name(name)
         split = split or SPLITS.get(file.parent.name.lower())
         if split is None and self.source.path in file.parent.parents:  # a name outside the source may be anything
             split = find_split_in_name(file.parent.name)
@@ -188,7 +188,8 @@ class _VqaReader:
     def _find_image(self, name: str, key: str) -> ImageRef:
         """The image where the row says, or else the only one of its name in the nearest folders of images."""
         try:
-            return self.pictures.ref(name if name.startswith(self.folder) else f"{self.folder}{name}", key)
+            is_whole = name.replace("\\", "/").startswith(self.folder)
+            return self.pictures.ref(name if is_whole else f"{self.folder}{name}", key)
         except FieldError as fault:
             if "no such file" not in fault.why:
                 raise

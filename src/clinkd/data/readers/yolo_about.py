@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.rows import FieldError, require_words
+from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Split
 
@@ -118,9 +119,10 @@ def _parse_names(stated: Any, count: Any, file: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, name in numbered.items():
         try:
-            names[int(number)] = require_words(str(name) if type(name) is int else name, "names")
+            names[int(number)] = require_class_name(name, "names", None)
         except (ValueError, FieldError):
-            raise BadInput(f"{file}: names: {number}: {name} is no number and name of a class; correct it") from None
+            why = f"names: {number}: {name} is no number and name of a class; correct it, or give --names"
+            raise BadInput(f"{file}: {why}") from None
     if not names:
         raise BadInput(f"{file}: names: a list of names, or number: name, is wanted")
     if type(count) is int and count != len(names):
