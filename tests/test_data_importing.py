@@ -199,7 +199,7 @@ def test_splits_that_names_of_files_and_folders_tell_are_taken_where_there_are_s
     assert {(s.source, s.split) for s in stored_samples(tmp_path / "c")} == {("train", "train"), ("test", "test")}
     findings = import_data(sheets[1:], tmp_path / "d", CHECKS, Division(0, 0))
     assert {s.split for s in stored_samples(tmp_path / "d")} == {"train"}
-    assert "sheet is not taken for the test split, as its name says; --all-in test does so" in findings.notes
+    assert "sheet is divided, though its name says test; --all-in test keeps all of it there" in findings.notes
 
 
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:

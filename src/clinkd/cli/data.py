@@ -279,8 +279,9 @@ def _import(args: argparse.Namespace) -> int:
         run = ["run", "real", "--set", f"data.path={args.out}"]
         if Path("runs", "real").exists():
             run += ["--name", first_free(f"real-{args.out.resolve().name}", Path("runs")).name]
-        print(f"next     {spell_program()} {shlex.join(run)}   # learn from it")
+        print(f"next     {spell_program()} data boxes {shlex.quote(str(args.out))}   # are my boxes right?")
         print(f"         {spell_program()} data stats {shlex.quote(str(args.out))}   # what is in it")
+        print(f"         {spell_program()} {shlex.join(run)}   # learn from it")
     return 0
 
 

@@ -25,7 +25,7 @@ from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
-from clinkd.records import BadInput, ImageRef, Sample, Side, Split
+from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
@@ -97,6 +97,10 @@ def import_data(  # noqa: PLR0913
             quarantine(sources, findings, quarantine_file)
         copies = _ImageCopies(root, draft) if copy else None
         _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
+        if not findings.samples:
+            below = next(filter(None, (forms.find_data_below(s.path) for s in sources)), "")
+            way_out = below or "clinkd data check says why"
+            raise BadInput(f"no question and no box is left of {findings.rows} rows; {way_out}")
         spool.unlink()
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
@@ -157,7 +161,7 @@ def _take_told_splits(sources: Sequence[Source], notes: Counter[str]) -> list[Sp
             notes[f"source is of the {split} split, as its name {name} says; --anew divides all data anew"] += 1
         elif source.split is None and (ignored := _find_ignored_split(source.form, path)):
             what = "sheet" if source.form == "sheet" else "file"
-            notes[f"{what} is not taken for the {ignored} split, as its name says; --all-in {ignored} does so"] += 1
+            notes[f"{what} is divided, though its name says {ignored}; --all-in {ignored} keeps all of it there"] += 1
     return told if believed else [None] * len(told)
 
 
@@ -305,8 +309,21 @@ def _write_samples(
             for turn in record["turns"]:
                 findings.count_question(record["split"], record["modality"], turn["task"])
     if not findings.samples:
-        raise BadInput(f"no sample is left of {findings.rows} rows; clinkd data check says why")
+        return
     findings.groups = Counter(splits[name] or "-" for name in groups)
+    if division is not None:
+        _note_splits(groups, findings)
+
+
+def _note_splits(groups: Mapping[str, Group], findings: Findings) -> None:
+    """Note how many groups keep the split that the files tell, and which of the splits that a run needs is empty."""
+    kept = sum(group.split is not None for group in groups.values())
+    if kept:
+        findings.notes["groups keep the split that the files tell; --anew divides all anew"] += kept
+    for split in SPLITS:
+        if split not in findings.groups:
+            way_out = "--anew divides all data anew" if kept else "give more images, or of more patients"
+            findings.notes[f"split has no question ({split}), and a run needs one in each: {way_out}"] += 1
 
 
 def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -166,6 +166,8 @@ def detect_form(source: Source) -> str:
         has_images = any(is_named_as_image(p.name) for p in files)
         if named := name_way(path, files, has_images):
             raise BadInput(named)
+        if below := find_data_below(path):
+            raise BadInput(f"{path}: holds no data of a known form itself; {below}")
         if has_images:
             way_out = f"`{spell_program()} data sheet {shlex.quote(str(path))} > sheet.csv` writes a sheet to fill in"
             raise BadInput(f"{path}: holds images, and no questions about them; {way_out}")
@@ -203,6 +205,21 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if _has_masks(folder):
         return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+
+
+def find_data_below(folder: Path) -> str:
+    """Where the folders in a folder hold data of a known form, as "give ..."; "" if they hold none."""
+    for file in _walk_files(folder) if folder.is_dir() else ():
+        if file.parent == folder or file.suffix.lower() not in {*SUFFIXES, *SHEETS}:
+            continue
+        try:
+            form = _detect_file_form(file, "utf-8")
+        except BadInput:
+            continue
+        if form is not None:
+            place = file if form == "sheet" else file.parent
+            return f"give {shlex.quote(str(place))} ({form}), and --images {shlex.quote(str(folder))}"
+    return ""
 
 
 def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callable[[Path], bool]) -> bool:
