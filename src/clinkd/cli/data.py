@@ -115,7 +115,7 @@ def _add_show(kinds: Any) -> None:
 
 
 def _add_boxes(kinds: Any) -> None:
-    what = "draw a few boxes as the file has them and as the model will see them: are my boxes right?"
+    what = "draw a few boxes as the file has them and as the model will see them, to look whether they are right"
     verb = _add_reading_verb(kinds, "boxes", _boxes, what, "clinkd data boxes FOLDER --out boxes.png")
     verb.add_argument("--out", type=Path, default=Path("boxes.png"), metavar="PNG", help="the picture (boxes.png)")
     verb.add_argument("--count", type=int, default=9, help="boxes, of different images, sampled by the seed (9)")

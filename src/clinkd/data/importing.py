@@ -97,10 +97,7 @@ def import_data(  # noqa: PLR0913
             quarantine(sources, findings, quarantine_file)
         copies = _ImageCopies(root, draft) if copy else None
         _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
-        if not findings.samples:
-            below = next(filter(None, (forms.find_data_below(s.path) for s in sources)), "")
-            way_out = below or "clinkd data check says why"
-            raise BadInput(f"no question and no box is left of {findings.rows} rows; {way_out}")
+        _require_samples(findings, sources)
         spool.unlink()
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
@@ -117,6 +114,13 @@ def import_data(  # noqa: PLR0913
         }
         write_json(draft / ABOUT, about)
         return findings
+
+
+def _require_samples(findings: Findings, sources: Sequence[Source]) -> None:
+    if not findings.samples:
+        below = next(filter(None, (forms.find_data_below(s.path) for s in sources)), "")
+        way_out = below or "clinkd data check says why"
+        raise BadInput(f"no question and no box is left of {findings.rows} rows; {way_out}")
 
 
 def _resolve_path(path: Path) -> Path:

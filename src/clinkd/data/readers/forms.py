@@ -58,7 +58,7 @@ FORMS = {  # name -> module of the reader, description
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
-    "masks": ("mask_folders", "images and masks, by their names: Kvasir-SEG, ISIC, nnU-Net, MSD; pictures or NIfTI"),
+    "masks": ("mask_folders", "images and masks, by their names: ISIC, BUSI, nnU-Net, MSD; pictures or NIfTI"),
     "coco": ("coco", "COCO: images, annotations and categories"),
     "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
     "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
@@ -200,8 +200,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         return "vqa-med"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
-        way_out = "give it by name, and the folder of images with --images"
-        raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+        which = f"sheets {', '.join(sheets[:5])}; give one" if len(sheets) > 1 else f"sheet {sheets[0]}; give it"
+        raise BadInput(f"{folder}: holds the {which} by name, and the folder of images with --images")
     if _has_masks(folder):
         return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
