@@ -98,7 +98,6 @@ def import_data(  # noqa: PLR0913
         copies = _ImageCopies(root, draft) if copy else None
         _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
         _require_samples(findings, sources)
-        spool.unlink()
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
             "side": converter.side,
@@ -287,7 +286,7 @@ def _write_samples(
     copies: _ImageCopies | None,
     keep_splits: bool,
 ) -> None:
-    """Write the good rows with their splits to samples.jsonl; count their samples and groups.
+    """Write the good rows with their splits to samples.jsonl; count their samples and groups; delete the spool.
 
     `keep_splits`: each row keeps the split that its file states, even if this divides a group.
     """
@@ -312,8 +311,7 @@ def _write_samples(
             findings.samples += 1
             for turn in record["turns"]:
                 findings.count_question(record["split"], record["modality"], turn["task"])
-    if not findings.samples:
-        return
+    spool.unlink()
     findings.groups = Counter(splits[name] or "-" for name in groups)
     if division is not None:
         _note_splits(groups, findings)
