@@ -364,6 +364,16 @@ def test_rows_with_the_same_problem_are_one_line() -> None:
     assert len(group_problems([*words, problem(40, "modality 'x' is unknown; give one of ct, mr", "b.csv")])) == 2
 
 
+def test_one_fault_of_many_files_is_one_line() -> None:
+    """YOLO has a file an image: a missing modality stands in each of them."""
+    problems = [RowError(f"{n}.txt", 1, f"i{n}", "modality", "null", "not told") for n in range(6)]
+    whole = [RowError("a.csv", row, "x", "modality", "null", "not told") for row in range(2, 7)]
+    first, second = summarise_problems([*problems, *whole], 20)
+    assert first == "6 rows of 6 files, the first 0.txt, row 1, id i0: modality = null: not told"
+    assert second.startswith("a.csv, rows 2 to 6 (5 rows), the first, id x")
+    assert len(list(summarise_problems(problems[:3], 20))) == 3  # few are shown one by one
+
+
 def test_a_bad_row_is_named_by_its_image(tmp_path: Path) -> None:
     """In each line, on the page once for alike rows, and row by row for programs and in the quarantine."""
     for k in range(6):

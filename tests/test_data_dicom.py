@@ -567,13 +567,22 @@ CODES = {
     "dermoscopy": ["DMS"],
     "fundus": ["OP"],
     "microscopy": ["GM", "SM"],
-    "other": ["NM", "OT", "SEG", "RTDOSE", "", "ct scan"],
+    "other": ["NM", "OT", "SEG", "RTDOSE", "ct scan"],
 }
 
 
 @pytest.mark.parametrize(("code", "modality"), [(c, m) for m, codes in CODES.items() for c in codes])
 def test_modalities(tmp_path: Path, code: str, modality: str) -> None:
     assert describe(write(tmp_path / "a.dcm", RAMP, Modality=code), "a").modality is Modality(modality)
+
+
+@pytest.mark.parametrize(("sop_class", "modality"), [("1.1", "xray"), ("2.1", "ct"), ("20", None), ("77.1.1", None)])
+def test_a_header_without_modality_is_known_by_its_class_alone(
+    tmp_path: Path, sop_class: str, modality: str | None
+) -> None:
+    """The DICOM files of VinDr-CXR have no Modality, and are Digital X-Ray Images (PS3.4, table B.5-1)."""
+    uid = f"1.2.840.10008.5.1.4.1.1.{sop_class}"
+    assert describe(write(tmp_path / "a.dcm", RAMP, Modality="", SOPClassUID=uid), "a").modality == modality
 
 
 # ---- told from other files ------------------------------------------------------------------------------------------

@@ -44,6 +44,12 @@ def test_boxes_of_another_image_are_refused(tmp_path, change, words):
         read(kvasir(tmp_path, **change))
 
 
+def test_kvasir_seg_is_endoscopy_and_its_names_without_suffix_are_no_news(tmp_path):
+    notes = Counter()
+    samples = forms.read_samples(Source(kvasir(tmp_path)), notes)
+    assert {s.modality for s in samples} == {Modality.ENDOSCOPY} and not notes
+
+
 def test_slake(tmp_path):
     for n in (1, 10, 2):
         (tmp_path / "imgs" / f"xmlab{n}").mkdir(parents=True)

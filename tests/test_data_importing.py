@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydicom.data import get_testdata_file
 
 from clinkd.cli import _parser, main
 from clinkd.cli.data import source_of
@@ -199,7 +201,30 @@ def test_splits_that_names_of_files_and_folders_tell_are_taken_where_there_are_s
     assert {(s.source, s.split) for s in stored_samples(tmp_path / "c")} == {("train", "train"), ("test", "test")}
     findings = import_data(sheets[1:], tmp_path / "d", CHECKS, Division(0, 0))
     assert {s.split for s in stored_samples(tmp_path / "d")} == {"train"}
-    assert "sheet is not taken for the test split, as its name says; --all-in test does so" in findings.notes
+    assert "sheet is divided, though its name says test; --all-in test keeps all of it there" in findings.notes
+
+
+def test_kept_splits_and_an_empty_one_are_told(tmp_path: Path) -> None:
+    """ISIC 2018 as many have it: a folder for training, one for validation, and none for the test."""
+    for folder in ("train", "valid"):
+        (tmp_path / folder).mkdir()
+    sources = [Source(records(tmp_path / "train")), Source(records(tmp_path / "valid", 3, first=40))]
+    notes = import_data(sources, tmp_path / "out", Checks(workers=1), Division()).notes
+    assert notes["groups keep the split that the files tell; --anew divides all anew"] == 8
+    assert notes["split has no question (test), and a run needs one in each: --anew divides all data anew"] == 1
+    notes = import_data(sources, tmp_path / "anew", Checks(workers=1), Division(anew=True)).notes
+    assert not any("keep the split" in note or "no question" in note for note in notes)
+
+
+def test_images_alone_name_the_sheet_beside_them(tmp_path: Path) -> None:
+    """VinDr-CXR of PhysioNet: train/*.dicom, and annotations/annotations_train.csv, of which the folder is given."""
+    (tmp_path / "vindr" / "train").mkdir(parents=True)
+    shutil.copy(get_testdata_file("CT_small.dcm", download=False), tmp_path / "vindr" / "train" / "a.dicom")
+    sheet = tmp_path / "vindr" / "annotations" / "train.csv"
+    sheet.parent.mkdir()
+    sheet.write_text("image_id,class_name,rad_id,x_min,y_min,x_max,y_max\na,Nodule,R1,1,2,30,40\n")
+    with pytest.raises(BadInput, match=f"no box is left of 1 rows; give {sheet} .sheet., and --images"):
+        import_data([Source(tmp_path / "vindr")], tmp_path / "out", CHECKS, Division())
 
 
 @pytest.mark.parametrize("form", ["sheet", "coco", "boxes", "vqa"])
@@ -445,7 +470,7 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     words = ["data", "import", str(root), "--out", str(out), "--page", str(tmp_path / "page.html"), "--workers", "1"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "36 samples of 12 images" in told and "next     clinkd run real --set data.path=" in told
+    assert "36 samples of 12 images" in told and "next     clinkd data boxes " in told
     assert "data:image/" in (tmp_path / "page.html").read_text()
     assert main(["data", "split", str(out), "--test", "0.4"]) == 0
     told = capsys.readouterr().out

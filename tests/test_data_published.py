@@ -127,6 +127,7 @@ def test_vindr_cxr(tmp_path: Path) -> None:
         }  # fmt: skip
         assert {s.modality for s in good(rows)} == {Modality.XRAY}
         assert notes["lines that say 'No finding' and have no box, of which nothing is asked"] == 1
+        assert not any("name an image and no question" in note for note in notes)  # told once
 
 
 def test_a_sheet_laid_out_as_vindrs_says_no_modality(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ FAULTS: list[tuple[Cells, str, str]] = [
     (box("lung", 10, 10, 101, 20, image="b.png"), "x1,y1,x2,y2", "100x50"),
     (box("lung", 20, 10, 10, 20, image="b.png"), "x1,y1,x2,y2", "swapped"),
     (box("lung", -1, 10, 10, 20, image="b.png"), "x1,y1,x2,y2", "negative"),
-    (box("lung", 0.1, 0.1, 0.5, 0.5, image="b.png"), "x1,y1,x2,y2", "fractions"),
+    (box("lung", 0.1, 0.1, 0.5, 0.5, image="b.png"), "x1,y1,x2,y2", "give --boxes normalised"),
     (line("b.png", name="lung", x1="1", y1="2", x2="3"), "y2", "other corners"),
     (line("b.png", name="lung", x1="12,5", y1="2", x2="30", y2="9"), "x1", "a comma in a number"),
     (line("b.png", name="lung", x1="1,200", y1="2", x2="30", y2="9"), "x1", "a comma in a number"),

@@ -183,7 +183,7 @@ def test_an_export_of_roboflow_keeps_its_splits(tmp_path: Path, single: bool) ->
 def test_a_single_file_in_a_folder_called_test_is_told(tmp_path: Path) -> None:
     file = roboflow(tmp_path) / "test/_annotations.coco.json"
     found = import_data([Source(file, modality=Modality.CT)], tmp_path / "out", CHECKS, None)
-    assert "file is not taken for the test split, as its name says; --all-in test does so" in found.notes
+    assert "file is divided, though its name says test; --all-in test keeps all of it there" in found.notes
 
 
 def test_splits_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

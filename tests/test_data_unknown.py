@@ -19,7 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from clinkd.data.readers import Source, detect_form, read_rows
 from clinkd.data.readers.unknown import WAYS, name_way, recognise
-from clinkd.records import BadInput
+from clinkd.records import BadInput, Modality
 
 
 def zipped(*names: str) -> bytes:
@@ -174,3 +174,17 @@ def test_a_misspelt_key_is_named(tmp_path: Path, row: dict[str, object]) -> None
     key = next(k for k in row if k in ("anwser", "mesages"))
     with pytest.raises(BadInput, match=f"did you mean (answer|messages) for its key '{key}'"):
         detect_form(Source(tmp_path / "a.jsonl"))
+
+
+def test_data_in_the_folders_below_are_named(tmp_path: Path) -> None:
+    """OmniMedVQA: Images/, and QA_information/Open-access/ACRIMA.json (https://huggingface.co/datasets/foreverbeliever/OmniMedVQA)."""
+    (tmp_path / "Images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "Images" / "a.png")
+    (questions := tmp_path / "QA_information" / "Open-access").mkdir(parents=True)
+    row = {"image_path": "Images/a.png", "question": "What?", "gt_answer": "CT", "option_A": "CT", "option_B": "MR"}
+    (questions / "ACRIMA.json").write_text(json.dumps([row]))
+    with pytest.raises(BadInput) as refused:
+        detect_form(Source(tmp_path))
+    assert str(refused.value).endswith(f"; give {questions} (vqa), and --images {tmp_path}")
+    rows = list(read_rows(Source(questions, images=tmp_path, modality=Modality.FUNDUS), Counter()))
+    assert [len(row.samples) for row in rows] == [1]  # the advice is no dead end

@@ -115,7 +115,7 @@ def _add_show(kinds: Any) -> None:
 
 
 def _add_boxes(kinds: Any) -> None:
-    what = "draw a few boxes as the file has them and as the model will see them: are my boxes right?"
+    what = "draw a few boxes as the file has them and as the model will see them, to look whether they are right"
     verb = _add_reading_verb(kinds, "boxes", _boxes, what, "clinkd data boxes FOLDER --out boxes.png")
     verb.add_argument("--out", type=Path, default=Path("boxes.png"), metavar="PNG", help="the picture (boxes.png)")
     verb.add_argument("--count", type=int, default=9, help="boxes, of different images, sampled by the seed (9)")
@@ -279,8 +279,9 @@ def _import(args: argparse.Namespace) -> int:
         run = ["run", "real", "--set", f"data.path={args.out}"]
         if Path("runs", "real").exists():
             run += ["--name", first_free(f"real-{args.out.resolve().name}", Path("runs")).name]
-        print(f"next     {spell_program()} {shlex.join(run)}   # learn from it")
+        print(f"next     {spell_program()} data boxes {shlex.quote(str(args.out))}   # are my boxes right?")
         print(f"         {spell_program()} data stats {shlex.quote(str(args.out))}   # what is in it")
+        print(f"         {spell_program()} {shlex.join(run)}   # learn from it")
     return 0
 
 

@@ -25,7 +25,7 @@ from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
-from clinkd.records import BadInput, ImageRef, Sample, Side, Split
+from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
@@ -98,6 +98,7 @@ def import_data(  # noqa: PLR0913
         read_spool = partial(_read_spool, spool, findings, forget_splits=folders.tell_nothing)
         _write_samples(read_spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
         spool.unlink()
+        _require_samples(findings, sources)
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
             "side": converter.side,
@@ -113,6 +114,13 @@ def import_data(  # noqa: PLR0913
         }
         write_json(draft / ABOUT, about)
         return findings
+
+
+def _require_samples(findings: Findings, sources: Sequence[Source]) -> None:
+    if not findings.samples:
+        below = next(filter(None, (forms.find_data_below(s.path) for s in sources)), "")
+        way_out = below or "clinkd data check says why"
+        raise BadInput(f"no question and no box is left of {findings.rows} rows; {way_out}")
 
 
 def _resolve_path(path: Path) -> Path:
@@ -165,7 +173,7 @@ def _take_told_splits(sources: Sequence[Source], notes: Counter[str]) -> list[Sp
             notes[f"source is of the {split} split, as its name {name} says; --anew divides all data anew"] += 1
         elif source.split is None and (ignored := _find_ignored_split(source.form, path)):
             what = "sheet" if source.form == "sheet" else "file"
-            notes[f"{what} is not taken for the {ignored} split, as its name says; --all-in {ignored} does so"] += 1
+            notes[f"{what} is divided, though its name says {ignored}; --all-in {ignored} keeps all of it there"] += 1
     return told if believed else [None] * len(told)
 
 
@@ -340,7 +348,7 @@ def _write_samples(
     copies: _ImageCopies | None,
     keep_splits: bool,
 ) -> None:
-    """Write the good rows with their splits to samples.jsonl; count their samples and groups.
+    """Write the good rows with their splits to samples.jsonl; count their samples and groups; delete the spool.
 
     `keep_splits`: each row keeps the split that its file states, even if this divides a group.
     """
@@ -365,9 +373,20 @@ def _write_samples(
             findings.samples += 1
             for turn in record["turns"]:
                 findings.count_question(record["split"], record["modality"], turn["task"])
-    if not findings.samples:
-        raise BadInput(f"no sample is left of {findings.rows} rows; clinkd data check says why")
     findings.groups = Counter(splits[name] or "-" for name in groups)
+    if division is not None:
+        _note_splits(groups, findings)
+
+
+def _note_splits(groups: Mapping[str, Group], findings: Findings) -> None:
+    """Note how many groups keep the split that the files tell, and which of the splits that a run needs is empty."""
+    kept = sum(group.split is not None for group in groups.values())
+    if kept:
+        findings.notes["groups keep the split that the files tell; --anew divides all anew"] += kept
+    for split in SPLITS:
+        if split not in findings.groups:
+            way_out = "--anew divides all data anew" if kept else "give more images, or of more patients"
+            findings.notes[f"split has no question ({split}), and a run needs one in each: {way_out}"] += 1
 
 
 def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -21,6 +21,7 @@ _SPELLINGS = {  # without the words of _PICTURES
     # kinds that are known to be none of the nine
     Modality.OTHER: ("other", "oct", "optical coherence tomography", "mammography", "mammogram", "angiography"),
 }
+LEGAL = ", ".join(spellings[0] for spellings in _SPELLINGS.values())  # as messages list them
 _PICTURES = re.compile(r"(images?|imaging|scans?|slices?|slides?|photos?|photographs?|photography|pictures?)$")
 _NEAR = 0.8  # of difflib's ratio: a slip of the keys, and no other word
 
@@ -42,8 +43,7 @@ def read_modality(text: str) -> Modality:
         return found.pop()
     similar = find_near(_normalise_spelling(text), _BY_SPELLING, _NEAR)
     hint = f"; did you mean {_BY_SPELLING[similar].value}?" if similar else ""
-    legal = ", ".join(spellings[0] for spellings in _SPELLINGS.values())
-    raise BadInput(f"modality {text!r} is unknown{hint}; give one of {legal}")
+    raise BadInput(f"modality {text!r} is unknown{hint}; give one of {LEGAL}")
 
 
 def _list_parts(text: str) -> Iterator[str]:

@@ -471,13 +471,19 @@ def check(source: Source, checks: Checks) -> Findings:
 
 
 def group_problems(problems: Sequence[RowError]) -> list[list[RowError]]:
-    """The problems in their order; those of many rows with the same fault, whatever the value, are one group."""
-    alike: dict[tuple[str, ...], list[RowError]] = {}
+    """The problems in their order; those of many rows with the same fault, whatever the value, are one group.
+
+    Rows of a file go together before rows of several files, of which each may have one, as YOLO has them.
+    """
+    in_files: dict[tuple[str, ...], list[RowError]] = {}
     for problem in problems:
         reason = problem.why.replace(problem.value, "") if problem.value else problem.why
         field, reason = (_VARYING.sub("", text) for text in (problem.field, reason))
-        alike.setdefault((problem.file, field, reason, problem.kind), []).append(problem)
-    parts = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
+        in_files.setdefault((problem.file, field, reason, problem.kind), []).append(problem)
+    across: dict[tuple[str, ...], list[RowError]] = {}
+    for (file, *fault), group in in_files.items():
+        across.setdefault((file if len(group) > _FEW else "", *fault), []).extend(group)
+    parts = [part for group in across.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
     order = {id(problem): place for place, problem in enumerate(problems)}
     return sorted(parts, key=lambda group: order[id(group[0])])
 
@@ -488,14 +494,20 @@ def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]
     groups = group_problems(problems)
     for group in groups[:most]:
         first = group[0]
-        yield str(first) if len(group) == 1 else f"{first.file}, rows {spell_rows(group)}, the first{first.describe()}"
+        if len({problem.file for problem in group}) > 1:
+            yield f"{spell_rows(group)}, the first {first}"
+        else:
+            rows = f"{first.file}, rows {spell_rows(group)}, the first{first.describe()}"
+            yield str(first) if len(group) == 1 else rows
     if rest := [problem for group in groups[most:] for problem in group]:
         kinds: Mapping[str, int] = Counter(p.kind for p in rest)
         yield f"and {len(rest)} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
 
 
 def spell_rows(group: Sequence[RowError]) -> str:
-    """The rows of a group as text: 7, or 3 to 9, 12 (8 rows)."""
+    """The rows of a group as text: 7, or 3 to 9, 12 (8 rows), or 8 rows of 5 files."""
+    if (files := len({problem.file for problem in group})) > 1:
+        return f"{len(group)} rows of {files} files"
     rows = sorted({problem.row for problem in group})
     return f"{_spell_runs(rows)} ({len(rows)} rows)" if len(rows) > 1 else str(rows[0])
 

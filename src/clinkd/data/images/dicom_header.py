@@ -40,6 +40,11 @@ _MODALITIES = {
     "OP": Modality.FUNDUS,
     **dict.fromkeys(("GM", "SM"), Modality.MICROSCOPY),
 }
+_STORAGE = "1.2.840.10008.5.1.4.1.1."  # SOP classes of images begin so (PS3.4, table B.5-1), and their family follows
+_CLASSES = {
+    **dict.fromkeys(("1", "12"), Modality.XRAY), "2": Modality.CT, **dict.fromkeys(("3", "6"), Modality.ULTRASOUND),
+    "4": Modality.MR, **dict.fromkeys(("128", "130"), Modality.PET),
+}  # fmt: skip
 
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _SEQUENCES = (0x00283000, 0x00283010, 0x52009229, 0x52009230)  # of tables, and of what holds for all frames or each
@@ -323,7 +328,11 @@ def read_term(ds: Dataset, keyword: str, legal: tuple[str, ...]) -> str:
     return value if value in legal else ""
 
 
-def read_modality(ds: Dataset) -> Modality:
+def read_modality(ds: Dataset) -> Modality | None:
+    """The modality that the header names, or else its SOP class. None if neither does."""
+    if not ds.get("Modality"):
+        family = str(ds.get("SOPClassUID") or "").removeprefix(_STORAGE).split(".")[0]
+        return _CLASSES.get(family)
     return _MODALITIES.get(read_term(ds, "Modality", tuple(_MODALITIES)), Modality.OTHER)
 
 

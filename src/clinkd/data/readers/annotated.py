@@ -109,11 +109,13 @@ def parse_pixel_box(
     image: ImageRef,
     notes: Counter[str] | None = None,
     layout: BoxLayout = CORNER_BOXES,
+    way_from_fractions: str = "multiply by width and height",
 ) -> Box:
     """The Box of four numbers in pixels of the upright image: [x1, y1, x2, y2], right and bottom exclusive, unless
     `layout` says otherwise.
 
-    A box less than a pixel over the border is put on it, which `notes` counts; without `notes` it is refused.
+    A box less than a pixel over the border is put on it, which `notes` counts; without `notes` it is refused. The
+    error of a box in fractions ends with `way_from_fractions`.
     """
     if image.width is None or image.height is None:
         raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
@@ -130,7 +132,7 @@ def parse_pixel_box(
         problem = _describe_bad_corners(x1, y1, x2, y2)
         raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}{read_as}")
     if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in corners):
-        raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
+        raise FieldError(field, value, f"fractions of the image, and pixels are wanted; {way_from_fractions}")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
 
 

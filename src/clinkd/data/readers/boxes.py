@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
-from clinkd.data.modality import read_modality
+from clinkd.data.modality import LEGAL, read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.data.readers.names import require_class_name
@@ -151,7 +151,9 @@ def resolve_modality(value: object, source: Source) -> Modality:
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
-        raise FieldError("modality", value, "empty or not text; fill it in, or give one for all with --modality")
+        why = "nothing says how the image was made" if value is None or value == "" else "not text"
+        why += f"; give one for all with --modality: {LEGAL}"
+        raise FieldError("modality", value, why)
     if (known := source.modalities.get(value.strip().casefold())) is not None:
         return known
     try:

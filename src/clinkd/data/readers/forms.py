@@ -58,7 +58,7 @@ FORMS = {  # name -> module of the reader, description
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
-    "masks": ("mask_folders", "images and masks, by their names: Kvasir-SEG, ISIC, nnU-Net, MSD; pictures or NIfTI"),
+    "masks": ("mask_folders", "images and masks, by their names: ISIC, BUSI, nnU-Net, MSD; pictures or NIfTI"),
     "coco": ("coco", "COCO: images, annotations and categories"),
     "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
     "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
@@ -166,6 +166,8 @@ def detect_form(source: Source) -> str:
         has_images = any(is_named_as_image(p.name) for p in files)
         if named := name_way(path, files, has_images):
             raise BadInput(named)
+        if below := find_data_below(path):
+            raise BadInput(f"{path}: holds no data of a known form itself; {below}")
         if has_images:
             way_out = f"`{spell_program()} data sheet {shlex.quote(str(path))} > sheet.csv` writes a sheet to fill in"
             raise BadInput(f"{path}: holds images, and no questions about them; {way_out}")
@@ -198,11 +200,26 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         return "vqa-med"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
-        way_out = "give it by name, and the folder of images with --images"
-        raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+        which = f"sheets {', '.join(sheets[:5])}; give one" if len(sheets) > 1 else f"sheet {sheets[0]}; give it"
+        raise BadInput(f"{folder}: holds the {which} by name, and the folder of images with --images")
     if _has_masks(folder):
         return "masks"
     return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+
+
+def find_data_below(folder: Path) -> str:
+    """Where the folders in a folder hold data of a known form, as "give ..."; "" if they hold none."""
+    for file in _walk_files(folder) if folder.is_dir() else ():
+        if file.parent == folder or file.suffix.lower() not in {*SUFFIXES, *SHEETS}:
+            continue
+        try:
+            form = _detect_file_form(file, "utf-8")
+        except BadInput:
+            continue
+        if form is not None:
+            place = file if form == "sheet" else file.parent
+            return f"give {shlex.quote(str(place))} ({form}), and --images {shlex.quote(str(folder))}"
+    return ""
 
 
 def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callable[[Path], bool]) -> bool:

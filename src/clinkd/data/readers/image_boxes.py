@@ -54,7 +54,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
         record = Annotated(
             id=row.value["id"],
             image=image,
-            modality=resolve_modality(None, source),
+            modality=resolve_modality("endoscopy" if is_kvasir and source.modality is None else None, source),
             objects=tuple(read_objects(row.value, image, source, notes)),
             group=find_split_group(source, image.path),
             origin="kvasir_seg" if is_kvasir else "slake",
@@ -73,7 +73,9 @@ def _list_kvasir(source: Source) -> Iterator[SourceRow]:
         raise BadInput(f'{file}: {{"IMAGE": {{"bbox": [...]}}}} is wanted, as Kvasir-SEG has it')
     folder = "" if source.images else "images/"
     for number, (name, value) in enumerate(content.items(), start=1):
-        yield SourceRow(file, number, {**value, "id": name, "image": f"{folder}{name}"}, {name: value})
+        path = f"{folder}{name}.jpg"  # the publisher leaves the suffix out
+        image = path if (source.root / path).is_file() else f"{folder}{name}"
+        yield SourceRow(file, number, {**value, "id": name, "image": image}, {name: value})
 
 
 def _read_kvasir_objects(

@@ -417,7 +417,12 @@ class _SheetReader:
             new = {("caption", line.caption), ("label", line.label)} - told
             samples.setdefault(line.row.number, []).extend(self._make_line_samples(line, record, dict(new)))
             told |= new
-            if line.turn is None and line.box is None and not (line.caption or line.label):
+            if (
+                path not in self.without_finding
+                and line.turn is None
+                and line.box is None
+                and not (line.caption or line.label)
+            ):
                 self.notes["lines that name an image and no question, box or caption"] += 1
         kept = sample_questions([s for part in samples.values() for s in part], self.source, self.notes)
         kept_ids = {s.id for s in kept}

@@ -124,7 +124,9 @@ class SheetBoxes:
     def _make_box(self, numbers: Sequence[float], image: ImageRef) -> Box:
         if self.source.boxes is None:
             whole = [int(v) if v == int(v) else v for v in numbers]
-            return parse_pixel_box(whole, "box", image, self.notes, self.layout)
+            return parse_pixel_box(
+                whole, "box", image, self.notes, self.layout, "if all boxes are, give --boxes normalised"
+            )
         a, b, c, d = numbers
         require_sizes((a, b, c, d), self.layout, "box")
         scale = 1 if self.source.boxes == "normalised" else 1000
