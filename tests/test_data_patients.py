@@ -135,16 +135,16 @@ def test_a_sheet_without_patients_is_told_until_it_has_them(tmp_path: Path) -> N
 
 
 def test_one_patient_for_all_is_told(tmp_path: Path) -> None:
-    file = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,A,ct,X7" for k in range(3)])
+    file = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,It is.,ct,X7" for k in range(3)])
     (note,) = read_and_check(Source(file, open_images=False)).notes.items()
     assert note[1] == 3 and "all in this source" in note[0] and "empty it in your file" in note[0]
-    grouped = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,A,ct," for k in range(3)])
+    grouped = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,It is.,ct," for k in range(3)])
     (note,) = read_and_check(Source(grouped, open_images=False, group=r"\.png")).notes.items()
     assert note[0].endswith("change --group")
 
 
 def test_a_word_for_nobody_in_a_sheet_is_no_patient(tmp_path: Path) -> None:
-    file = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,A,ct,Unknown" for k in range(3)])
+    file = write_sheet(tmp_path, *[f"{k}.png,Q{k}?,It is.,ct,Unknown" for k in range(3)])
     source = Source(file, open_images=False)
     assert find_groups(source) == ["0.png", "1.png", "2.png"]
     assert read_and_check(source).notes == {
