@@ -37,8 +37,9 @@ from clinkd.data.readers.annotated import (
     parse_group,
     put_on_border,
     require_four_numbers,
+    resolve_modality,
 )
-from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice, resolve_modality
+from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice
 from clinkd.data.readers.conversations import SPLITS, find_split_of_path
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
@@ -57,6 +58,7 @@ from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
+LABEL_FILES = ("annotations/*.json", "*/*.json", "*/annotations/*.json")
 HEAD_BYTES = 1 << 16
 OTHER_FILES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # of COCO, on the same images
 KEYS_OF_IMAGES = {
@@ -92,7 +94,7 @@ def files(path: Path, notes: Counter[str]) -> list[Path]:
         if json_files := sorted(folder.glob("*.json")):
             break
     else:
-        json_files = [f for f in sorted(path.glob("*/*.json")) + sorted(path.glob("*/*/*.json")) if looks_like_coco(f)]
+        json_files = [f for f in sorted(path.glob("*/*.json")) + sorted(path.glob("*/*/*.json")) if is_file(f)]
     if not json_files:
         raise BadInput(f"{path}: no .json file of COCO there or below; give the COCO file, and --images")
     if any(f.name.startswith("instances_") for f in json_files):
@@ -103,7 +105,12 @@ def files(path: Path, notes: Counter[str]) -> list[Path]:
     return json_files
 
 
-def looks_like_coco(file: Path, encoding: str = "utf-8") -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of JSON is a whole file of COCO."""
+    return isinstance(row.get("annotations"), list) and "images" in row
+
+
+def is_file(file: Path, encoding: str = "utf-8") -> bool:
     """Whether the beginning of a JSON file has a key of COCO."""
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")

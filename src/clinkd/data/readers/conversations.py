@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 from clinkd.data import grids
 from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers, resolve_modality
 from clinkd.data.readers.choices import count_letter_answer
-from clinkd.data.readers.record_files import files, record_rows
+from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     RESERVED,
     FieldError,
@@ -69,10 +68,21 @@ _QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
 _get_codec = cache(make_codec)
 
 
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a conversation that is no list of messages alone."""
+    return bool(row.get("conversations") or row.get(MISSPELT))
+
+
+def is_row_of_pairs(row: Mapping[str, Any]) -> bool:
+    """Whether a row has pairs of question and answer, as Med-GRIT."""
+    turns = row.get("conversations") or row.get(MISSPELT)
+    return bool(turns) and isinstance(turns, list) and isinstance(turns[0], list)
+
+
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a file, or all JSON files of a folder, in any of the four forms."""
     images = ImageResolver(source, notes)
-    for file in files(source.path):
+    for file in list_record_files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(record_rows(file, source.encoding), make)
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.conversations import SPLITS
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
 from clinkd.data.readers.shapes import Points, extent, turn
@@ -33,7 +33,7 @@ _HEAD_BYTES = 1 << 16
 _SHAPES = {"box", "polygon", "ellipse", "mask"}  # that have an extent
 
 
-def looks_like_cvat(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether the beginning of an XML file is that of an export."""
     if file.suffix.lower() != ".xml":
         return False
@@ -93,16 +93,8 @@ def _convert_image(
     if not objects:
         notes["images without a box, of which nothing is asked"] += 1
     subset = value.get("subset", "").casefold()
-    record = Annotated(
-        id=image.path,
-        image=image,
-        modality=resolve_modality(None, source),
-        objects=tuple(objects),
-        group=find_split_group(source, image.path),
-        origin=source.path.resolve().parent.name if source.path.is_file() else source.path.resolve().name,
-        side=source.side or "patient",
-        split=source.split or SPLITS.get(subset),
-    )
+    origin = (source.path.parent if source.path.is_file() else source.path).resolve().name
+    record = replace(annotate(source, image, objects, SPLITS.get(subset)), origin=origin)
     return make_samples(record, source, notes)
 
 

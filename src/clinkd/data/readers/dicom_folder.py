@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, resolve_modality
 from clinkd.data.readers.dicom_annotations import (
     DicomBox,
     DicomIdentity,

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clinkd.data.readers.annotated import (
-    Annotated,
-    find_split_group,
+    annotate,
     make_samples,
     parse_pixel_box,
     require_four_numbers,
 )
-from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -50,17 +49,9 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
     def convert(row: SourceRow) -> list[Sample]:
         image = pictures.ref(row.value["image"])
-        read_objects = _read_kvasir_objects if is_kvasir else _read_slake_objects
-        record = Annotated(
-            id=row.value["id"],
-            image=image,
-            modality=resolve_modality(None, source),
-            objects=tuple(read_objects(row.value, image)),
-            group=find_split_group(source, image.path),
-            origin="kvasir_seg" if is_kvasir else "slake",
-            side=source.side or "patient",
-            split=source.split,
-        )
+        objects = (_read_kvasir_objects if is_kvasir else _read_slake_objects)(row.value, image)
+        origin = "kvasir_seg" if is_kvasir else "slake"
+        record = replace(annotate(source, image, objects), id=row.value["id"], origin=origin)
         return make_samples(record, source, notes)
 
     return convert_rows(_list_kvasir(source) if is_kvasir else _list_slake(source), convert)

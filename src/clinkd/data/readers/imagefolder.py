@@ -14,23 +14,22 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clinkd.data import questions
 from clinkd.data.readers.annotated import (
-    Annotated,
-    find_split_group,
+    annotate,
     make_samples,
     parse_pixel_box,
     require_four_numbers,
     sample_questions,
 )
-from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import find_split_of_path
-from clinkd.data.readers.record_files import files, record_rows
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
+from clinkd.data.readers.record_files import list_record_files, record_rows
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, count_unused_keys, require_words
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import Box, ImageRef, Sample
 
@@ -50,7 +49,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     Raises BadInput if there is none.
     """
     pictures = ImageResolver(source, notes)
-    for file in (list_metadata(source.path) if source.path.is_dir() else ()) or files(source.path):
+    for file in (list_metadata(source.path) if source.path.is_dir() else ()) or list_record_files(source.path):
         folder = "" if source.images else file.parent.relative_to(source.root).as_posix()
         convert = partial(_convert_row, folder=folder, source=source, pictures=pictures, notes=notes)
         yield from convert_rows(record_rows(file, source.encoding), convert)
@@ -60,21 +59,16 @@ def _convert_row(
     row: SourceRow, folder: str, source: Source, pictures: ImageResolver, notes: Counter[str]
 ) -> list[Sample]:
     value = row.value
-    notes.update(f"keys {key!r}, which are not used" for key in value.keys() - KEYS)
+    count_unused_keys(value, KEYS, notes)
     key = next((k for k in ("file_name", "image") if k in value), "file_name")
     name = require_words(value.get(key), key)
     image = pictures.ref(name if folder in ("", ".") else f"{folder}/{name}", key)
-    stated_id = value.get("id")
-    record = Annotated(
-        id=image.path if stated_id is None else require_words(str(stated_id), "id"),
-        image=image,
-        modality=resolve_modality(value.get("modality"), source),
-        objects=tuple(_find_objects(value.get("objects"), image)),
-        group=_find_group(value, image, source),
-        origin=source.path.resolve().stem,
-        side=source.side or "patient",
-        split=source.split or find_split_of_path(row.file),
-    )
+    objects = _find_objects(value.get("objects"), image)
+    split = source.split or find_split_of_path(row.file)
+    group = "" if value.get("patient") is None else require_words(str(value["patient"]), "patient")
+    record = annotate(source, image, objects, split, value.get("modality"), group)
+    if (stated_id := value.get("id")) is not None:
+        record = replace(record, id=require_words(str(stated_id), "id"))
     samples = make_samples(record, source, notes)
     for text_key in ("text", "caption"):
         if value.get(text_key) is not None:
@@ -84,11 +78,6 @@ def _convert_row(
     if not samples and not record.objects:
         notes["rows without text and objects, of which nothing is asked"] += 1
     return sample_questions(samples, source, notes)
-
-
-def _find_group(value: Mapping[str, Any], image: ImageRef, source: Source) -> str:
-    patient = value.get("patient")
-    return find_split_group(source, image.path) if patient is None else require_words(str(patient), "patient")
 
 
 def _find_objects(objects: Any, image: ImageRef) -> Iterator[tuple[str, Box]]:
@@ -111,6 +100,6 @@ def _find_objects(objects: Any, image: ImageRef) -> Iterator[tuple[str, Box]]:
         )
 
 
-def is_metadata(row: Mapping[str, Any]) -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
     """Whether a row is one of an ImageFolder that is no question with its answer."""
     return ("file_name" in row or "image" in row) and bool(row.keys() & {"text", "caption", "objects"})

@@ -13,6 +13,7 @@ image whose name it continues, in a folder of the same other words; else to the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -22,10 +23,13 @@ from pathlib import Path, PurePosixPath
 
 from clinkd.data.dataset import ABOUT
 from clinkd.data.images import is_named_as_image
+from clinkd.data.images.nifti import SUFFIXES as VOLUMES
 from clinkd.data.readers.conversations import SPLITS
 from clinkd.records import Split
 
 PICTURES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+_SUFFIXES = (*PICTURES, *VOLUMES)
+_MOST_NAMES, _MOST_PATHS = 100, 5000  # looked at in a folder and in all, to tell what it holds
 
 _MASK = re.compile(
     r"(?:masks?|labels?|segmentations?|segs?|gts?|ground ?truths?|annotations?|annots?|manual|attribute)\d*", re.I
@@ -110,6 +114,25 @@ def _says_mask(words: Sequence[str]) -> bool | None:
 
 def _stem_of(name: str) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
+    paths: list[str] = []
+    for directory, folders, names in os.walk(folder):
+        place = Path(directory).relative_to(folder)
+        folders[:] = sorted(folders) if len(paths) < _MOST_PATHS else []
+        paths += [(place / n).as_posix() for n in sorted(names)[:_MOST_NAMES] if n.lower().endswith(_SUFFIXES)]
+    masks = [path for path in paths if is_mask(path)]
+    return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])
+
+
+def are_named_as_sa_med2d(folder: Path) -> bool:
+    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png, or there are none."""
+    masks = folder / "masks"
+    entries = list(itertools.islice(masks.iterdir(), _MOST_NAMES)) if masks.is_dir() else []
+    names = [entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
+    return any("--" in name for name in names) or not (names or any(entry.is_dir() for entry in entries))
 
 
 def list_image_files(root: Path, notes: Counter[str]) -> list[str]:

@@ -35,8 +35,7 @@ from pathlib import Path, PurePosixPath
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.patients import names_nobody, strip_frame
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, resolve_modality, sample_questions
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes

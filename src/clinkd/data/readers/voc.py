@@ -22,14 +22,14 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.conversations import SPLITS
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
+LABEL_FILES = ("*.xml", "*/*.xml", "*/*/*.xml")
 HEAD_BYTES = 1 << 12
 MOST_BYTES = 1 << 21  # of an XML file: some 7,000 objects
 CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
@@ -49,7 +49,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     reader.images.count_unlabelled(reader.labelled, notes)
 
 
-def looks_like_voc(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether the beginning of an XML file is that of an annotation."""
     if file.suffix.lower() != ".xml":
         return False
@@ -109,16 +109,8 @@ class _VocReader:
         if not objects:
             self.notes["images without a box, of which nothing is asked"] += 1
             return []
-        record = Annotated(
-            id=image.path,
-            image=image,
-            modality=resolve_modality(None, self.source),
-            objects=objects,
-            group=find_split_group(self.source, image.path),
-            origin=self.images.base.resolve().name,
-            side=self.source.side or "patient",
-            split=self.source.split or self._find_split(row.file),
-        )
+        split = self.source.split or self._find_split(row.file)
+        record = replace(annotate(self.source, image, objects, split), origin=self.images.base.resolve().name)
         return make_samples(record, self.source, self.notes)
 
     def _find_image(self, root: Element, file: Path) -> ImageRef:

@@ -27,11 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import find_split_group
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import find_split_group, resolve_modality
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
-from clinkd.data.readers.record_files import files, record_rows
+from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -68,9 +67,15 @@ DOMAINS = {
 TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_description": Task.MIA, "detail": Task.MIA}
 
 
+def is_row(row: dict[str, Any]) -> bool:
+    """Whether a row is a question with its answer."""
+    return "question" in row and ("answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter))
+
+
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder. Raises BadInput if there is none, or if a knob does not fit."""
-    return read_files(source, notes, ((file, record_rows(file, source.encoding)) for file in files(source.path)))
+    files = list_record_files(source.path)
+    return read_files(source, notes, ((file, record_rows(file, source.encoding)) for file in files))
 
 
 def read_files(

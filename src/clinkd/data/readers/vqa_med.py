@@ -66,6 +66,11 @@ def _holds_answers(file: Path) -> bool:
     return "answer" in name and "question" not in name
 
 
+def is_file(file: Path) -> bool:
+    """Whether the first line of a text is of this form. A CSV may be a sheet, so `--form` is to say what it is."""
+    return file.suffix.lower() == ".txt" and count_parts(file) > 1
+
+
 def count_parts(file: Path) -> int:
     """The parts of the first line of a file that may be of this form; 0 if it is not."""
     if file.suffix.lower() not in SUFFIXES or not file.is_file():

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import annotate, make_samples
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
@@ -26,6 +26,7 @@ from clinkd.data.readers.yolo_about import MOST_BYTES, YoloAbout
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
 LABELS = "labels"
+LABEL_FILES = ("*.yaml", "*.yml", "*.txt", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt")
 NO_LABELS = ("classes.txt",)
 HEAD_BYTES = 1 << 12
 ROUNDING = 1e-5  # of fractions: YOLO files are written with six decimals
@@ -46,7 +47,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     reader.images.count_unlabelled(reader.labelled, notes)
 
 
-def looks_like_yolo(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether a file is a data.yaml, or its first line is an object."""
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(errors="replace")
@@ -92,16 +93,8 @@ class _YoloReader:
         if not objects:
             self.notes[NO_OBJECT] += 1
             return []
-        record = Annotated(
-            id=image.path,
-            image=image,
-            modality=resolve_modality(None, self.source),
-            objects=objects,
-            group=find_split_group(self.source, image.path),
-            origin=self.base.resolve().name,
-            side=self.source.side or "patient",
-            split=self.source.split or self._find_split(row.file, image.path),
-        )
+        split = self.source.split or self._find_split(row.file, image.path)
+        record = replace(annotate(self.source, image, objects, split), origin=self.base.resolve().name)
         return make_samples(record, self.source, self.notes)
 
     def _find_split(self, file: Path, image: str) -> Split | None:
