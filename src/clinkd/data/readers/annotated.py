@@ -58,7 +58,7 @@ def annotate(
     objects: Iterable[tuple[str, Box]],
     split: Split | None = None,
     modality: object = None,
-    group: str = "",
+    group: str | None = None,
 ) -> Annotated:
     """An image of which the data state the boxes, and perhaps more; the source says the rest."""
     return Annotated(

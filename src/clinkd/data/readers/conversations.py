@@ -43,7 +43,7 @@ from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
-SPLITS: dict[str, Split] = {
+SPLIT_WORDS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 def find_split_in_name(stem: str) -> Split | None:
     """The split that a word of a file's name states, None if words state several."""
-    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS}
+    splits = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,8 +27,8 @@ from clinkd.data.readers import (
     yolo,
 )
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
-from clinkd.data.readers.record_files import RECORD_SUFFIXES, find_record_files, record_rows
-from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
+from clinkd.data.readers.record_files import RECORD_SUFFIXES, find_record_files, record_rows, walk_files
+from clinkd.data.readers.rows import SHEET_SUFFIXES, RowError, RowResult, SourceRow, read_head
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.unknown import name_way, recognise
 from clinkd.records import BadInput, Sample
@@ -68,7 +67,7 @@ def _is_medical(file: Path) -> bool:
 
 def _refuse_sheet(folder: Path) -> bool:
     """False. Raises BadInput if a folder holds a sheet, which does not say where its images are."""
-    if sheet := next((p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in SHEETS), None):
+    if sheet := next((p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in SHEET_SUFFIXES), None):
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheet.name}; {way_out}")
     return False
@@ -267,23 +266,16 @@ def _has_label_file(folder: Path, form: Form) -> bool:
 
 
 def _list_first_files(folder: Path) -> list[Path]:
-    return list(itertools.islice(_walk_files(folder), MOST_LOOKED_AT))
-
-
-def _walk_files(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(directory) / name for name in sorted(names))
+    return [folder / path for path in itertools.islice(walk_files(folder), MOST_LOOKED_AT)]
 
 
 def _detect_file_form(file: Path, encoding: str) -> str | None:
     suffix = file.suffix.lower()
-    if suffix in SHEETS:  # a CSV has no marks: something else of that name would be read as one long word
+    if suffix in SHEET_SUFFIXES:  # a CSV has no marks: something else of that name would be read as one long word
         return "sheet" if suffix.startswith(".xls") or recognise(file) is None else None
     if suffix not in RECORD_SUFFIXES:
         return next((name for name, form in FORMS.items() if form.is_file and form.is_file(file)), None)
-    with file.open("rb") as stream:
-        head = stream.read(coco.HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    head = read_head(file, encoding)
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if coco.is_file(file, encoding) else None
     first_rows = list(itertools.islice(record_rows(file, encoding), MOST_LOOKED_AT))

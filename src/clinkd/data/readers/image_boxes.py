@@ -14,12 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import (
-    annotate,
-    make_samples,
-    parse_pixel_box,
-    require_four_numbers,
-)
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box, require_four_numbers
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,

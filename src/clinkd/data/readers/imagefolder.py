@@ -65,7 +65,7 @@ def _convert_row(
     image = pictures.ref(name if folder in ("", ".") else f"{folder}/{name}", key)
     objects = _find_objects(value.get("objects"), image)
     split = source.split or find_split_of_path(row.file)
-    group = "" if value.get("patient") is None else require_words(str(value["patient"]), "patient")
+    group = None if value.get("patient") is None else require_words(str(value["patient"]), "patient")
     record = annotate(source, image, objects, split, value.get("modality"), group)
     if (stated_id := value.get("id")) is not None:
         record = replace(record, id=require_words(str(stated_id), "id"))

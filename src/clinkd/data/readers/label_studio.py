@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, iterate_objects, require_words
-from clinkd.data.readers.shapes import Points, extent, turn
+from clinkd.data.readers.shapes import Points, extent, rotate
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import Box, ImageRef, Sample
 
@@ -131,4 +131,4 @@ def _list_corners(kind: str, shape: dict[str, Any], x_unit: float, y_unit: float
     else:
         w, h = shape["width"] * x_unit, shape["height"] * y_unit
         corners, pivot = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)], (x, y)
-    return turn(corners, shape.get("rotation") or 0.0, pivot)
+    return rotate(corners, shape.get("rotation") or 0.0, pivot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from clinkd.data.readers.rows import RowResult, SourceRow, json_rows
 from clinkd.records import BadInput
 
 RECORD_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """The paths of all files below a folder, relative to it, folder by folder, sorted; hidden folders are left out."""
+    for directory, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        below = Path(directory).relative_to(root)
+        yield from ((below / name).as_posix() for name in sorted(names))
 
 
 def record_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowResult]:

@@ -38,11 +38,11 @@ from clinkd.data.patients import names_nobody, strip_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, resolve_modality, sample_questions
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
-from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.conversations import SPLIT_WORDS, infer_task_from_boxes
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
-    SHEETS,
+    SHEET_SUFFIXES,
     FieldError,
     Kind,
     RowResult,
@@ -87,9 +87,13 @@ def sheet_of(path: Path) -> Path:
     """The file, or the only sheet of a folder. Raises BadInput if the folder has none or several."""
     if not path.is_dir():
         return path
-    sheets = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
+    sheets = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in SHEET_SUFFIXES and not p.name.startswith((".", "~$"))
+    )
     if len(sheets) != 1:
-        several = f"the sheets {', '.join(p.name for p in sheets)}" if sheets else f"no sheet ({', '.join(SHEETS)})"
+        several = (
+            f"the sheets {', '.join(p.name for p in sheets)}" if sheets else f"no sheet ({', '.join(SHEET_SUFFIXES)})"
+        )
         raise BadInput(f"{path}: has {several}; give the path of one")
     return sheets[0]
 
@@ -320,9 +324,9 @@ class _SheetReader:
         if stated["modality"]:
             stated["modality"] = resolve_modality(stated["modality"], self.source).value
         if stated["split"]:
-            stated["split"] = SPLITS.get(stated["split"].casefold(), "")
+            stated["split"] = SPLIT_WORDS.get(stated["split"].casefold(), "")
             if not stated["split"]:
-                why = f"train, validation or test is wanted{suggest(cells['split'], SPLITS)}"
+                why = f"train, validation or test is wanted{suggest(cells['split'], SPLIT_WORDS)}"
                 raise FieldError("split", cells["split"], why)
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
@@ -380,7 +384,7 @@ class _SheetReader:
             group=self._find_group(path, image_values.get("patient", "")),
             origin=self.file.stem.lower(),
             side=side,
-            split=SPLITS.get(image_values.get("split", ""), self.source.split),
+            split=SPLIT_WORDS.get(image_values.get("split", ""), self.source.split),
             incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}

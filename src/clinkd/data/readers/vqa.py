@@ -29,7 +29,7 @@ from typing import Any
 
 from clinkd.data.readers.annotated import find_split_group, resolve_modality
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
-from clinkd.data.readers.conversations import SPLITS, find_split_in_name
+from clinkd.data.readers.conversations import SPLIT_WORDS, find_split_in_name
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     FieldError,
@@ -132,7 +132,7 @@ class _VqaReader:
         """The results of the rows of a file, whose name or whose folder's name may state their split."""
         name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
         split = find_split_in_name(re.sub(r"(train|test)set", r"\1", name))
-        split = split or SPLITS.get(file.parent.name.lower())
+        split = split or SPLIT_WORDS.get(file.parent.name.lower())
         if split is None and self.source.path in file.parent.parents:  # a name outside the source may be anything
             split = find_split_in_name(file.parent.name)
         if self.folders_of_names.setdefault(name, file.parent) != file.parent:  # train/QA_pairs.txt, val/QA_pairs.txt
@@ -258,9 +258,9 @@ class _VqaReader:
             return self.source.split or "test"
         stated = value.get("split")
         if stated is not None:
-            split = SPLITS.get(stated.casefold()) if isinstance(stated, str) else None
+            split = SPLIT_WORDS.get(stated.casefold()) if isinstance(stated, str) else None
             if split is None:
-                hint = suggest(stated, SPLITS) if isinstance(stated, str) else ""
+                hint = suggest(stated, SPLIT_WORDS) if isinstance(stated, str) else ""
                 raise FieldError("split", stated, f"train, validation or test is wanted{hint}")
             return split
         phrase = value.get("phrase_type")
@@ -270,7 +270,7 @@ class _VqaReader:
 
 
 def _may_hold_images(folder: str) -> bool:
-    return folder.lower() in SPLITS or "image" in folder.lower()
+    return folder.lower() in SPLIT_WORDS or "image" in folder.lower()
 
 
 def _parse_domain(domain: Any) -> list[Modality]:
