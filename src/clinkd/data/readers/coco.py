@@ -41,7 +41,6 @@ from clinkd.data.readers.annotated import (
 )
 from clinkd.data.readers.box_layout import FourNumbers
 from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice
-from clinkd.data.readers.conversations import SPLIT_WORDS, find_split_of_path
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
@@ -56,6 +55,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.shapes import extent
 from clinkd.data.readers.source import LABEL_FOLDERS, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, find_split_of_path
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 

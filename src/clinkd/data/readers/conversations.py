@@ -39,14 +39,11 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.samples import assemble_sample, parse_options
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_in_name
 from clinkd.language.negation import denies
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
-SPLIT_WORDS: dict[str, Split] = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
-    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
 CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold
 MISSPELT = "conversatons"  # in files that LLaVA-Med released
 BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
@@ -85,26 +82,6 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     for file in list_record_files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(record_rows(file, source.encoding), make)
-
-
-def find_split_in_name(stem: str) -> Split | None:
-    """The split that a word of a file's name states, None if words state several."""
-    splits = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLIT_WORDS}
-    return splits.pop() if len(splits) == 1 else None
-
-
-def find_split_of_path(path: Path, root: Path | None = None) -> Split | None:
-    """The split that the name of a file or folder tells, or the folders between it and `root` (by default only the one
-    around it). Raises BadInput if two of these names tell different splits.
-    """
-    told: dict[Split, str] = {}
-    for name in (*path.relative_to(root or path.parent.parent).parts[:-1], path.stem):
-        if (split := find_split_in_name(name)) is not None:
-            told.setdefault(split, name)
-    if len(told) > 1:
-        (first, one), (second, other), *_ = told.items()
-        raise BadInput(f"{path}: {one!r} says {first}, and {other!r} says {second}; rename one of them")
-    return next(iter(told), None)
 
 
 def _apply_file_name(file: Path, source: Source) -> Source:

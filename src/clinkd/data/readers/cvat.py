@@ -22,10 +22,10 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse
 
 from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
-from clinkd.data.readers.conversations import SPLIT_WORDS
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, read_head, require_words
 from clinkd.data.readers.shapes import Points, extent, rotate
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import BadInput, Box, ImageRef, Sample
 
 FILE = "annotations.xml"

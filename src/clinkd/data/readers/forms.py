@@ -115,16 +115,12 @@ FORMS = {  # by name; what fits several is of the first
         "vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options",
         '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}', is_row=vqa.is_row,
     ),
-    "cvat": Form(
-        "cvat", "CVAT for images 1.1: annotations.xml", is_file=cvat.is_file, is_folder=_holds(cvat.FILE),
-    ),
+    "cvat": Form("cvat", "CVAT for images 1.1: annotations.xml", is_file=cvat.is_file, is_folder=_holds(cvat.FILE)),
     "imagefolder": Form(
         "imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects",
         is_row=imagefolder.is_row, is_folder=lambda folder: bool(imagefolder.list_metadata(folder)),
     ),
-    "kvasir-seg": Form(
-        "image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json", is_marked=_holds(KVASIR_FILE),
-    ),
+    "kvasir-seg": Form("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json", is_marked=_holds(KVASIR_FILE)),
     "slake-boxes": Form(
         "image_boxes", "SLAKE: the boxes of its images, detection.json",
         is_folder=lambda folder: bool(list_slake_files(folder)),
@@ -165,11 +161,8 @@ FORMS = {  # by name; what fits several is of the first
 
 def describe_forms() -> str:
     """The forms as --form help prints them: the name, what is read, and an example of the layout."""
-    lines = (
-        (f"{name:<14}{form.description}", *([f"{'':<14}  {form.example}"] if form.example else []))
-        for name, form in FORMS.items()
-    )
-    return "\n".join(itertools.chain.from_iterable(lines))
+    entries = (f"{name:<14}{form.description}\n{'':<16}{form.example}".rstrip() for name, form in FORMS.items())
+    return "\n".join(entries)
 
 
 def require_form(form: str) -> str:

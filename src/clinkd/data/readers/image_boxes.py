@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box, require_four_numbers
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
+from clinkd.data.readers.box_layout import SIZED_BOXES
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -85,5 +86,4 @@ def _read_slake_objects(value: dict[str, Any], image: ImageRef) -> Iterator[tupl
     for n, entry in iterate_objects(value, "boxes"):
         for name, box in entry.items():
             field = f"boxes[{n}].{name}"
-            x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
-            yield require_words(name, field), parse_pixel_box([x, y, x + width, y + height], field, image)
+            yield require_words(name, field), parse_pixel_box(box, field, image, layout=SIZED_BOXES)

@@ -20,17 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.readers.annotated import (
-    annotate,
-    make_samples,
-    parse_pixel_box,
-    require_four_numbers,
-    sample_questions,
-)
-from clinkd.data.readers.conversations import find_split_of_path
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box, sample_questions
+from clinkd.data.readers.box_layout import SIZED_BOXES
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, count_unused_keys, require_words
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_of_path
 from clinkd.records import Box, ImageRef, Sample
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
@@ -90,14 +85,10 @@ def _find_objects(objects: Any, image: ImageRef) -> Iterator[tuple[str, Box]]:
         raise FieldError("objects", objects, why)
     for n, (name, box) in enumerate(zip(names, boxes, strict=True)):
         field = f"objects.bbox[{n}]"
-        x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
         if type(name) is int:
             why = "the number of a class; write its name, as the data set's card lists them"
             raise FieldError(f"objects.categories[{n}]", name, why)
-        yield (
-            require_words(name, f"objects.categories[{n}]"),
-            parse_pixel_box([x, y, x + width, y + height], field, image),
-        )
+        yield require_words(name, f"objects.categories[{n}]"), parse_pixel_box(box, field, image, layout=SIZED_BOXES)
 
 
 def is_row(row: Mapping[str, Any]) -> bool:

@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 from clinkd.data.dataset import ABOUT
 from clinkd.data.images import is_named_as_image
 from clinkd.data.images.nifti import SUFFIXES as VOLUMES
-from clinkd.data.readers.conversations import SPLIT_WORDS
 from clinkd.data.readers.record_files import walk_files
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import Split
 
 PICTURES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")

@@ -38,7 +38,6 @@ def list_record_files(path: Path) -> list[Path]:
         return [path]
     files = find_record_files(path)
     if not files:
-        raise BadInput(
-            f"{path}: no {', '.join(RECORD_SUFFIXES)} file there; give the file, or the folder that holds it"
-        )
+        suffixes = ", ".join(RECORD_SUFFIXES)
+        raise BadInput(f"{path}: no {suffixes} file there; give the file, or the folder that holds it")
     return files

@@ -38,7 +38,7 @@ from clinkd.data.patients import names_nobody, strip_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, resolve_modality, sample_questions
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
-from clinkd.data.readers.conversations import SPLIT_WORDS, infer_task_from_boxes
+from clinkd.data.readers.conversations import infer_task_from_boxes
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
@@ -55,6 +55,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, parse_split
 from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 from clinkd.spelling import suggest
@@ -324,10 +325,7 @@ class _SheetReader:
         if stated["modality"]:
             stated["modality"] = resolve_modality(stated["modality"], self.source).value
         if stated["split"]:
-            stated["split"] = SPLIT_WORDS.get(stated["split"].casefold(), "")
-            if not stated["split"]:
-                why = f"train, validation or test is wanted{suggest(cells['split'], SPLIT_WORDS)}"
-                raise FieldError("split", cells["split"], why)
+            stated["split"] = parse_split(stated["split"])
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
             why = f"image or patient (whose left it is) is wanted{suggest(cells['side'], ('image', 'patient'))}"

@@ -17,10 +17,10 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from clinkd.data.images import is_named_as_image, stays_inside
-from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.record_files import walk_files
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import LABEL_FOLDERS, ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_in_name, find_split_of_path
 from clinkd.records import ImageRef, Split
 
 LABEL_SUFFIXES = (".txt", ".xml")

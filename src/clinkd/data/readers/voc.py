@@ -25,9 +25,9 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
-from clinkd.data.readers.conversations import SPLIT_WORDS
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, read_head, require_words
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 

@@ -29,7 +29,6 @@ from typing import Any
 
 from clinkd.data.readers.annotated import find_split_group, resolve_modality
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
-from clinkd.data.readers.conversations import SPLIT_WORDS, find_split_in_name
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     FieldError,
@@ -43,8 +42,8 @@ from clinkd.data.readers.rows import (
     use_cell,
 )
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, find_split_in_name, parse_split
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
-from clinkd.spelling import suggest
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
 MODALITIES = "modalities.csv"
@@ -258,11 +257,7 @@ class _VqaReader:
             return self.source.split or "test"
         stated = value.get("split")
         if stated is not None:
-            split = SPLIT_WORDS.get(stated.casefold()) if isinstance(stated, str) else None
-            if split is None:
-                hint = suggest(stated, SPLIT_WORDS) if isinstance(stated, str) else ""
-                raise FieldError("split", stated, f"train, validation or test is wanted{hint}")
-            return split
+            return parse_split(stated)
         phrase = value.get("phrase_type")
         if isinstance(phrase, str) and phrase.startswith("test"):
             return "test"  # whatever the source says: a test question must not be trained on

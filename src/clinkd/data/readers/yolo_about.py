@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clinkd.data.readers.conversations import SPLIT_WORDS
 from clinkd.data.readers.names import load_yaml
 from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import BadInput, Split
 
 MOST_BYTES = 1 << 22  # of a label file or data.yaml
