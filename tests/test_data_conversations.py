@@ -293,7 +293,7 @@ def test_a_folder_gives_the_rows_of_all_its_files(tmp_path: Path) -> None:
     found = {s.id: s.split for s in good(tmp_path)}
     assert found == {"x-train-1": "train", "x-my_val-1": "validation", "x-test_vg-1": "test"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"no \.json or \.jsonl file"):
+    with pytest.raises(BadInput, match=r"no \.json, \.jsonl, \.parquet file"):
         read(tmp_path / "empty")
 
 

@@ -20,9 +20,9 @@ from clinkd.data.checks.check import Checker, Checks, Findings, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
-from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source, Spellings
+from clinkd.data.readers.split_words import find_split_in_name, find_split_of_path
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split
