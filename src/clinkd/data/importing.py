@@ -84,8 +84,7 @@ def import_data(  # noqa: PLR0913
         sources = [replace(s, split=s.split or split) for s, split in zip(sources, told, strict=True)]
         is_divided_anew = division is not None and division.anew
         refused = [None if is_divided_anew or s.form == "samples" else t for s, t in zip(sources, told, strict=True)]
-        converter = _SideConverter(side)
-        folders = _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
+        converter, folders = _SideConverter(side), _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
         spool = draft / "read.jsonl"
         _spool_good_rows(_read_results(sources, refused, root, converter, checker.findings, folders), checker, spool)
         findings = checker.close()
