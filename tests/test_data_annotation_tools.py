@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from clinkd.data.readers import forms
-from clinkd.data.readers.shapes import extent, turn
+from clinkd.data.readers.shapes import extent, rotate
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Task
 
@@ -43,7 +43,7 @@ def read(path: Path, **knobs):
 @pytest.mark.parametrize("pivot", [None, (70.0, 60.0)])
 def test_turned_shapes_fill_the_box_around_them(degrees, pivot):
     """Each pixel of the turned polygon, as Pillow fills it, lies in the box, and the box is no larger."""
-    points = turn([(70.0, 60.0), (110.0, 60.0), (110.0, 80.0), (70.0, 80.0)], degrees, pivot)
+    points = rotate([(70.0, 60.0), (110.0, 60.0), (110.0, 80.0), (70.0, 80.0)], degrees, pivot)
     drawn = Image.new("1", (300, 300))
     ImageDraw.Draw(drawn).polygon([(x + 100, y + 100) for x, y in points], fill=1)
     ys, xs = np.nonzero(np.asarray(drawn))

@@ -250,7 +250,7 @@ def test_what_the_user_maps_is_no_code(tmp_path: Path) -> None:
 
 
 def test_each_published_sheet_is_known_by_its_own_heads() -> None:
-    for known in published.SHEETS:
+    for known in published.PUBLISHED:
         found = published.find_published([*known.columns.values(), *known.telling, "more"])
         assert found is known
     assert published.find_published(["image", "question", "answer", "source"]) is None

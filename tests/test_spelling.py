@@ -15,7 +15,7 @@ from PIL import Image
 from clinkd.cli import main
 from clinkd.data.images.grey import Refusal, parse_window
 from clinkd.data.readers import Source, read_rows
-from clinkd.data.readers.forms import FORMS, LAYOUTS
+from clinkd.data.readers.forms import FORMS
 from clinkd.pipeline.runs import find_run
 from clinkd.records import BadInput
 from clinkd.spelling import find_near, suggest
@@ -110,6 +110,6 @@ def test_help_of_forms_needs_no_path(verb: str, capsys: Any) -> None:
     printed = capsys.readouterr()
     assert ended.value.code == 0 and not printed.err
     lines = printed.out.splitlines()
-    for form, (_, description) in FORMS.items():
-        assert any(line.startswith(f"{form} ") and line.endswith(description) for line in lines)
-    assert set(LAYOUTS) <= set(FORMS) and all(any(layout in line for line in lines) for layout in LAYOUTS.values())
+    for name, form in FORMS.items():
+        assert any(line.startswith(f"{name} ") and line.endswith(form.description) for line in lines)
+    assert all(any(form.example in line for line in lines) for form in FORMS.values())

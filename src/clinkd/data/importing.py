@@ -20,9 +20,9 @@ from clinkd.data.checks.check import Checker, Checks, Findings, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
-from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source, Spellings
+from clinkd.data.readers.split_words import find_split_in_name, find_split_of_path
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split
@@ -84,8 +84,7 @@ def import_data(  # noqa: PLR0913
         sources = [replace(s, split=s.split or split) for s, split in zip(sources, told, strict=True)]
         is_divided_anew = division is not None and division.anew
         refused = [None if is_divided_anew or s.form == "samples" else t for s, t in zip(sources, told, strict=True)]
-        converter = _SideConverter(side)
-        folders = _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
+        converter, folders = _SideConverter(side), _FolderSplits(checker.findings.notes, ignored=is_divided_anew)
         spool = draft / "read.jsonl"
         _spool_good_rows(_read_results(sources, refused, root, converter, checker.findings, folders), checker, spool)
         findings = checker.close()

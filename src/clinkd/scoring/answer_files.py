@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 
 from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
-from clinkd.data.readers.rows import SHEETS, FieldError, RowResult, SourceRow, json_rows, sheet_rows, shorten_value
+from clinkd.data.readers.rows import (
+    SHEET_SUFFIXES,
+    FieldError,
+    RowResult,
+    SourceRow,
+    json_rows,
+    sheet_rows,
+    shorten_value,
+)
 from clinkd.records import BadInput, Candidate, Prediction, Sample
 from clinkd.scoring.box_families import choose_family, read_answer
 from clinkd.scoring.final_answer import find_final_answer
@@ -70,7 +78,7 @@ def holds_answers(keys: Sequence[str], columns: Mapping[str, str]) -> bool:
 
 def list_rows(file: Path) -> Iterator[SourceRow | RowResult]:
     """The rows of JSON, JSON lines, CSV, TSV or XLSX. Raises BadInput if the file is absent, empty or none of these."""
-    return sheet_rows(file) if file.suffix.lower() in SHEETS else json_rows(file)
+    return sheet_rows(file) if file.suffix.lower() in SHEET_SUFFIXES else json_rows(file)
 
 
 def read_row(row: SourceRow, columns: Mapping[str, str]) -> AnswerRow:

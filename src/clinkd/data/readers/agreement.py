@@ -21,9 +21,7 @@ from clinkd.records import Box
 
 HowToMerge = Literal["keep", "union", "vote"]
 OVERLAP = 0.5  # IoU
-MOST_COMPARED = (
-    200  # boxes of one name, of which is told that they overlap: more are cells, not readings of one finding
-)
+MOST_COMPARED = 200  # boxes of one name, of which is told that they overlap: more are cells, not readings of one
 
 STAY_NOTE = (
     "boxes of one name overlap by half (IoU .5) or more and stay apart; where they are of several readers, "

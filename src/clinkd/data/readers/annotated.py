@@ -6,18 +6,21 @@ import hashlib
 import math
 import random
 import re
+import shlex
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
 from clinkd.data.images import Facts
+from clinkd.data.modality import LEGAL, read_modality
 from clinkd.data.patients import strip_frame
 from clinkd.data.readers.agreement import merge_readers
 from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
 from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
-from clinkd.records import Box, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,27 @@ class Annotated:
         return Sample(
             sample_id, (self.image,), self.modality, (turn,), group, self.origin, names, (), self.side, self.split
         )
+
+
+def annotate(
+    source: Source,
+    image: ImageRef,
+    objects: Iterable[tuple[str, Box]],
+    split: Split | None = None,
+    modality: object = None,
+    group: str | None = None,
+) -> Annotated:
+    """An image of which the data state the boxes, and perhaps more; the source says the rest."""
+    return Annotated(
+        id=image.path,
+        image=image,
+        modality=resolve_modality(modality, source),
+        objects=tuple(objects),
+        group=group or find_split_group(source, image.path),
+        origin=source.origin,
+        side=source.side or "patient",
+        split=source.split or split,
+    )
 
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
@@ -170,6 +194,23 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
         raise FieldError(field, value, f"four numbers {wanted} are wanted")
     a, b, c, d = value
     return a, b, c, d
+
+
+def resolve_modality(value: object, source: Source) -> Modality:
+    """The modality that the row names, else that the source names."""
+    if value in (None, "") and source.modality is not None:
+        return source.modality
+    if not isinstance(value, str) or not value.strip():
+        why = "nothing says how the image was made" if value is None or value == "" else "not text"
+        why += f"; give one for all with --modality: {LEGAL}"
+        raise FieldError("modality", value, why)
+    if (known := source.modalities.get(value.strip().casefold())) is not None:
+        return known
+    try:
+        return read_modality(value)
+    except BadInput as error:
+        why = f"{error}, or say what it means: --modality-map {shlex.quote(f'{value}=other')}"
+        raise FieldError("modality", value, why) from None
 
 
 def parse_group(value: Any, key: str) -> str:

@@ -53,7 +53,7 @@ class BoxLayout:
         return (x1, _add(height, -y2), x2, _add(height, -y1)) if self.y_up else (x1, y1, x2, y2)
 
 
-CORNER_BOXES = BoxLayout()
+CORNER_BOXES, SIZED_BOXES = BoxLayout(), BoxLayout("xywh")
 
 
 def _add(a: float, b: float) -> float:

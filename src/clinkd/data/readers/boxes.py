@@ -12,15 +12,20 @@ question a multiple choice (see `choices`).
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
-from clinkd.data.modality import LEGAL, read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
+from clinkd.data.readers.annotated import (
+    Annotated,
+    find_split_group,
+    make_samples,
+    parse_group,
+    parse_pixel_box,
+    resolve_modality,
+)
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
@@ -36,7 +41,7 @@ from clinkd.data.readers.rows import (
     require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
+from clinkd.records import SPLITS, BadInput, Box, BoxedText, ImageRef, Sample, Side, Task, Turn
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 READER_KEYS = ("reader", "reader_id", "rad_id", "annotator", "annotator_id")  # of a box
@@ -144,23 +149,6 @@ def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
 def parse_choice(value: dict[str, Any], key: str, choices: Sequence[Word]) -> Word | None:
     """One of a few words, None if the key is absent."""
     return None if value.get(key) is None else require_choice(value[key], choices, key)
-
-
-def resolve_modality(value: object, source: Source) -> Modality:
-    """The modality that the row names, else that the source names."""
-    if value in (None, "") and source.modality is not None:
-        return source.modality
-    if not isinstance(value, str) or not value.strip():
-        why = "nothing says how the image was made" if value is None or value == "" else "not text"
-        why += f"; give one for all with --modality: {LEGAL}"
-        raise FieldError("modality", value, why)
-    if (known := source.modalities.get(value.strip().casefold())) is not None:
-        return known
-    try:
-        return read_modality(value)
-    except BadInput as error:
-        why = f"{error}, or say what it means: --modality-map {shlex.quote(f'{value}=other')}"
-        raise FieldError("modality", value, why) from None
 
 
 def parse_origin(record_id: str) -> str:

@@ -37,9 +37,10 @@ from clinkd.data.readers.annotated import (
     parse_group,
     put_on_border,
     require_four_numbers,
+    resolve_modality,
 )
-from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice, resolve_modality
-from clinkd.data.readers.conversations import SPLITS, find_split_of_path
+from clinkd.data.readers.box_layout import FourNumbers
+from clinkd.data.readers.boxes import READER_KEYS, SIDES, find_reader, parse_choice
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
@@ -48,16 +49,19 @@ from clinkd.data.readers.rows import (
     convert_rows,
     load_json_file,
     make_error_result,
+    read_head,
     require_words,
     shorten_value,
 )
+from clinkd.data.readers.shapes import extent
 from clinkd.data.readers.source import LABEL_FOLDERS, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, find_split_of_path
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
-HEAD_BYTES = 1 << 16
+LABEL_FILES = ("annotations/*.json", "*/*.json", "*/annotations/*.json")
 OTHER_FILES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # of COCO, on the same images
 KEYS_OF_IMAGES = {
     "id", "file_name", "width", "height", "modality", "group", "patient", "split", COCO_EXTRA_KEY,
@@ -68,8 +72,6 @@ KEYS_OF_ANNOTATIONS = {
     "label_text", *READER_KEYS,
 }  # fmt: skip
 EDGE_PIXELS = 1  # a box less than this beyond the border was rounded, or drawn along it
-
-Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -92,7 +94,7 @@ def files(path: Path, notes: Counter[str]) -> list[Path]:
         if json_files := sorted(folder.glob("*.json")):
             break
     else:
-        json_files = [f for f in sorted(path.glob("*/*.json")) + sorted(path.glob("*/*/*.json")) if looks_like_coco(f)]
+        json_files = [f for f in sorted(path.glob("*/*.json")) + sorted(path.glob("*/*/*.json")) if is_file(f)]
     if not json_files:
         raise BadInput(f"{path}: no .json file of COCO there or below; give the COCO file, and --images")
     if any(f.name.startswith("instances_") for f in json_files):
@@ -103,10 +105,14 @@ def files(path: Path, notes: Counter[str]) -> list[Path]:
     return json_files
 
 
-def looks_like_coco(file: Path, encoding: str = "utf-8") -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of JSON is a whole file of COCO."""
+    return isinstance(row.get("annotations"), list) and "images" in row
+
+
+def is_file(file: Path, encoding: str = "utf-8") -> bool:
     """Whether the beginning of a JSON file has a key of COCO."""
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    head = read_head(file, encoding)
     return head.startswith("{") and any(f'"{key}"' in head for key in PARTS)
 
 
@@ -431,11 +437,11 @@ def _parse_split(split: Any, told: Split | None) -> Split | None:
     """The split that an image states. Raises FieldError if the path of its file tells another."""
     if split is None:
         return None
-    if not isinstance(split, str) or split.lower() not in SPLITS:
+    if not isinstance(split, str) or split.lower() not in SPLIT_WORDS:
         raise FieldError("split", split, "one of train, validation, test is wanted")
-    if told not in (None, SPLITS[split.lower()]):
+    if told not in (None, SPLIT_WORDS[split.lower()]):
         raise FieldError("split", split, f"the name of the file, or of its folder, says {told}; correct one of them")
-    return SPLITS[split.lower()]
+    return SPLIT_WORDS[split.lower()]
 
 
 # ---- an annotation --------------------------------------------------------------------------------------------------
@@ -460,8 +466,8 @@ def _parse_annotation(
     if value.get("bbox") in (None, []):
         if not segmentation:
             raise annotation.error("bbox", "no box and no segmentation; give one of them")
-        extent = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
-        return name, _to_fraction_box(extent, annotation, "segmentation", size, image_notes)
+        corners = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
+        return name, _to_fraction_box(corners, annotation, "segmentation", size, image_notes)
     image_notes.update(f"keys {key!r} of annotations, which are not used" for key in value.keys() - KEYS_OF_ANNOTATIONS)
     for key in ("segmentation", "keypoints"):
         if value.get(key):
@@ -478,7 +484,7 @@ def _parse_sentences(annotation: _Annotation) -> list[str]:
     return [require_words(text, f"{annotation.field}.label_text") for text in texts]
 
 
-def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
+def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> FourNumbers:
     try:
         x, y, w, h = bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
@@ -501,7 +507,9 @@ def _describe_outside(size: Size) -> str:
     return f"outside the image of {size.width}x{size.height} pixels"
 
 
-def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
+def _to_fraction_box(
+    corners: FourNumbers, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]
+) -> Box:
     """Corners in pixels as a Box, put on the border where they are less than a pixel beyond it."""
     if not max(-corners[0], -corners[1], corners[2] - size.width, corners[3] - size.height) < EDGE_PIXELS:
         raise annotation.error(key, f"{_describe_outside(size)}; mend or remove the annotation")
@@ -514,15 +522,14 @@ def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: 
 # ---- segmentations --------------------------------------------------------------------------------------------------
 
 
-def _compute_extent(segmentation: Any, field: str, size: Size) -> Corners:
+def _compute_extent(segmentation: Any, field: str, size: Size) -> FourNumbers:
     """The box around polygons or a run-length mask."""
     if isinstance(segmentation, dict):
         return _compute_run_length_extent(segmentation, field, size)
     if not isinstance(segmentation, list) or not all(_is_polygon(p) for p in segmentation):
         why = "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
         raise FieldError(field, segmentation, why)
-    xs, ys = [x for p in segmentation for x in p[0::2]], [y for p in segmentation for y in p[1::2]]
-    return min(xs), min(ys), max(xs), max(ys)
+    return extent([point for p in segmentation for point in zip(p[0::2], p[1::2], strict=True)])
 
 
 def _is_polygon(value: Any) -> bool:
@@ -531,7 +538,7 @@ def _is_polygon(value: Any) -> bool:
     return all(type(v) in (int, float) and abs(v) < math.inf for v in value)
 
 
-def _compute_run_length_extent(segmentation: dict[str, Any], field: str, size: Size) -> Corners:
+def _compute_run_length_extent(segmentation: dict[str, Any], field: str, size: Size) -> FourNumbers:
     """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
     if segmentation.get("size") != [size.height, size.width]:
         why = f"[{size.height}, {size.width}], that of the image, is wanted"

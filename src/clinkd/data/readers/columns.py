@@ -28,7 +28,7 @@ CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA,
 _NEAR = 0.81  # of the spelling of a head to our name: frame is no slip of fname
 
 
-# Heads that say what the numbers of a box are, as `_strip_name` leaves them. The first that are all there count: beside
+# Heads that say what the numbers of a box are, as `_strip_head` leaves them. The first that are all there count: beside
 # x y w h, width and height are the image's.
 _FAR_CORNERS = ("x1 y1 x2 y2", "x0 y0 x1 y1", "xmin ymin xmax ymax", "minx miny maxx maxy", "left top right bottom")
 _LEFT_TOPS = ("left top", "xmin ymin", "minx miny")
@@ -61,7 +61,7 @@ def map_columns(
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     _refuse_sizes_as_corners(columns, context)
     for column in head:
-        our_name = next((o for o in SHEET_COLUMNS if fold_name(o) == fold_name(column)), None)
+        our_name = next((o for o in SHEET_COLUMNS if fold_head(o) == fold_head(column)), None)
         if our_name in (None, "label") or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
@@ -79,7 +79,7 @@ def map_columns(
         ambiguous = {"name", "sentence", "reader"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
     asks = {"question", "caption", "label"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())
-    if not asks and not has_boxes and (label := next((c for c in head if fold_name(c) == "label"), None)):
+    if not asks and not has_boxes and (label := next((c for c in head if fold_head(c) == "label"), None)):
         columns["label"] = label  # beside a question it may be anything, and beside a box it is the name
     elif not asks:
         wanted = "question and answer, name and box (or x1, y1, x2, y2), caption, or label"
@@ -100,7 +100,7 @@ def _find_box_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, 
     if not has_names or not columns.keys().isdisjoint({"box", "x2", "y2"}):
         return {}
     taken = {c for ours, c in columns.items() if ours not in (*CORNERS, *EXTENT)}
-    by_stripped = {_strip_name(c): c for c in reversed(head) if c not in taken}
+    by_stripped = {_strip_head(c): c for c in reversed(head) if c not in taken}
     for ours, heads in _BOX_HEADS:
         if set(heads) <= by_stripped.keys():
             return {our_name: by_stripped[h] for our_name, h in zip(ours, heads, strict=True)}
@@ -114,13 +114,13 @@ def list_box_forms(columns: Mapping[str, str]) -> tuple[BoxForm, ...]:
     Raises BadInput for a single column whose head names y before x.
     """
     if "box" in columns:
-        if _Y_BEFORE_X.match(stripped := _strip_name(columns["box"])):
+        if _Y_BEFORE_X.match(stripped := _strip_head(columns["box"])):
             raise BadInput(f"the column {columns['box']!r} puts y before x; write x first, under another head")
         form = _FORMS_IN_HEADS.get(stripped)
         return (form,) if form else ("xyxy", "xywh", "cxcywh")
     if "x" not in columns:
         return ("xyxy",)
-    left = _strip_name(columns["x"])
+    left = _strip_head(columns["x"])
     return ("cxcywh",) if left in _CENTRE_HEADS else ("xywh",) if left in _LEFT_HEADS else ("xywh", "cxcywh")
 
 
@@ -128,7 +128,7 @@ def find_size_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, 
     """width and height -> the columns that state them of the image, of a sheet whose boxes do not use them."""
     if columns.keys().isdisjoint({"box", "x1", "x"}):
         return {}
-    free = {fold_name(column): column for column in head if column not in columns.values()}
+    free = {fold_head(column): column for column in head if column not in columns.values()}
     pairs = ({key: f"{before}{key}" for key in ("width", "height")} for before in ("", "image", "img"))
     names = next((pair for pair in pairs if set(pair.values()) <= free.keys()), {})
     return {key: free[name] for key, name in names.items()}
@@ -159,7 +159,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
     guesses: dict[str, str] = {}
     for our_name in SHEET_COLUMNS:
         usual = {our_name, *list_usual_heads(our_name)}
-        column = next((c for c in free if _strip_name(c) in usual), None)
+        column = next((c for c in free if _strip_head(c) in usual), None)
         column = column or next((c for c in free if c[:1].casefold() == our_name[0] and _is_slip(c, our_name)), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
@@ -176,7 +176,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
 
 
 def _is_slip(column: str, our_name: str) -> bool:
-    return _strip_name(column) != our_name and find_near(column, [our_name], _NEAR) is not None
+    return _strip_head(column) != our_name and find_near(column, [our_name], _NEAR) is not None
 
 
 def _spell_offer(offered: Mapping[str, str]) -> str:
@@ -192,11 +192,11 @@ def _refuse_sizes_as_corners(columns: Mapping[str, str], context: str) -> None:
     """Raise BadInput if a column is given as a corner of a box and its name says that it is a size, or the reverse."""
     for corner, size in (("x2", "width"), ("y2", "height")):
         column = columns.get(corner, "")
-        if _strip_name(column) in {size, *list_usual_heads(size)}:
+        if _strip_head(column) in {size, *list_usual_heads(size)}:
             way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(EXTENT, CORNERS, strict=True))
             raise BadInput(f"{context}; {column!r} is a size, and {corner} a corner: give {way_out}")
         column = columns.get(size, "")
-        if _strip_name(column) in {corner, *list_usual_heads(corner)}:
+        if _strip_head(column) in {corner, *list_usual_heads(corner)}:
             way_out = " ".join(_spell_flag(o, columns.get(c, c)) for o, c in zip(CORNERS, EXTENT, strict=True))
             raise BadInput(f"{context}; {column!r} is a corner, and {size} a size: give {way_out}")
 
@@ -227,7 +227,7 @@ def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) 
         raise BadInput(f"--column {our_name}={sheet_name}: {hint}one of {legal} is wanted before the =")
     if sheet_name in head:
         return sheet_name
-    similar = [c for c in head if fold_name(c) == fold_name(sheet_name)]
+    similar = [c for c in head if fold_head(c) == fold_head(sheet_name)]
     if len(similar) != 1:
         near = find_near(sheet_name, head)
         way_out = (
@@ -237,12 +237,12 @@ def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) 
     return similar[0]
 
 
-def fold_name(name: str) -> str:
+def fold_head(name: str) -> str:
     """A name of a column without its case, blanks and "_"."""
     return re.sub(r"[\s_]+", "", name.casefold())
 
 
-def _strip_name(name: str) -> str:
+def _strip_head(name: str) -> str:
     """A name without case, accents, signs and a "bbox" or "bounding box" before it."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     letters = "".join(c for c in plain if c.isalnum())

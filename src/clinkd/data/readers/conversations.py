@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 from clinkd.data import grids
 from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers, resolve_modality
 from clinkd.data.readers.choices import count_letter_answer
-from clinkd.data.readers.record_files import files, record_rows
+from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     RESERVED,
     FieldError,
@@ -40,14 +39,11 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.samples import assemble_sample, parse_options
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_in_name
 from clinkd.language.negation import denies
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
-SPLITS: dict[str, Split] = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
-    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
 CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold
 MISSPELT = "conversatons"  # in files that LLaVA-Med released
 BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
@@ -69,33 +65,23 @@ _QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
 _get_codec = cache(make_codec)
 
 
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a conversation that is no list of messages alone."""
+    return bool(row.get("conversations") or row.get(MISSPELT))
+
+
+def is_row_of_pairs(row: Mapping[str, Any]) -> bool:
+    """Whether a row has pairs of question and answer, as Med-GRIT."""
+    turns = row.get("conversations") or row.get(MISSPELT)
+    return bool(turns) and isinstance(turns, list) and isinstance(turns[0], list)
+
+
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a file, or all JSON files of a folder, in any of the four forms."""
     images = ImageResolver(source, notes)
-    for file in files(source.path):
+    for file in list_record_files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(record_rows(file, source.encoding), make)
-
-
-def find_split_in_name(stem: str) -> Split | None:
-    """The split that a word of a file's name states, None if words state several."""
-    words = re.sub(r"(train|valid|val|test)(?:data)?set", r"\1", stem.lower())
-    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", words) if word in SPLITS}
-    return splits.pop() if len(splits) == 1 else None
-
-
-def find_split_of_path(path: Path, root: Path | None = None) -> Split | None:
-    """The split that the name of a file or folder tells, or the folders between it and `root` (by default only the one
-    around it). Raises BadInput if two of these names tell different splits.
-    """
-    told: dict[Split, str] = {}
-    for name in (*path.relative_to(root or path.parent.parent).parts[:-1], path.stem):
-        if (split := find_split_in_name(name)) is not None:
-            told.setdefault(split, name)
-    if len(told) > 1:
-        (first, one), (second, other), *_ = told.items()
-        raise BadInput(f"{path}: {one!r} says {first}, and {other!r} says {second}; rename one of them")
-    return next(iter(told), None)
 
 
 def _apply_file_name(file: Path, source: Source) -> Source:

@@ -14,33 +14,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
-from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.names import require_class_name
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
-from clinkd.data.readers.shapes import Points, extent, turn
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, read_head, require_words
+from clinkd.data.readers.shapes import Points, extent, rotate
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import BadInput, Box, ImageRef, Sample
 
 FILE = "annotations.xml"
-_HEAD_BYTES = 1 << 16
 _SHAPES = {"box", "polygon", "ellipse", "mask"}  # that have an extent
 
 
-def looks_like_cvat(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether the beginning of an XML file is that of an export."""
-    if file.suffix.lower() != ".xml":
-        return False
-    with file.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    return b"<annotations" in head and (b"<image " in head or b"<track " in head)
+    head = read_head(file) if file.suffix.lower() == ".xml" else ""
+    return "<annotations" in head and ("<image " in head or "<track " in head)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -95,23 +91,15 @@ def _convert_image(
     if not objects:
         notes["images without a box, of which nothing is asked"] += 1
     subset = value.get("subset", "").casefold()
-    record = Annotated(
-        id=image.path,
-        image=image,
-        modality=resolve_modality(None, source),
-        objects=tuple(objects),
-        group=find_split_group(source, image.path),
-        origin=source.path.resolve().parent.name if source.path.is_file() else source.path.resolve().name,
-        side=source.side or "patient",
-        split=source.split or SPLITS.get(subset),
-    )
+    origin = (source.path.parent if source.path.is_file() else source.path).resolve().name
+    record = replace(annotate(source, image, objects, SPLIT_WORDS.get(subset)), origin=origin)
     return make_samples(record, source, notes)
 
 
 def _find_box(tag: str, shape: dict[str, str], field: str, image: ImageRef, notes: Counter[str]) -> Box:
     points = _list_corners(tag, shape, field)
     rotation = _read_numbers(shape, ("rotation",), field)[0] if "rotation" in shape else 0.0
-    corners = extent(turn(points, rotation))
+    corners = extent(rotate(points, rotation))
     return parse_pixel_box(list(corners), field, image, notes)
 
 

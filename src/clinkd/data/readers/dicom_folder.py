@@ -12,15 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
-from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.dicom_annotations import (
-    DicomBox,
-    DicomIdentity,
-    identify,
-    make_box,
-    read_annotations,
-)
+from clinkd.data.readers.annotated import annotate, find_split_group, make_samples
+from clinkd.data.readers.dicom_annotations import DicomBox, DicomIdentity, identify, make_box, read_annotations
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result, require_words
 from clinkd.data.readers.source import NAMELESS_NOTE, Source
 from clinkd.data.readers.unknown import WAYS, name_way, recognise
@@ -89,18 +82,11 @@ def _convert_annotated(
             if frame > len(names):
                 raise FieldError("frame", frame, f"of an image with {len(names)}; bring the image it was drawn on")
             objects = ((require_words(a.name, "name"), make_box(a, facts.height, facts.width)) for a in annotations)
-            record = Annotated(
-                id=names[frame - 1],
-                image=ImageRef(
-                    names[frame - 1], facts.width, facts.height, window=source.window, laterality=facts.laterality
-                ),
-                modality=source.modality or facts.modality or resolve_modality(None, source),
-                objects=tuple(objects),
-                group=find_split_group(source, relative, facts),
-                origin=source.path.resolve().name,
-                side=source.side or "patient",
-                split=source.split,
+            image = ImageRef(
+                names[frame - 1], facts.width, facts.height, window=source.window, laterality=facts.laterality
             )
+            group = find_split_group(source, relative, facts)
+            record = annotate(source, image, objects, modality=source.modality or facts.modality, group=group)
             samples += make_samples(record, source, notes)
     except FieldError as fault:
         return make_error_result(path, number, fault, raw, {"id": relative})

@@ -4,102 +4,181 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
-from clinkd.data.images.nifti import SUFFIXES as VOLUMES
 from clinkd.data.patients import note_patients, strip_frame
-from clinkd.data.readers import coco, voc, vqa_med, yolo
-from clinkd.data.readers.choices import find_choice_keys
-from clinkd.data.readers.conversations import MISSPELT
-from clinkd.data.readers.cvat import FILE as CVAT_FILE
-from clinkd.data.readers.cvat import looks_like_cvat
+from clinkd.data.readers import (
+    coco,
+    conversations,
+    cvat,
+    imagefolder,
+    label_studio,
+    mask_pairs,
+    voc,
+    vqa,
+    vqa_med,
+    yolo,
+)
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
-from clinkd.data.readers.imagefolder import is_metadata, list_metadata
-from clinkd.data.readers.label_studio import is_task
-from clinkd.data.readers.mask_pairs import PICTURES, is_mask, pair_masks
-from clinkd.data.readers.record_files import SUFFIXES, record_rows
-from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
+from clinkd.data.readers.record_files import RECORD_SUFFIXES, find_record_files, record_rows, walk_files
+from clinkd.data.readers.rows import SHEET_SUFFIXES, RowError, RowResult, SourceRow, read_head
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.unknown import name_way, recognise
 from clinkd.records import BadInput, Sample
 from clinkd.spelling import find_near, suggest
 from clinkd.version import spell_program
 
-_MASK_SUFFIXES = (*PICTURES, *VOLUMES)
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
 PLAIN_BOXES = ("boxes", "sheet")  # forms whose boxes are four numbers, of which flags may say what they are
-FOLDER_MARKS = {
-    "samples": [SAMPLES],
-    "boxes": [RECORDS],
-    "kvasir-seg": [KVASIR_FILE],
-    "sa-med2d": ["images", "masks"],
-    "masks": ["imagesTr", "labelsTr"],
-}
-TREES = {  # form -> patterns of its label files, and whether a file is one
-    "coco": (("annotations/*.json", "*/*.json", "*/annotations/*.json"), coco.looks_like_coco),
-    "yolo": (
-        ("*.yaml", "*.yml", "*.txt", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
-        yolo.looks_like_yolo,
-    ),
-    "voc": (("*.xml", "*/*.xml", "*/*/*.xml"), voc.looks_like_voc),
-}
 KNOWN_KEYS = ("image", "images", "question", "answer", "conversations", "messages", "objects", "turns", "annotations")
-FORMS = {  # name -> module of the reader, description
-    "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
-    "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
-    "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
-    "swift": ("conversations", "ms-swift: messages and objects"),
-    "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
-    "masks": ("mask_folders", "images and masks, by their names: ISIC, BUSI, nnU-Net, MSD; pictures or NIfTI"),
-    "coco": ("coco", "COCO: images, annotations and categories"),
-    "yolo": ("yolo", "YOLO: a text file of boxes for each image, and data.yaml"),
-    "voc": ("voc", "Pascal VOC: an XML file of boxes for each image"),
-    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question, also with options (PMC-VQA)"),
-    "vqa": ("vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options"),
-    "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
-    "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
-    "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
-    "kvasir-seg": ("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json"),
-    "slake-boxes": ("image_boxes", "SLAKE: the boxes of its images, detection.json"),
-    "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
-    "vqa-med": ("vqa_med", "VQA-Med of ImageCLEF: lines such as image|question|answer"),
-    "dicom": (
+
+
+class Form(NamedTuple):
+    """A form of data: its reader, its line in the help, and how its files are known."""
+
+    module: str  # of the reader
+    description: str
+    example: str = ""  # the smallest
+    is_row: Callable[[dict[str, Any]], bool] | None = None  # the first row of JSON or Parquet
+    is_file: Callable[[Path], bool] | None = None  # a file that is no sheet, JSON or Parquet
+    label_files: Iterable[str] = ()  # patterns of files in a folder, of which one that `is_file` tells the form
+    is_marked: Callable[[Path], bool] | None = None  # a folder that holds what other forms do not
+    is_folder: Callable[[Path], bool] | None = None  # a folder that is not marked, and whose files tell no form
+
+
+def _holds(*names: str) -> Callable[[Path], bool]:
+    return lambda folder: all((folder / name).exists() for name in names)
+
+
+def _has_keys(*keys: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda row: all(key in row for key in keys)
+
+
+def _is_medical(file: Path) -> bool:
+    return kind_of(file).medical
+
+
+def _refuse_sheet(folder: Path) -> bool:
+    """False. Raises BadInput if a folder holds a sheet, which does not say where its images are."""
+    if sheets := [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in SHEET_SUFFIXES]:
+        which = f"sheets {', '.join(sheets[:5])}; give one" if len(sheets) > 1 else f"sheet {sheets[0]}; give it"
+        raise BadInput(f"{folder}: holds the {which} by name, and the folder of images with --images")
+    return False
+
+
+def find_data_below(folder: Path) -> str:
+    """Where the folders in a folder hold data of a known form, as "give ..."; "" if they hold none."""
+    for file in map(folder.joinpath, walk_files(folder)):
+        if file.parent == folder or file.suffix.lower() not in {*RECORD_SUFFIXES, *SHEET_SUFFIXES}:
+            continue
+        try:
+            form = _detect_file_form(file, "utf-8")
+        except BadInput:
+            continue
+        if form is not None:
+            place = file if form == "sheet" else file.parent
+            return f"give {shlex.quote(str(place))} ({form}), and --images {shlex.quote(str(folder))}"
+    return ""
+
+
+FORMS = {  # by name; what fits several is of the first
+    "coco": Form(
+        "coco", "COCO: images, annotations and categories",
+        '{"images": [...], "categories": [...], "annotations": [{"image_id": 1, "bbox": [x, y, w, h], ...}]}',
+        is_row=coco.is_row, is_file=coco.is_file, label_files=coco.LABEL_FILES,
+    ),
+    "samples": Form(
+        "samples", "samples.jsonl: what `clinkd data import` leaves", "FOLDER/samples.jsonl, FOLDER/dataset.json",
+        is_row=_has_keys("turns", "images"), is_marked=_holds(SAMPLES),
+    ),
+    "med-grit": Form(
+        "conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text",
+        '{"id": "1", "image": "a.png", "conversations": [[{"from": "human", ...}, {"from": "gpt", ...}]]}',
+        is_row=conversations.is_row_of_pairs,
+    ),
+    "sharegpt": Form(
+        "conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt",
+        '{"image": "a.png", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
+        is_row=conversations.is_row,
+    ),
+    "label-studio": Form(
+        "label_studio", "Label Studio: JSON or JSON-MIN of finished tasks", is_row=label_studio.is_row,
+    ),
+    "swift": Form(
+        "conversations", "ms-swift: messages and objects",
+        '{"messages": [{"role": "user", "content": ...}, ...], "images": ["a.png"], "objects": {"bbox": [...]}}',
+        is_row=_has_keys("messages"),
+    ),
+    "llava-med-qa": Form(
+        "vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4",
+        '{"question_id": 1, "image": "a.jpg", "text": "What is this?", "gpt4_answer": "a liver", ...}',
+        is_row=lambda row: "gpt4_answer" in row or "fig_caption" in row,
+    ),
+    "boxes": Form(
+        "boxes", "records.jsonl: one image a line with its boxes, names and questions",
+        '{"id": "1", "image": "a.png", "modality": "ct", "objects": [{"name": "liver", "box": [10, 20, 90, 80]}]}',
+        is_row=lambda row: "image" in row and ("objects" in row or "qa" in row) and not imagefolder.has_columns(row),
+        is_marked=_holds(RECORDS),
+    ),
+    "vqa": Form(
+        "vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options",
+        '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}',
+        is_row=lambda row: vqa.is_row(row) and not imagefolder.has_columns(row),
+    ),
+    "cvat": Form("cvat", "CVAT for images 1.1: annotations.xml", is_file=cvat.is_file, is_folder=_holds(cvat.FILE)),
+    "imagefolder": Form(
+        "imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects",
+        is_row=imagefolder.is_row, is_folder=lambda folder: bool(imagefolder.list_metadata(folder)),
+    ),
+    "kvasir-seg": Form("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json", is_marked=_holds(KVASIR_FILE)),
+    "slake-boxes": Form(
+        "image_boxes", "SLAKE: the boxes of its images, detection.json",
+        is_folder=lambda folder: bool(list_slake_files(folder)),
+    ),
+    "vqa-med": Form(
+        "vqa_med", "VQA-Med of ImageCLEF: lines such as image|question|answer",
+        is_file=vqa_med.is_file, is_folder=lambda folder: any(map(vqa_med.is_file, _list_first_files(folder))),
+    ),
+    "sheet": Form(
+        "sheet", "CSV or XLSX, a line an image, a box or a question, also with options (PMC-VQA)",
+        "image,modality,question,answer / a.png,ct,What is this?,a liver", is_folder=_refuse_sheet,
+    ),
+    "sa-med2d": Form(
+        "masks", "SA-Med2D-20M: a folder of images and masks",
+        "FOLDER/images/ct_00--LiTS--a--x_0.png, FOLDER/masks/ct_00--LiTS--a--x_0--0001_000.png",
+        is_marked=lambda folder: _holds("images", "masks")(folder) and mask_pairs.are_named_as_sa_med2d(folder),
+    ),
+    "masks": Form(
+        "mask_folders", "images and masks, by their names: ISIC, BUSI, nnU-Net, MSD; pictures or NIfTI",
+        is_marked=lambda folder: _holds("images", "masks")(folder) or _holds("imagesTr", "labelsTr")(folder),
+        is_folder=mask_pairs.is_folder,
+    ),
+    "dicom": Form(
         "dicom_folder",
         "DICOM or NIfTI files, with boxes of segmentations and reports; other questions come from a sheet",
+        "FOLDER/patient1/ct.dcm",
+        is_file=_is_medical, is_folder=lambda folder: any(map(_is_medical, _list_first_files(folder))),
     ),
-    "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
-}
-
-LAYOUTS = {  # name -> the smallest example
-    "boxes": '{"id": "1", "image": "a.png", "modality": "ct", "objects": [{"name": "liver", "box": [10, 20, 90, 80]}]}',
-    "med-grit": '{"id": "1", "image": "a.png", "conversations": [[{"from": "human", ...}, {"from": "gpt", ...}]]}',
-    "sharegpt": '{"image": "a.png", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}',
-    "swift": '{"messages": [{"role": "user", "content": ...}, ...], "images": ["a.png"], "objects": {"bbox": [...]}}',
-    "sa-med2d": "FOLDER/images/ct_00--LiTS--a--x_0.png, FOLDER/masks/ct_00--LiTS--a--x_0--0001_000.png",
-    "coco": '{"images": [...], "categories": [...], "annotations": [{"image_id": 1, "bbox": [x, y, w, h], ...}]}',
-    "sheet": "image,modality,question,answer / a.png,ct,What is this?,a liver",
-    "vqa": '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}',
-    "llava-med-qa": '{"question_id": 1, "image": "a.jpg", "text": "What is this?", "gpt4_answer": "a liver", ...}',
-    "dicom": "FOLDER/patient1/ct.dcm",
-    "samples": "FOLDER/samples.jsonl, FOLDER/dataset.json",
-}
+    "yolo": Form(
+        "yolo", "YOLO: a text file of boxes for each image, and data.yaml",
+        is_file=yolo.is_file, label_files=yolo.LABEL_FILES,
+    ),
+    "voc": Form(
+        "voc", "Pascal VOC: an XML file of boxes for each image", is_file=voc.is_file, label_files=voc.LABEL_FILES,
+    ),
+}  # fmt: skip
 
 
 def describe_forms() -> str:
     """The forms as --form help prints them: the name, what is read, and an example of the layout."""
-    entries = []
-    for form, (_, description) in FORMS.items():
-        entries.append(f"{form:<14}{description}")
-        if form in LAYOUTS:
-            entries.append(f"{'':<14}  {LAYOUTS[form]}")
+    entries = (f"{name:<14}{form.description}\n{'':<16}{form.example}".rstrip() for name, form in FORMS.items())
     return "\n".join(entries)
 
 
@@ -119,7 +198,7 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     source = with_form(source)
     form = require_form(source.form or "")
     _refuse_box_flags(source)
-    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
+    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form].module}")
     results: Iterator[RowResult] = module.read(source, notes)
     return results if form == "samples" else _note_patients(results, source, notes)
 
@@ -179,104 +258,42 @@ def detect_form(source: Source) -> str:
 
 
 def _detect_folder_form(folder: Path, encoding: str) -> str | None:
-    for marked_form, marks in FOLDER_MARKS.items():
-        if all((folder / mark).exists() for mark in marks):
-            return "masks" if marked_form == "sa-med2d" and not _is_sa_med2d(folder) else marked_form
-    files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    record_files = [p for p in files if p.suffix.lower() in SUFFIXES and p.stem != "dataset_info"]
-    forms = list(dict.fromkeys(form for p in record_files if (form := _detect_file_form(p, encoding)) is not None))
-    forms += [form for form, tree in TREES.items() if form not in forms and _has_label_file(folder, *tree)]
-    if len(forms) > 1:
-        raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
-    if forms:
-        return forms[0]
-    if (folder / CVAT_FILE).is_file():
-        return "cvat"
-    if list_metadata(folder):
-        return "imagefolder"
-    if list_slake_files(folder):
-        return "slake-boxes"
-    if any(p.suffix.lower() == ".txt" and vqa_med.count_parts(p) > 1 for p in _list_first_files(folder)):
-        return "vqa-med"
-    sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
-    if sheets:
-        which = f"sheets {', '.join(sheets[:5])}; give one" if len(sheets) > 1 else f"sheet {sheets[0]}; give it"
-        raise BadInput(f"{folder}: holds the {which} by name, and the folder of images with --images")
-    if _has_masks(folder):
-        return "masks"
-    return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+    if marked := next((name for name, form in FORMS.items() if form.is_marked and form.is_marked(folder)), None):
+        return marked
+    by_file = [_detect_file_form(p, encoding) for p in find_record_files(folder)]
+    by_label_file: list[str | None] = [name for name, form in FORMS.items() if _has_label_file(folder, form)]
+    names = list(dict.fromkeys(filter(None, by_file + by_label_file)))
+    if len(names) > 1:
+        raise BadInput(f"{folder}: holds files of the forms {', '.join(names)}; give one of the files, or --form")
+    if names:
+        return names[0]
+    return next((name for name, form in FORMS.items() if form.is_folder and form.is_folder(folder)), None)
 
 
-def find_data_below(folder: Path) -> str:
-    """Where the folders in a folder hold data of a known form, as "give ..."; "" if they hold none."""
-    for file in _walk_files(folder) if folder.is_dir() else ():
-        if file.parent == folder or file.suffix.lower() not in {*SUFFIXES, *SHEETS}:
-            continue
-        try:
-            form = _detect_file_form(file, "utf-8")
-        except BadInput:
-            continue
-        if form is not None:
-            place = file if form == "sheet" else file.parent
-            return f"give {shlex.quote(str(place))} ({form}), and --images {shlex.quote(str(folder))}"
-    return ""
-
-
-def _has_label_file(folder: Path, patterns: Iterable[str], is_label_file: Callable[[Path], bool]) -> bool:
+def _has_label_file(folder: Path, form: Form) -> bool:
     """Whether one of the first files of a pattern is a label file."""
-    first_files = itertools.chain.from_iterable(itertools.islice(folder.glob(p), MOST_LOOKED_AT) for p in patterns)
-    return any(path.is_file() and is_label_file(path) for path in first_files)
-
-
-def _has_masks(folder: Path) -> bool:
-    """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
-    paths: list[str] = []
-    for directory, folders, names in os.walk(folder):
-        place = Path(directory).relative_to(folder)
-        folders[:] = sorted(folders) if len(paths) < 50 * MOST_LOOKED_AT else []
-        paths += [(place / n).as_posix() for n in sorted(names)[:MOST_LOOKED_AT] if n.lower().endswith(_MASK_SUFFIXES)]
-    masks = [path for path in paths if is_mask(path)]
-    return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])
-
-
-def _is_sa_med2d(folder: Path) -> bool:
-    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png."""
-    entries = (
-        list(itertools.islice((folder / "masks").iterdir(), MOST_LOOKED_AT)) if (folder / "masks").is_dir() else []
-    )
-    names = [entry.name for entry in entries if entry.name.lower().endswith(_MASK_SUFFIXES)]
-    return any("--" in name for name in names) or not (names or any(entry.is_dir() for entry in entries))
+    globs = (itertools.islice(folder.glob(pattern), MOST_LOOKED_AT) for pattern in form.label_files)
+    is_file = form.is_file
+    return is_file is not None and any(path.is_file() and is_file(path) for path in itertools.chain(*globs))
 
 
 def _list_first_files(folder: Path) -> list[Path]:
-    return list(itertools.islice(_walk_files(folder), MOST_LOOKED_AT))
-
-
-def _walk_files(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(directory) / name for name in sorted(names))
+    return [folder / path for path in itertools.islice(walk_files(folder), MOST_LOOKED_AT)]
 
 
 def _detect_file_form(file: Path, encoding: str) -> str | None:
-    if file.suffix.lower() in SHEETS:  # a CSV has no marks: something else of that name would be read as one long word
-        return "sheet" if file.suffix.lower().startswith(".xls") or recognise(file) is None else None
-    if vqa_med.count_parts(file) > 1:
-        return "vqa-med"
-    if kind_of(file).medical:
-        return "dicom"
-    if file.suffix.lower() not in SUFFIXES:
-        if looks_like_cvat(file):
-            return "cvat"
-        return next((form for form, (_, looks_like) in TREES.items() if looks_like(file)), None)
-    with file.open("rb") as stream:
-        head = stream.read(coco.HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    suffix = file.suffix.lower()
+    if suffix in SHEET_SUFFIXES:  # a CSV has no marks: something else of that name would be read as one long word
+        return "sheet" if suffix.startswith(".xls") or recognise(file) is None else None
+    if suffix not in RECORD_SUFFIXES:
+        return next((name for name, form in FORMS.items() if form.is_file and form.is_file(file)), None)
+    head = read_head(file, encoding)
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
-        return "coco" if coco.looks_like_coco(file, encoding) else None
+        return "coco" if coco.is_file(file, encoding) else None
     first_rows = list(itertools.islice(record_rows(file, encoding), MOST_LOOKED_AT))
-    first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
+    first = next((row.value for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:
-        return _detect_row_form(first.value)
+        return next((name for name, form in FORMS.items() if form.is_row and form.is_row(first)), None)
     fault = next(row.problem for row in first_rows if isinstance(row, RowResult))
     raise BadInput(f"no row of the first {len(first_rows)} can be read: {fault}")
 
@@ -289,28 +306,6 @@ def _suggest_key(path: Path) -> str:
     near = {key: find_near(key, KNOWN_KEYS) for key in (first.value if first else ()) if key not in KNOWN_KEYS}
     hints = [f"{known} for its key {key!r}" for key, known in near.items() if known]
     return f"; did you mean {' and '.join(hints)}?" if hints else ""
-
-
-def _detect_row_form(row: dict[str, Any]) -> str | None:
-    conversations = row.get("conversations") or row.get(MISSPELT)
-    if isinstance(row.get("annotations"), list) and "images" in row:
-        return "coco"
-    if "turns" in row and "images" in row:
-        return "samples"
-    if conversations:
-        return "med-grit" if isinstance(conversations, list) and isinstance(conversations[0], list) else "sharegpt"
-    if is_task(row):
-        return "label-studio"
-    if "messages" in row:
-        return "swift"
-    if "gpt4_answer" in row or "fig_caption" in row:
-        return "llava-med-qa"
-    if "image" in row and ("objects" in row or "qa" in row):
-        return "imagefolder" if isinstance(row.get("objects"), dict) else "boxes"
-    has_answer = "answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter)
-    if "question" in row and has_answer:
-        return "vqa"
-    return "imagefolder" if is_metadata(row) else None
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:

@@ -10,17 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import (
-    Annotated,
-    find_split_group,
-    make_samples,
-    parse_pixel_box,
-    require_four_numbers,
-)
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
+from clinkd.data.readers.box_layout import SIZED_BOXES
 from clinkd.data.readers.names import require_class_name
 from clinkd.data.readers.rows import (
     FieldError,
@@ -50,17 +45,10 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
     def convert(row: SourceRow) -> list[Sample]:
         image = pictures.ref(row.value["image"])
-        read_objects = _read_kvasir_objects if is_kvasir else _read_slake_objects
-        record = Annotated(
-            id=row.value["id"],
-            image=image,
-            modality=resolve_modality("endoscopy" if is_kvasir and source.modality is None else None, source),
-            objects=tuple(read_objects(row.value, image, source, notes)),
-            group=find_split_group(source, image.path),
-            origin="kvasir_seg" if is_kvasir else "slake",
-            side=source.side or "patient",
-            split=source.split,
-        )
+        objects = (_read_kvasir_objects if is_kvasir else _read_slake_objects)(row.value, image, source, notes)
+        modality = "endoscopy" if is_kvasir and source.modality is None else None
+        origin = "kvasir_seg" if is_kvasir else "slake"
+        record = replace(annotate(source, image, objects, modality=modality), id=row.value["id"], origin=origin)
         return make_samples(record, source, notes)
 
     return convert_rows(_list_kvasir(source) if is_kvasir else _list_slake(source), convert)
@@ -106,6 +94,5 @@ def _read_slake_objects(
     for n, entry in iterate_objects(value, "boxes"):
         for name, box in entry.items():
             field = f"boxes[{n}].{name}"
-            x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
-            box = parse_pixel_box([x, y, x + width, y + height], field, image, notes)
-            yield require_class_name(name, field, source.class_names), box
+            name = require_class_name(name, field, source.class_names)
+            yield name, parse_pixel_box(box, field, image, notes, SIZED_BOXES)

@@ -14,25 +14,19 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.readers.annotated import (
-    Annotated,
-    find_split_group,
-    make_samples,
-    parse_pixel_box,
-    require_four_numbers,
-    sample_questions,
-)
-from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import find_split_of_path
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box, sample_questions
+from clinkd.data.readers.box_layout import SIZED_BOXES
 from clinkd.data.readers.names import require_class_name
-from clinkd.data.readers.record_files import files, record_rows
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, require_words
+from clinkd.data.readers.record_files import list_record_files, record_rows
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, count_unused_keys, require_words
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_of_path
 from clinkd.records import Box, ImageRef, Sample
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
@@ -51,7 +45,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     Raises BadInput if there is none.
     """
     pictures = ImageResolver(source, notes)
-    for file in (list_metadata(source.path) if source.path.is_dir() else ()) or files(source.path):
+    for file in (list_metadata(source.path) if source.path.is_dir() else ()) or list_record_files(source.path):
         folder = "" if source.images else file.parent.relative_to(source.root).as_posix()
         convert = partial(_convert_row, folder=folder, source=source, pictures=pictures, notes=notes)
         yield from convert_rows(record_rows(file, source.encoding), convert)
@@ -61,21 +55,16 @@ def _convert_row(
     row: SourceRow, folder: str, source: Source, pictures: ImageResolver, notes: Counter[str]
 ) -> list[Sample]:
     value = row.value
-    notes.update(f"keys {key!r}, which are not used" for key in value.keys() - KEYS)
+    count_unused_keys(value, KEYS, notes)
     key = next((k for k in ("file_name", "image") if k in value), "file_name")
     name = require_words(value.get(key), key)
     image = pictures.ref(name if folder in ("", ".") else f"{folder}/{name}", key)
-    stated_id = value.get("id")
-    record = Annotated(
-        id=image.path if stated_id is None else require_words(str(stated_id), "id"),
-        image=image,
-        modality=resolve_modality(value.get("modality"), source),
-        objects=tuple(_find_objects(value.get("objects"), image, source, notes)),
-        group=_find_group(value, image, source),
-        origin=source.path.resolve().stem,
-        side=source.side or "patient",
-        split=source.split or find_split_of_path(row.file),
-    )
+    objects = _find_objects(value.get("objects"), image, source, notes)
+    split = source.split or find_split_of_path(row.file)
+    group = None if value.get("patient") is None else require_words(str(value["patient"]), "patient")
+    record = annotate(source, image, objects, split, value.get("modality"), group)
+    if (stated_id := value.get("id")) is not None:
+        record = replace(record, id=require_words(str(stated_id), "id"))
     samples = make_samples(record, source, notes)
     for text_key in ("text", "caption"):
         if value.get(text_key) is not None:
@@ -85,11 +74,6 @@ def _convert_row(
     if not samples and not record.objects:
         notes["rows without text and objects, of which nothing is asked"] += 1
     return sample_questions(samples, source, notes)
-
-
-def _find_group(value: Mapping[str, Any], image: ImageRef, source: Source) -> str:
-    patient = value.get("patient")
-    return find_split_group(source, image.path) if patient is None else require_words(str(patient), "patient")
 
 
 def _find_objects(objects: Any, image: ImageRef, source: Source, notes: Counter[str]) -> Iterator[tuple[str, Box]]:
@@ -102,13 +86,15 @@ def _find_objects(objects: Any, image: ImageRef, source: Source, notes: Counter[
         raise FieldError("objects", objects, why)
     for n, (name, box) in enumerate(zip(names, boxes, strict=True)):
         field = f"objects.bbox[{n}]"
-        x, y, width, height = require_four_numbers(box, field, "[x, y, width, height] in pixels")
-        yield (
-            require_class_name(name, f"objects.categories[{n}]", source.class_names),
-            parse_pixel_box([x, y, x + width, y + height], field, image, notes),
-        )
+        name = require_class_name(name, f"objects.categories[{n}]", source.class_names)
+        yield name, parse_pixel_box(box, field, image, notes, SIZED_BOXES)
 
 
-def is_metadata(row: Mapping[str, Any]) -> bool:
+def has_columns(row: Mapping[str, Any]) -> bool:
+    """Whether the objects of an image are columns, of names and of boxes, as no other form has them."""
+    return "image" in row and isinstance(row.get("objects"), dict)
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
     """Whether a row is one of an ImageFolder that is no question with its answer."""
     return ("file_name" in row or "image" in row) and bool(row.keys() & {"text", "caption", "objects"})

@@ -20,12 +20,11 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.names import require_class_name
-from clinkd.data.readers.record_files import files, record_rows
+from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, iterate_objects, require_words
-from clinkd.data.readers.shapes import Points, extent, turn
+from clinkd.data.readers.shapes import Points, extent, rotate
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import Box, ImageRef, Sample
 
@@ -33,7 +32,7 @@ _LABELS = {"rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipsel
 _UPLOADED = re.compile(r"/?data/upload/(?:\d+/)?([0-9a-f]{8}-)?(.+)")
 
 
-def is_task(row: Mapping[str, Any]) -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
     """Whether a row is a task of Label Studio, as JSON or JSON-MIN."""
     if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
         return True
@@ -51,7 +50,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """The tasks of a file, or of all JSON files of a folder. Raises BadInput if there is none."""
     pictures = ImageResolver(source, notes)
     convert = partial(_convert_task, source=source, pictures=pictures, notes=notes)
-    for file in files(source.path):
+    for file in list_record_files(source.path):
         yield from convert_rows(record_rows(file, source.encoding), convert)
 
 
@@ -63,16 +62,7 @@ def _convert_task(row: SourceRow, source: Source, pictures: ImageResolver, notes
     objects = [pair for shape in _iterate_shapes(value, notes) for pair in _read_shape(*shape, image, source, notes)]
     if not objects:
         notes["tasks without a box, of which nothing is asked"] += 1
-    record = Annotated(
-        id=image.path,
-        image=image,
-        modality=resolve_modality(data.get("modality"), source),
-        objects=tuple(objects),
-        group=find_split_group(source, image.path),
-        origin=source.path.resolve().stem,
-        side=source.side or "patient",
-        split=source.split,
-    )
+    record = annotate(source, image, objects, modality=data.get("modality"))
     return make_samples(record, source, notes)
 
 
@@ -144,4 +134,4 @@ def _list_corners(kind: str, shape: dict[str, Any], x_unit: float, y_unit: float
     else:
         w, h = shape["width"] * x_unit, shape["height"] * y_unit
         corners, pivot = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)], (x, y)
-    return turn(corners, shape.get("rotation") or 0.0, pivot)
+    return rotate(corners, shape.get("rotation") or 0.0, pivot)

@@ -20,7 +20,7 @@ import numpy as np
 from clinkd.data.dataset import ABOUT
 from clinkd.data.images import kind_of, locate
 from clinkd.data.images.nifti import Nifti, VolumeHeader, read_volume_header
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.annotated import annotate, make_samples
 from clinkd.data.readers.channels import Channels
 from clinkd.data.readers.mask_pairs import MaskedImage, is_mask, list_image_files, pair_masks
 from clinkd.data.readers.mask_values import Layer, load_picture_mask, load_volume_mask, name_layers
@@ -138,16 +138,9 @@ class _MaskReader:
         samples = []
         for index in self._choose_slices(layers):
             name = pair.image if header is None else f"{pair.image}#{offset + index + 1}"
-            record = Annotated(
-                id=name,
-                image=self.images.ref(self.source.prefix + name),
-                modality=modality,
-                objects=self._find_objects(layers, index, image_notes),
-                group=patient or find_split_group(self.source, pair.image),
-                origin=self.source.path.resolve().name,
-                side=self.source.side or "patient",
-                split=split,
-            )
+            image = self.images.ref(self.source.prefix + name)
+            objects = self._find_objects(layers, index, image_notes)
+            record = annotate(self.source, image, objects, split, modality, patient)
             if has_unknown:
                 record = replace(record, incomplete=frozenset(name for name, _ in record.objects))
             samples += make_samples(record, self.source, image_notes)

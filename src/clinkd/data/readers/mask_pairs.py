@@ -13,6 +13,7 @@ image whose name it continues, in a folder of the same other words; else to the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -22,10 +23,14 @@ from pathlib import Path, PurePosixPath
 
 from clinkd.data.dataset import ABOUT
 from clinkd.data.images import is_named_as_image
-from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.images.nifti import SUFFIXES as VOLUMES
+from clinkd.data.readers.record_files import walk_files
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import Split
 
 PICTURES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+_SUFFIXES = (*PICTURES, *VOLUMES)
+_MOST_NAMES, _MOST_PATHS = 100, 5000  # looked at in a folder and in all, to tell what it holds
 
 _MASK = re.compile(
     r"(?:masks?|labels?|segmentations?|segs?|gts?|ground ?truths?|annotations?|annots?|manual|attribute)\d*", re.I
@@ -34,7 +39,7 @@ _IMAGE = re.compile(r"(?:images?|imgs?|imaging|inputs?|originals?|data|datasets?
 _LESION = re.compile(r"lesions?", re.I)  # marks a mask, and is the name of what it shows
 _FRONT = re.compile(rf"(?:{_MASK.pattern[:-3]}|{_IMAGE.pattern})[_\-. ]*(?=\d)", re.I)
 _SEPARATOR = re.compile(r"[_\-. ]+")
-_SPLIT_WORDS: dict[str, Split] = {**SPLITS, "tr": "train", "ts": "test", "vl": "validation"}
+_FOLDER_SPLITS: dict[str, Split] = {**SPLIT_WORDS, "tr": "train", "ts": "test", "vl": "validation"}
 
 
 @dataclass(slots=True)
@@ -61,7 +66,7 @@ class _NamedFile:
         stem = _stem_of(pure.name)
         words = [w.lower() for folder in pure.parent.parts for w in _split_words(folder)]
         place = tuple(w for w in words if not _MASK.fullmatch(w) and not _IMAGE.fullmatch(w))
-        split = next((_SPLIT_WORDS[w] for w in place if w in _SPLIT_WORDS), None)
+        split = next((_FOLDER_SPLITS[w] for w in place if w in _FOLDER_SPLITS), None)
         return cls(path, _strip_words(stem), stem, place, split)
 
 
@@ -102,7 +107,7 @@ def is_mask(path: str) -> bool:
 
 def _says_mask(words: Sequence[str]) -> bool | None:
     """Whether the name of a folder is one of masks; None where it says neither."""
-    words = [w for w in words if w.lower() not in _SPLIT_WORDS]
+    words = [w for w in words if w.lower() not in _FOLDER_SPLITS]
     if not words or _IMAGE.fullmatch(words[-1]):
         return False if words else None
     return True if any(map(_MASK.fullmatch, words)) or _LESION.fullmatch(words[-1]) else None
@@ -112,18 +117,36 @@ def _stem_of(name: str) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
 
 
+def is_folder(folder: Path) -> bool:
+    """Whether a folder holds masks of its pictures or volumes, by the first names in each of its folders."""
+    paths: list[str] = []
+    for directory, folders, names in os.walk(folder):
+        place = Path(directory).relative_to(folder)
+        folders[:] = sorted(folders) if len(paths) < _MOST_PATHS else []
+        paths += [(place / n).as_posix() for n in sorted(names)[:_MOST_NAMES] if n.lower().endswith(_SUFFIXES)]
+    masks = [path for path in paths if is_mask(path)]
+    return bool(masks) and any(pair.masks for pair in pair_masks(sorted({*paths} - {*masks}), masks)[0])
+
+
+def are_named_as_sa_med2d(folder: Path) -> bool:
+    """Whether the masks of a folder are named as those of SA-Med2D, IMAGE--CLASS_INSTANCE.png, or there are none."""
+    masks = folder / "masks"
+    entries = list(itertools.islice(masks.iterdir(), _MOST_NAMES)) if masks.is_dir() else []
+    names = [entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
+    return any("--" in name for name in names) or not (names or any(entry.is_dir() for entry in entries))
+
+
 def list_image_files(root: Path, notes: Counter[str]) -> list[str]:
     """The pictures and volumes below a folder, sorted. `notes` counts other files, and the hidden ones of macOS."""
     paths = []
-    for directory, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                notes["hidden files (._ and the like), which are not read"] += 1
-            elif is_named_as_image(name):
-                paths.append((Path(directory) / name).relative_to(root).as_posix())
-            elif name != ABOUT:
-                notes["files that are no images and no masks"] += 1
+    for path in walk_files(root):
+        name = path.rpartition("/")[2]
+        if name.startswith("."):
+            notes["hidden files (._ and the like), which are not read"] += 1
+        elif is_named_as_image(name):
+            paths.append(path)
+        elif name != ABOUT:
+            notes["files that are no images and no masks"] += 1
     return paths
 
 
@@ -188,5 +211,5 @@ def _find_class(mask: _NamedFile, rest: str) -> str:
         folders = [_split_words(folder) for folder in PurePosixPath(mask.path).parent.parts]
         first = next((i for i, f in enumerate(folders) if any(map(_is_mask_word, f))), len(folders))
         below = [w for f in folders[first + 1 :] for w in f if not _MASK.fullmatch(w) and not _IMAGE.fullmatch(w)]
-        words = [w for w in below if w.lower() not in _SPLIT_WORDS]
+        words = [w for w in below if w.lower() not in _FOLDER_SPLITS]
     return " ".join(words)

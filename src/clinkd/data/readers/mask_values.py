@@ -16,11 +16,7 @@ from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef
 
-_DARK, _LIGHT, _CLEAR = (
-    64,
-    192,
-    0.98,
-)  # of a JPEG mask: all but 2 % of the values are below the first, or not below the second
+_DARK, _LIGHT, _CLEAR = 64, 192, 0.98  # of a JPEG mask: all but 2 % of its values are dark or light
 _MOVED = 0.5  # of a voxel: so far may the corners of a mask be from those of its volume
 
 

@@ -25,6 +25,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ from PIL import ImageOps
 from scipy import ndimage
 
 from clinkd.data.images import locate, open_at_frame
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.annotated import annotate, find_split_group, make_samples
 from clinkd.data.readers.conversations import infer_modality_from_name
 from clinkd.data.readers.mask_pairs import PICTURES
 from clinkd.data.readers.names import Names, load_names
@@ -188,18 +189,12 @@ def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, n
     is_sa_med2d_name = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
     dataset = parts[1] if is_sa_med2d_name else ""
     image_notes: Counter[str] = Counter()
-    record = Annotated(
-        id=stem,
-        image=image,
-        modality=source.modality or infer_modality_from_name(parts[0] if is_sa_med2d_name else "", parts[0]),
-        group="--".join(parts[1:-1])
-        if is_sa_med2d_name and not source.group
-        else find_split_group(source, image.path, images.header(row.value["image"])),
-        objects=_find_objects(row.value, folder, dataset, image, image_notes),
-        origin=dataset or source.path.resolve().name,
-        side=source.side or "patient",
-        split=source.split,
-    )
+    modality = source.modality or infer_modality_from_name(parts[0] if is_sa_med2d_name else "", parts[0])
+    group = "--".join(parts[1:-1]) if is_sa_med2d_name and not source.group else None
+    group = group or find_split_group(source, image.path, images.header(row.value["image"]))
+    objects = _find_objects(row.value, folder, dataset, image, image_notes)
+    record = annotate(source, image, objects, modality=modality, group=group)
+    record = replace(record, id=stem, origin=dataset or record.origin)
     samples = make_samples(record, source, image_notes)
     notes.update(image_notes)
     return samples

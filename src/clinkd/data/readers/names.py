@@ -107,7 +107,7 @@ def load_names(names: Path | str, folder: Path) -> Names:
     if file.suffix.lower() == ".json":
         value = load_json_file(file)
     elif file.suffix.lower() in (".yaml", ".yml"):
-        value = _load_yaml(file)
+        value = load_yaml(file)
     else:
         value = _read_lines(file)
     if isinstance(value, dict):
@@ -115,7 +115,8 @@ def load_names(names: Path | str, folder: Path) -> Names:
     return _make_names(str(file), value)
 
 
-def _load_yaml(file: Path) -> Any:
+def load_yaml(file: Path) -> Any:
+    """The value of a YAML file, the keys of an object as text. Raises BadInput if it is none."""
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

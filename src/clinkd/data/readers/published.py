@@ -22,7 +22,8 @@ from pathlib import Path
 
 from clinkd.data.images import is_named_as_image, stays_inside
 from clinkd.data.readers.box_layout import BoxForm
-from clinkd.data.readers.columns import EXTENT, fold_name
+from clinkd.data.readers.columns import EXTENT, fold_head
+from clinkd.data.readers.record_files import walk_files
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import Modality, Split
@@ -57,7 +58,7 @@ class PublishedSheet:
     telling: Sequence[str] = ()  # more columns that must be there
 
 
-SHEETS = (
+PUBLISHED = (
     PublishedSheet(
         "NIH ChestX-ray14's list of boxes",
         {"image": "Image Index", "name": "Finding Label", "x": "Bbox [x", "y": "y", "width": "w", "height": "h]"},
@@ -123,8 +124,8 @@ SHEETS = (
 
 def find_published(head: Sequence[str]) -> PublishedSheet | None:
     """The published sheet that has these columns, whatever their case, blanks and "_"."""
-    folded = {fold_name(column) for column in head}
-    wanted = ((sheet, {fold_name(c) for c in (*sheet.columns.values(), *sheet.telling)}) for sheet in SHEETS)
+    folded = {fold_head(column) for column in head}
+    wanted = ((sheet, {fold_head(c) for c in (*sheet.columns.values(), *sheet.telling)}) for sheet in PUBLISHED)
     return next((sheet for sheet, columns in wanted if columns <= folded), None)
 
 
@@ -185,13 +186,9 @@ class PublishedCells:
     def _paths(self) -> dict[str, str]:
         """Paths of image files below the root by name, by stem and by folder/name; "" where several have it."""
         paths: dict[str, str] = {}
-        for directory, folders, names in os.walk(self.source.root):
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            folder = Path(directory).relative_to(self.source.root)
-            for name in filter(is_named_as_image, names):
-                path = (folder / name).as_posix()
-                for key in {name, Path(name).stem, f"{folder.name}/{name}"}:
-                    paths[key] = "" if key in paths else path
+        for path in map(Path, filter(is_named_as_image, walk_files(self.source.root))):
+            for key in {path.name, path.stem, f"{path.parent.name}/{path.name}"}:
+                paths[key] = "" if key in paths else path.as_posix()
         return paths
 
     @cached_property

@@ -23,9 +23,10 @@ from clinkd.spelling import find_near, suggest
 from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
+HEAD_BYTES = 1 << 16  # which tell the form of a file
 MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
-SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
-ROW_FILES = (*SHEETS, ".jsonl", ".json")
+SHEET_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
+ROW_FILES = (*SHEET_SUFFIXES, ".jsonl", ".json")
 MANY = 20  # sheets named in a message
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
@@ -280,6 +281,12 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     is_list = _is_wide_encoding(encoding) or start == b"["
     yield from _read_list_rows(file, encoding) if is_list else _read_line_rows(file, encoding)
+
+
+def read_head(file: Path, encoding: str = "utf-8") -> str:
+    """The beginning of a text file, without a mark and blanks before it. Wrong bytes are replaced."""
+    with file.open("rb") as stream:
+        return stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip(_BLANKS)
 
 
 def normalize_encoding(encoding: str) -> str:
@@ -653,7 +660,7 @@ _NUMERIC = re.compile(r"[\d.,\s+-]+")
 def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
-        head = stream.read(1 << 16)
+        head = stream.read(HEAD_BYTES)
     if head[:2] in _UTF16_MARKS:
         encoding = "utf-16"
     elif encoding == "utf-8":

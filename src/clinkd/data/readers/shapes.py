@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Points = Sequence[tuple[float, float]]  # x and y in pixels, y downward
 
 
-def turn(points: Points, degrees: float, pivot: tuple[float, float] | None = None) -> Points:
+def rotate(points: Points, degrees: float, pivot: tuple[float, float] | None = None) -> Points:
     """Points turned clockwise as one sees them (y grows downward), by default about the middle of their extent."""
     if not degrees:
         return points

@@ -35,8 +35,7 @@ from pathlib import Path, PurePosixPath
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.patients import names_nobody, strip_frame
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, resolve_modality, sample_questions
 from clinkd.data.readers.choices import make_choice_turn
 from clinkd.data.readers.columns import (
     CORNERS,
@@ -46,11 +45,11 @@ from clinkd.data.readers.columns import (
     find_size_columns,
     map_columns,
 )
-from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.conversations import infer_task_from_boxes
 from clinkd.data.readers.names import is_number, require_class_name
 from clinkd.data.readers.published import NO_FINDING, PublishedCells, find_published
 from clinkd.data.readers.rows import (
-    SHEETS,
+    SHEET_SUFFIXES,
     FieldError,
     Kind,
     RowResult,
@@ -63,6 +62,7 @@ from clinkd.data.readers.rows import (
 )
 from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, parse_split
 from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 from clinkd.spelling import suggest
@@ -95,9 +95,13 @@ def sheet_of(path: Path) -> Path:
     """The file, or the only sheet of a folder. Raises BadInput if the folder has none or several."""
     if not path.is_dir():
         return path
-    sheets = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
+    sheets = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in SHEET_SUFFIXES and not p.name.startswith((".", "~$"))
+    )
     if len(sheets) != 1:
-        several = f"the sheets {', '.join(p.name for p in sheets)}" if sheets else f"no sheet ({', '.join(SHEETS)})"
+        several = (
+            f"the sheets {', '.join(p.name for p in sheets)}" if sheets else f"no sheet ({', '.join(SHEET_SUFFIXES)})"
+        )
         raise BadInput(f"{path}: has {several}; give the path of one")
     return sheets[0]
 
@@ -346,10 +350,7 @@ class _SheetReader:
         if stated["modality"]:
             stated["modality"] = resolve_modality(stated["modality"], self.source).value
         if stated["split"]:
-            stated["split"] = SPLITS.get(stated["split"].casefold(), "")
-            if not stated["split"]:
-                why = f"train, validation or test is wanted{suggest(cells['split'], SPLITS)}"
-                raise FieldError("split", cells["split"], why)
+            stated["split"] = parse_split(stated["split"])
         stated["side"] = stated["side"].casefold()
         if stated["side"] not in ("", "image", "patient"):
             why = f"image or patient (whose left it is) is wanted{suggest(cells['side'], ('image', 'patient'))}"
@@ -406,7 +407,7 @@ class _SheetReader:
             group=self._find_group(path, image_values.get("patient", "")),
             origin=self.file.stem.lower(),
             side=side,
-            split=SPLITS.get(image_values.get("split", ""), self.source.split),
+            split=SPLIT_WORDS.get(image_values.get("split", ""), self.source.split),
             incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}

@@ -242,6 +242,12 @@ class Source:
         return folder / about["root"] if about is not None else folder
 
     @cached_property
+    def origin(self) -> str:
+        """The collection that images come from, if the data do not name it: the folder, or the file."""
+        path = self.path.resolve()
+        return path.name if path.is_dir() else path.stem
+
+    @cached_property
     def class_names(self) -> Names | None:
         """What `names` holds. Raises BadInput where it cannot be read."""
         folder = self.path if self.path.is_dir() else self.path.parent

@@ -17,9 +17,10 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from clinkd.data.images import is_named_as_image, stays_inside
-from clinkd.data.readers.conversations import find_split_in_name, find_split_of_path
+from clinkd.data.readers.record_files import walk_files
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import LABEL_FOLDERS, ImageResolver, Source
+from clinkd.data.readers.split_words import find_split_in_name, find_split_of_path
 from clinkd.records import ImageRef, Split
 
 LABEL_SUFFIXES = (".txt", ".xml")
@@ -76,12 +77,9 @@ class TreeImages:
     def names(self) -> dict[str, dict[str, list[str]]]:
         """The image files below the root: folder, as a prefix of paths -> stem -> names."""
         found: dict[str, dict[str, list[str]]] = {}
-        for directory, folders, names in os.walk(self.source.root):
-            folders.sort()
-            below = PurePosixPath(Path(directory).relative_to(self.source.root).as_posix())
-            stems = found.setdefault("" if str(below) == "." else f"{below}/", {})
-            for name in filter(is_named_as_image, sorted(names)):
-                stems.setdefault(PurePosixPath(name).stem, []).append(name)
+        for path in filter(is_named_as_image, walk_files(self.source.root)):
+            folder, slash, name = path.rpartition("/")
+            found.setdefault(folder + slash, {}).setdefault(PurePosixPath(name).stem, []).append(name)
         return found
 
     def list_label_files(self, suffix: str) -> list[Path]:

@@ -19,19 +19,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
-from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import SPLITS
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+
+from clinkd.data.readers.annotated import annotate, make_samples, parse_pixel_box
 from clinkd.data.readers.names import require_class_name
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, read_head
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.data.readers.trees import TreeImages
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
-HEAD_BYTES = 1 << 12
+LABEL_FILES = ("*.xml", "*/*.xml", "*/*/*.xml")
 MOST_BYTES = 1 << 21  # of an XML file: some 7,000 objects
 CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 KEYS = {"folder", "filename", "path", "source", "size", "segmented", "owner", "object"}  # of an annotation
@@ -50,13 +51,10 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     reader.images.count_unlabelled(reader.labelled, notes)
 
 
-def looks_like_voc(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether the beginning of an XML file is that of an annotation."""
-    if file.suffix.lower() != ".xml":
-        return False
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES)
-    return b"<annotation" in head and (b"<object" in head or b"<filename" in head)
+    head = read_head(file) if file.suffix.lower() == ".xml" else ""
+    return "<annotation" in head and ("<object" in head or "<filename" in head)
 
 
 class _VocReader:
@@ -86,11 +84,11 @@ class _VocReader:
     def _read_lists(self) -> dict[str, set[Split]]:
         """The splits of ImageSets/Main, by the path of its folder (of VOC2007, say) and the name of the image."""
         listed: dict[str, set[Split]] = {}
-        for file in sorted(f for f in self.images.base.rglob("ImageSets/Main/*.txt") if f.stem in SPLITS):
+        for file in sorted(f for f in self.images.base.rglob("ImageSets/Main/*.txt") if f.stem in SPLIT_WORDS):
             folder = self.images.find_below(file.parents[2])
             for words in map(str.split, file.read_text(encoding=self.source.encoding).split("\n")):
                 if words:
-                    listed.setdefault(str(folder / words[0]), set()).add(SPLITS[file.stem])
+                    listed.setdefault(str(folder / words[0]), set()).add(SPLIT_WORDS[file.stem])
         return listed
 
     def convert(self, row: SourceRow) -> list[Sample]:
@@ -110,16 +108,8 @@ class _VocReader:
         if not objects:
             self.notes["images without a box, of which nothing is asked"] += 1
             return []
-        record = Annotated(
-            id=image.path,
-            image=image,
-            modality=resolve_modality(None, self.source),
-            objects=objects,
-            group=find_split_group(self.source, image.path),
-            origin=self.images.base.resolve().name,
-            side=self.source.side or "patient",
-            split=self.source.split or self._find_split(row.file),
-        )
+        split = self.source.split or self._find_split(row.file)
+        record = replace(annotate(self.source, image, objects, split), origin=self.images.base.resolve().name)
         return make_samples(record, self.source, self.notes)
 
     def _find_image(self, root: Element, file: Path) -> ImageRef:
@@ -171,19 +161,12 @@ def _parse_xml(file: Path) -> Element:
     """The root of an XML file. Raises FieldError for a file that is none, too long, or declares a document type."""
     if file.stat().st_size > MOST_BYTES:
         raise FieldError("annotation", file.name, f"more than {MOST_BYTES:,} bytes; no annotation is so long")
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-
-    def refuse_doctype(*_: object) -> None:
-        why = "declares a document type, which may unfold without end or read other files; remove it"
-        raise FieldError("annotation", file.name, why)
-
-    parser.StartDoctypeDeclHandler = refuse_doctype
-    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
-    parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(file.read_bytes(), True)
-        root = builder.close()
-    except (expat.ExpatError, ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
+        root: Element = fromstring(file.read_bytes(), forbid_dtd=True)
+    except DefusedXmlException:
+        why = "declares a document type, which may unfold without end or read other files; remove it"
+        raise FieldError("annotation", file.name, why) from None
+    except (ParseError, ValueError, LookupError) as error:  # the last two: of its encoding
         raise FieldError("annotation", file.name, f"not XML ({error}); mend or remove the file") from None
     if root.tag != "annotation":
         raise FieldError("annotation", f"<{root.tag}>", "no annotation of Pascal VOC; remove the file")

@@ -27,11 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import find_split_group
-from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.annotated import find_split_group, resolve_modality
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
-from clinkd.data.readers.conversations import SPLITS, find_split_in_name
-from clinkd.data.readers.record_files import files, record_rows
+from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -44,8 +42,8 @@ from clinkd.data.readers.rows import (
     use_cell,
 )
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.data.readers.split_words import SPLIT_WORDS, find_split_in_name, parse_split
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
-from clinkd.spelling import suggest
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
 MODALITIES = "modalities.csv"
@@ -68,9 +66,15 @@ DOMAINS = {
 TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_description": Task.MIA, "detail": Task.MIA}
 
 
+def is_row(row: dict[str, Any]) -> bool:
+    """Whether a row is a question with its answer."""
+    return "question" in row and ("answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter))
+
+
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder. Raises BadInput if there is none, or if a knob does not fit."""
-    return read_files(source, notes, ((file, record_rows(file, source.encoding)) for file in files(source.path)))
+    files = list_record_files(source.path)
+    return read_files(source, notes, ((file, record_rows(file, source.encoding)) for file in files))
 
 
 def read_files(
@@ -127,7 +131,7 @@ class _VqaReader:
         """The results of the rows of a file, whose name or whose folder's name may state their split."""
         name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
         split = find_split_in_name(name)
-        split = split or SPLITS.get(file.parent.name.lower())
+        split = split or SPLIT_WORDS.get(file.parent.name.lower())
         if split is None and self.source.path in file.parent.parents:  # a name outside the source may be anything
             split = find_split_in_name(file.parent.name)
         if self.folders_of_names.setdefault(name, file.parent) != file.parent:  # train/QA_pairs.txt, val/QA_pairs.txt
@@ -254,11 +258,7 @@ class _VqaReader:
             return self.source.split or "test"
         stated = value.get("split")
         if stated is not None:
-            split = SPLITS.get(stated.casefold()) if isinstance(stated, str) else None
-            if split is None:
-                hint = suggest(stated, SPLITS) if isinstance(stated, str) else ""
-                raise FieldError("split", stated, f"train, validation or test is wanted{hint}")
-            return split
+            return parse_split(stated)
         phrase = value.get("phrase_type")
         if isinstance(phrase, str) and phrase.startswith("test"):
             return "test"  # whatever the source says: a test question must not be trained on
@@ -266,7 +266,7 @@ class _VqaReader:
 
 
 def _may_hold_images(folder: str) -> bool:
-    return folder.lower() in SPLITS or "image" in folder.lower()
+    return folder.lower() in SPLIT_WORDS or "image" in folder.lower()
 
 
 def _parse_domain(domain: Any) -> list[Modality]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result, normalize_encoding
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result, normalize_encoding, read_head
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.vqa import read_files
 from clinkd.records import BadInput
@@ -27,7 +27,6 @@ from clinkd.records import BadInput
 CATEGORIES = ("modality", "plane", "organ", "abnormality")  # of 2019
 BY_CATEGORY = "QAPairsByCategory"
 SUFFIXES = (".txt", ".csv", ".tsv")
-_HEAD_BYTES = 1 << 14
 _NAME = re.compile(r"[\w.-]+")  # of an image: no sentence
 
 
@@ -66,13 +65,16 @@ def _holds_answers(file: Path) -> bool:
     return "answer" in name and "question" not in name
 
 
+def is_file(file: Path) -> bool:
+    """Whether the first line of a text is of this form. A CSV may be a sheet, so `--form` is to say what it is."""
+    return file.suffix.lower() == ".txt" and count_parts(file) > 1
+
+
 def count_parts(file: Path) -> int:
     """The parts of the first line of a file that may be of this form; 0 if it is not."""
     if file.suffix.lower() not in SUFFIXES or not file.is_file():
         return 0
-    with file.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES).decode(errors="replace").lstrip("\ufeff \t\r\n")
-    parts = _split_line(head.partition("\n")[0])
+    parts = _split_line(read_head(file).partition("\n")[0])
     return len(parts) if len(parts) > 1 and _NAME.fullmatch(parts[0]) else 0
 
 

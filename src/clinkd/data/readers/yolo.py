@@ -15,19 +15,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
-from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows
+from clinkd.data.readers.annotated import annotate, make_samples
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, convert_rows, read_head
+from clinkd.data.readers.shapes import extent
 from clinkd.data.readers.source import Source
 from clinkd.data.readers.trees import TreeImages
 from clinkd.data.readers.yolo_about import MOST_BYTES, YoloAbout
 from clinkd.records import BadInput, Box, ImageRef, Sample, Split
 
 LABELS = "labels"
+LABEL_FILES = ("*.yaml", "*.yml", "*.txt", "labels/*.txt", "*/*.txt", "labels/*/*.txt", "*/labels/*.txt")
 NO_LABELS = ("classes.txt",)
-HEAD_BYTES = 1 << 12
 ROUNDING = 1e-5  # of fractions: YOLO files are written with six decimals
 NO_OBJECT = "images without a box, of which nothing is asked"
 
@@ -46,10 +47,9 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     reader.images.count_unlabelled(reader.labelled, notes)
 
 
-def looks_like_yolo(file: Path) -> bool:
+def is_file(file: Path) -> bool:
     """Whether a file is a data.yaml, or its first line is an object."""
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES).decode(errors="replace")
+    head = read_head(file)
     if file.suffix.lower() in (".yaml", ".yml"):
         keys = {line.partition(":")[0] for line in head.splitlines()}
         return "names" in keys and not keys.isdisjoint(("train", "val", "nc", "path"))
@@ -92,16 +92,8 @@ class _YoloReader:
         if not objects:
             self.notes[NO_OBJECT] += 1
             return []
-        record = Annotated(
-            id=image.path,
-            image=image,
-            modality=resolve_modality(None, self.source),
-            objects=objects,
-            group=find_split_group(self.source, image.path),
-            origin=self.base.resolve().name,
-            side=self.source.side or "patient",
-            split=self.source.split or self._find_split(row.file, image.path),
-        )
+        split = self.source.split or self._find_split(row.file, image.path)
+        record = replace(annotate(self.source, image, objects, split), origin=self.base.resolve().name)
         return make_samples(record, self.source, self.notes)
 
     def _find_split(self, file: Path, image: str) -> Split | None:
@@ -146,7 +138,7 @@ class _YoloReader:
             raise FieldError(field, line, "not fractions of the image, 0 to 1; divide pixels by its width and height")
         if len(values) > 4:
             self.notes["polygons of which the extent alone is kept"] += 1
-            corners = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+            corners = extent(list(zip(values[::2], values[1::2], strict=True)))
         else:
             x, y, width, height = values
             corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2

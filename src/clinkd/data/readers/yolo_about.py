@@ -12,12 +12,10 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.names import require_class_name
+from clinkd.data.readers.names import load_yaml, require_class_name
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
+from clinkd.data.readers.split_words import SPLIT_WORDS
 from clinkd.records import BadInput, Split
 
 MOST_BYTES = 1 << 22  # of a label file or data.yaml
@@ -75,7 +73,7 @@ class YoloAbout:
             entries = self.values.get(key) or []
             for entry in [entries] if isinstance(entries, str) else entries:
                 for place in self._find_listed(str(entry), key):
-                    splits.setdefault(place, set()).add(SPLITS[key])
+                    splits.setdefault(place, set()).add(SPLIT_WORDS[key])
         listed: dict[str, dict[str, Split]] = {}
         for place, told in splits.items():
             if len(told) > 1:
@@ -103,13 +101,10 @@ def _read_name_file(file: Path) -> dict[str, Any]:
     """data.yaml as it is; a text with a name a line as {"names": [...]}."""
     if not file.is_file() or file.stat().st_size > MOST_BYTES:
         raise BadInput(f"{file}: no such file, or too long for names of classes; check the path")
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
     if file.suffix.lower() not in YAML:
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
         return {"names": [line.strip() for line in text.rstrip().split("\n")]}
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{file}: not YAML ({str(error).splitlines()[0]}); correct it") from None
+    value = load_yaml(file)
     return value if isinstance(value, dict) else {}
 
 
