@@ -122,7 +122,7 @@ def find_groups(source: Source) -> list[str]:
 
 def test_a_sheet_without_patients_is_told_until_it_has_them(tmp_path: Path) -> None:
     names = ["00000001_000.png", "00000001_001.png", "00000002_000.png"]
-    lines = [f"{name},Q{k}?,A,ct" for k, name in enumerate(names)]
+    lines = [f"{name},Q{k}?,It is.,ct" for k, name in enumerate(names)]
     file = write_sheet(tmp_path, *[f"{line}," for line in lines])
     closed = Source(file, open_images=False)
     (note,) = [note for note in read_and_check(closed).notes if "--group" in note]
@@ -150,7 +150,7 @@ def test_a_word_for_nobody_in_a_sheet_is_no_patient(tmp_path: Path) -> None:
     assert read_and_check(source).notes == {
         "images have the patient 'Unknown', which names nobody; taken as if it were empty": 3
     }
-    write_sheet(tmp_path, *[f"{k}.png,Q{k}?,A,ct,{p}" for k, p in enumerate(["unknown", "unknown", "p1"])])
+    write_sheet(tmp_path, *[f"{k}.png,Q{k}?,It is.,ct,{p}" for k, p in enumerate(["unknown", "unknown", "p1"])])
     assert find_groups(source) == ["unknown", "unknown", "p1"]
     assert read_and_check(source).notes == {
         "images have the patient 'unknown', which names nobody; kept together as one": 2

@@ -54,7 +54,7 @@ class Worker:
         self._lock = threading.RLock()
         self._pipe: Connection | None = None
         self._end: Callable[[], object] = lambda: None
-        self.kill: Callable[[], object] = lambda: None  # the process, also from another thread, whose job is then lost
+        self._kill: Callable[[], object] = lambda: None
 
     def __call__(self, request: Any, content: bytes = b"") -> tuple[Any, list[bytes]]:
         """The result of the job for a request. Raises WorkerLost or JobFailed."""
@@ -80,9 +80,13 @@ class Worker:
             if self._pipe is None:
                 self._pipe, theirs = Pipe()
                 with theirs:
-                    self.kill, wait = self.start_process(theirs)
-                self._end = weakref.finalize(self, _end_process, self._pipe, self.kill, wait)
+                    self._kill, wait = self.start_process(theirs)
+                self._end = weakref.finalize(self, _end_process, self._pipe, self._kill, wait)
             return self._pipe
+
+    def kill(self) -> None:
+        """End the process from another thread; its job is lost, and the next one gets a new process."""
+        self._kill()
 
     def close(self) -> None:
         with self._lock:

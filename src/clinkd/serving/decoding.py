@@ -62,11 +62,6 @@ class _Decoder(Worker):
         self.process.start()
         return self.process.kill, self.process.join
 
-    def kill(self) -> None:
-        """End a job from another thread; the next one gets a new process."""
-        if self.process is not None:
-            self.process.kill()
-
 
 class _Waiting(NamedTuple):
     """A request in the queue for a decoder, which it will be given."""

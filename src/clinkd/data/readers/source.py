@@ -99,12 +99,15 @@ def fold_name(name: str) -> str:
     return " ".join(_compose(name).casefold().replace("_", " ").split())
 
 
-class Spellings(dict[str, str]):
+@dataclass(frozen=True)
+class Spellings:
     """One spelling for all names that differ in case, white space and underscores alone: the first that is met."""
+
+    by_folded: dict[str, str] = field(default_factory=dict)
 
     def unify(self, name: str, notes: Counter[str]) -> str:
         """The spelling that is taken for a name. `notes` counts names that are spelled otherwise."""
-        spelling = self.setdefault(fold_name(name), " ".join(name.split()))
+        spelling = self.by_folded.setdefault(fold_name(name), " ".join(name.split()))
         if spelling != name:
             notes[f"names spelled {name!r}, taken for {spelling!r}"] += 1
         return spelling
