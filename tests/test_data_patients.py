@@ -286,3 +286,9 @@ def test_a_patient_number_in_two_spellings_and_two_splits_is_refused(tmp_path: P
     (problem,) = check_sheets(one, two).bad
     assert (problem.field, problem.value, problem.kind, problem.file) == ("patient", "007", "split", str(two))
     assert "the same number as '7', which is in train in row 2 of s.csv" in problem.why
+
+
+def test_what_groups_thousands_of_images_is_no_patient() -> None:
+    paths = [f"mr_{n % 3:02d}--{chr(97 + n % 26)}{chr(97 + n // 26 % 26)}{chr(97 + n // 676)}.png" for n in range(3000)]
+    assert not list(note_patients({path: path for path in paths}, None))
+    assert list(note_patients({path: path for path in paths[:600]}, None))

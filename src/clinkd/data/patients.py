@@ -21,6 +21,7 @@ _YEAR_OR_MONTH = re.compile(r"(?:19|20)\d\d(?:[_ -]\d\d?)?")
 _TOKEN = r"[^/]*?\d[^/_ -]*"  # up to the first number, and on to the next separator
 _FOLDERS = tuple(f"^{'[^/]+/' * depth}({_TOKEN})[^/]*/" for depth in range(5))
 _FILES = (f"({_TOKEN})[_ -][^/]*$", f"({_TOKEN}[_ -]{_TOKEN})[_ -][^/]*$")  # of the file's own name
+_MOST_IMAGES = 500  # of a patient, on average; what groups more is a kind of image, or a part of the collection
 
 
 def names_nobody(text: str) -> bool:
@@ -61,7 +62,8 @@ def _note_shared_names(paths: Sequence[str]) -> Iterator[tuple[str, int]]:
         shared = {key: size for key, size in sizes.items() if size > 1}
         likely = {key: size for key, size in shared.items() if _may_be_person(key, is_folder)}
         count = sum(likely.values())
-        if len(sizes) > 1 and 2 * count > sum(shared.values()) and not _is_shelf(key_by_path):
+        coarse = len(key_by_path) > _MOST_IMAGES * len(sizes)
+        if len(sizes) > 1 and 2 * count > sum(shared.values()) and not coarse and not _is_shelf(key_by_path):
             path, key = next((path, key) for path, key in key_by_path.items() if key in likely)
             flag = shlex.quote(pattern if len(key_by_path) == len(paths) else f"^(?:.*/)?{pattern}|.+")
             number = len(sizes) + len(paths) - len(key_by_path)
