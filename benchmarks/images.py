@@ -3,10 +3,10 @@
     python -m benchmarks.images [--json] [--hashes 300000] [--images 300000] [--folder DIR]
 
 The hashes are made, with thumbnails that fit: all different; half of them of one picture; clusters a bit apart. The
-rival compares all of a tenth of them with all, by numpy: for the whole it would take a hundred times as long. The images
-are PNGs of 32 x 32 pixels: `clinkd data check` opens and compares them, and is interrupted at several points, as by
-Ctrl-C; the rivals are Pillow's decoding of the same files in one process, and the limits that ours has to keep (600 MB,
-1 s). --hashes 0 or --images 0 leaves out a part.
+rival compares all of a tenth of them with all, by numpy: the whole would take a hundred times as long. The images are
+PNGs of 32 x 32 pixels: `clinkd data check` opens and compares them, and is interrupted at several points, as by Ctrl-C;
+the rivals are Pillow's decoding of the same files in one process, and the limits that ours has to keep (600 MB, 1 s).
+--hashes 0 or --images 0 leaves out a part.
 """
 
 from __future__ import annotations
