@@ -35,6 +35,7 @@ def test_a_benchmark_has_the_options_of_all(name, monkeypatch, capsys):
     assert ended.value.code == 0 and all(option in told for option in ("--json", "--csv", "--plot"))
 
 
+@pytest.mark.slow
 def test_answers_are_timed_only_where_the_rival_says_the_same(tmp_path, monkeypatch):
     bench = importlib.import_module("benchmarks.answers")
     short = {name: config.model_copy(update={"max_new_tokens": 6}) for name, config in bench.METHODS.items()}
