@@ -15,22 +15,18 @@ questions and each row that tells its question has the one of its place. What fi
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
 from clinkd.data.readers.rows import (
-    SHEET_SUFFIXES,
     FieldError,
-    RowResult,
     SourceRow,
-    json_rows,
-    sheet_rows,
     shorten_value,
 )
-from clinkd.records import BadInput, Candidate, Prediction, Sample
+from clinkd.records import BadInput, Box, Candidate, Prediction, Sample
 from clinkd.scoring.box_families import choose_family, read_answer
 from clinkd.scoring.final_answer import find_final_answer
 
@@ -74,11 +70,6 @@ class HowToRead(NamedTuple):
 def holds_answers(keys: Sequence[str], columns: Mapping[str, str]) -> bool:
     """Whether rows with these keys can be read here."""
     return columns.get("response") in keys or any(key in keys for key in TEXT_KEYS)
-
-
-def list_rows(file: Path) -> Iterator[SourceRow | RowResult]:
-    """The rows of JSON, JSON lines, CSV, TSV or XLSX. Raises BadInput if the file is absent, empty or none of these."""
-    return sheet_rows(file) if file.suffix.lower() in SHEET_SUFFIXES else json_rows(file)
 
 
 def read_row(row: SourceRow, columns: Mapping[str, str]) -> AnswerRow:
@@ -256,12 +247,13 @@ def find_frame_doubts(
     if not asked:
         return []
     doubts = []
-    unread = [s for s in asked if not predictions[s.id].answer.answer.boxes]
-    if len(unread) == len(asked):
+    read = [predictions[s.id].answer.answer.boxes for s in asked]
+    if not any(read):
         first = shorten_value(answers[asked[0].id].text)
         doubts.append(f"no box was read in any of {len(asked)} answers as --boxes {how.boxes}; the first is {first!r}")
-    overlaps = {name: _mean_overlap(answers, asked, how._replace(boxes=name)) for name in {*_FRAMES, how.boxes}}
-    declared, best = overlaps[how.boxes], max(_FRAMES, key=lambda name: overlaps[name])
+    texts = [find_final_answer(answers[s.id].text).text for s in asked]
+    overlaps = {name: _mean_overlap(asked, _read_as(texts, asked, how._replace(boxes=name))) for name in _FRAMES}
+    declared, best = _mean_overlap(asked, read), max(_FRAMES, key=lambda name: overlaps[name])
     if overlaps[best] > max(_CLEARLY, 2 * declared):
         doubts.append(
             f"read as --boxes {how.boxes} the boxes overlap the truth by {declared:.0%}, read as {best} by "
@@ -270,17 +262,20 @@ def find_frame_doubts(
     return doubts
 
 
-def _mean_overlap(answers: Mapping[str, AnswerRow], samples: Sequence[Sample], how: HowToRead) -> float:
-    """The mean, over the true boxes, of the best IoU with a box of the answer; 0 where sizes are not known."""
-    total, count = 0.0, 0
-    for sample in samples:
-        try:
-            boxes = read_answer(
-                find_final_answer(answers[sample.id].text).text, how.boxes, size_for(sample, how)
-            ).answer
-        except BadInput:
-            return 0.0
-        for truth in sample.answer.boxes:
-            total += max((iou(truth, box) for box in boxes.boxes), default=0.0)
-            count += 1
-    return total / count
+def _read_as(texts: Sequence[str], samples: Sequence[Sample], how: HowToRead) -> list[Sequence[Box]]:
+    """The boxes of each text; none where sizes are not known."""
+    try:
+        sizes = [size_for(sample, how) for sample in samples]
+    except BadInput:
+        return [()] * len(texts)
+    return [read_answer(text, how.boxes, size).answer.boxes for text, size in zip(texts, sizes, strict=True)]
+
+
+def _mean_overlap(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]]) -> float:
+    """The mean, over the true boxes, of the best IoU with a box of the answer."""
+    overlaps = [
+        max((iou(truth, box) for box in answered), default=0.0)
+        for sample, answered in zip(samples, boxes, strict=True)
+        for truth in sample.answer.boxes
+    ]
+    return sum(overlaps) / len(overlaps)

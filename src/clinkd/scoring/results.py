@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from clinkd.data.readers.annotated import require_four_numbers
 from clinkd.data.readers.coco import CocoNames
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result, table_rows
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
 from clinkd.scoring.answer_files import (
     TEXT_KEYS,
@@ -27,7 +27,6 @@ from clinkd.scoring.answer_files import (
     HowToRead,
     find_frame_doubts,
     holds_answers,
-    list_rows,
     make_predictions,
     match_rows,
     read_row,
@@ -72,7 +71,7 @@ def read_results(
     question without an answer unless `missing` is "wrong".
     """
     how, file = how or HowToRead(), files[0]
-    rows = [_require_good(row) for part in files for row in list_rows(part)]
+    rows = [_require_good(row) for part in files for row in table_rows(part)]
     notes: Counter[str] = Counter()
     doubts: Sequence[str] = ()
     keys = rows[0].value.keys()

@@ -19,7 +19,7 @@ from PIL import Image
 from clinkd.data.images import encode_picture, is_named_as_image, kind_of, locate, open_image
 from clinkd.data.readers.choices import ask_with_options
 from clinkd.data.readers.dicom_folder import list_sheet_lines
-from clinkd.data.readers.rows import ROW_FILES, SHEET_SUFFIXES, FieldError, RowResult, json_rows, sheet_rows, use_cell
+from clinkd.data.readers.rows import ROW_FILES, FieldError, RowResult, table_rows, use_cell
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
@@ -67,9 +67,8 @@ def read_question_sheet(file: Path, root: Path | None = None) -> QuestionList:
 
 
 def _read_rows(file: Path) -> Iterator[BatchQuestion]:
-    rows = sheet_rows(file) if file.suffix.lower() in SHEET_SUFFIXES else json_rows(file)
     first = True
-    for row in rows:
+    for row in table_rows(file):
         if isinstance(row, RowResult):
             yield BatchQuestion(str(row.row), "", "", row.problem.why if row.problem else "cannot be read")
             continue

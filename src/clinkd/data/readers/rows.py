@@ -551,6 +551,11 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
     raise BadInput(f"{file}: {why}")
 
 
+def table_rows(file: Path) -> Iterator[SourceRow | RowResult]:
+    """The rows of a file with a suffix of `ROW_FILES`. Raises BadInput as `sheet_rows` and `json_rows`."""
+    return sheet_rows(file) if file.suffix.lower() in SHEET_SUFFIXES else json_rows(file)
+
+
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
