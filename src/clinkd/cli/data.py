@@ -389,15 +389,16 @@ def _sheet(args: argparse.Namespace) -> int:
     return WRONG if wrong else 0
 
 
-def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
-    """The samples of a source and the number of bad rows. The reasons go to stderr."""
+def _read_good_samples(args: argparse.Namespace) -> tuple[Source, list[Sample], int]:
+    """A source with its form, its samples and the number of bad rows. The reasons go to stderr."""
     from clinkd.data.checks.check import summarise_problems
-    from clinkd.data.readers.forms import read_rows
+    from clinkd.data.readers.forms import read_rows, with_form
 
+    source = with_form(source_of(args, args.path))
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
     problems: list[RowError] = []
-    for result in read_rows(source_of(args, args.path), notes):
+    for result in read_rows(source, notes):
         samples.extend(result.samples)
         problems += [result.problem] if result.problem is not None else []
     for line in summarise_problems(problems, SHOWN):
@@ -406,20 +407,18 @@ def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
         print(f"note: clinkd data check {shlex.quote(str(args.path))} --json lists all bad rows", file=sys.stderr)
     for reason, count in notes.items():
         print(f"note: {count} {reason}", file=sys.stderr)
-    return samples, len(problems)
+    return source, samples, len(problems)
 
 
 def _stats(args: argparse.Namespace) -> int:
     from clinkd.data.checks import guessability
     from clinkd.data.checks.stats import count_samples
-    from clinkd.data.readers.forms import with_form
     from clinkd.records import Task
 
-    samples, bad = _read_good_samples(args)
+    source, samples, bad = _read_good_samples(args)
     show(count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
-        root = with_form(source_of(args, args.path)).root
-        show(guessability.measure_guessability(guessability.find_sightings(samples, root)).table())
+        show(guessability.measure_guessability(guessability.find_sightings(samples, source.root)).table())
     return WRONG if bad else 0
 
 
@@ -427,10 +426,10 @@ def _show(args: argparse.Namespace) -> int:
     import difflib
 
     from clinkd.data.images import open_image
-    from clinkd.data.readers.forms import with_form
     from clinkd.reporting.viewer.overlay import draw_sample_boxes
 
-    samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
+    source, good, _ = _read_good_samples(args)
+    samples = {sample.id: sample for sample in good}
     sample = samples.get(args.id)
     if sample is None:
         similar_ids = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3) or list(samples)[:3]
@@ -438,13 +437,12 @@ def _show(args: argparse.Namespace) -> int:
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", png, PICTURE)
-    picture = open_image(with_form(source_of(args, args.path)).root, sample.images[-1])
+    picture = open_image(source.root, sample.images[-1])
     _write_picture(png, draw_sample_boxes(picture, sample))
     return 0
 
 
 def _boxes(args: argparse.Namespace) -> int:
-    from clinkd.data.readers.forms import with_form
     from clinkd.experiments import laptop, real
     from clinkd.reporting.box_sheet import ModelView, choose_boxes, draw_box_sheet
 
@@ -452,11 +450,11 @@ def _boxes(args: argparse.Namespace) -> int:
         raise BadInput("--no-images: boxes are drawn on images" if args.no_images else "--count: 1 or more is wanted")
     may_write("--out", args.out, PICTURE)
     view = ModelView.from_config((laptop(base=args.base) if args.base else real()).model)
-    samples, bad = _read_good_samples(args)
+    source, samples, bad = _read_good_samples(args)
     chosen = choose_boxes(samples, args.count, args.seed)
     if not chosen:
         raise BadInput(f"{args.path}: no box in its {len(samples)} samples; clinkd data check says what is read there")
-    sheet, boxes = draw_box_sheet(chosen, with_form(source_of(args, args.path)).root, view)
+    sheet, boxes = draw_box_sheet(chosen, source.root, view)
     for box in boxes:
         where = f"{box.image.path}: {box.pixels} of {box.size.width}x{box.size.height} pixels"
         print(f"box      {box.name}, {where}; as {box.spelled} {box.difference:.1f} px off")
