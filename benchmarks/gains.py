@@ -20,7 +20,8 @@ from benchmarks.report import Row, add_outputs, show
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Task
 from clinkd.reporting.compare import compare_paired_values
-from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
+from clinkd.scoring.measure import FACTS
+from clinkd.scoring.metrics import PRIMARY_METRIC
 
 FIRST = "first beam"
 

@@ -27,7 +27,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.language.sides import convert_side, find_side_contradiction
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Laterality, Modality, Sample, Side, Task, Turn
 from clinkd.reporting.survey import write_survey_page
-from clinkd.scoring import metrics
+from clinkd.scoring import measure, metrics
 
 AXIAL, CORONAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
 IOP, EDGES, VIEW = "ImageOrientationPatient", "PatientOrientation", "ViewPosition"
@@ -169,8 +169,8 @@ def test_the_wrong_side_is_scored_where_there_are_sides() -> None:
     answer = Candidate("", BoxedText("[box]", (AT_LEFT,)))
     columns = metrics.BOXES.columns
     for left, counted in ((None, 1), ("right", 1), ("left", 1), ("unknown", 1), ("none", 0)):
-        item = metrics.SampleAnswer(ask_where("left kidney", AT_RIGHT, left), answer)
-        counts = dict(zip(columns, metrics.BOXES.count([item], metrics.Rules(0.5, Lexicon(())))[0], strict=True))
+        item = measure.SampleAnswer(ask_where("left kidney", AT_RIGHT, left), answer)
+        counts = dict(zip(columns, metrics.BOXES.count([item], measure.Rules(0.5, Lexicon(())))[0], strict=True))
         assert counts["truth boxes with a side"] == counts["on the other side"] == counted
 
 

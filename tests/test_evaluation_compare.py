@@ -38,7 +38,7 @@ from clinkd.reporting.compare import (
     comparison_tables,
     pool_values,
 )
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.storage import write_json, write_lines
 

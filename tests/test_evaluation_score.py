@@ -30,6 +30,9 @@ from clinkd.records import (
 from clinkd.reporting.tables import describe_scores
 from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
+from clinkd.scoring.measure import JUDGED, Rules, SampleAnswer
+from clinkd.scoring.measures import boxes as box_measure
+from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, SPICE
 from clinkd.scoring.outcome import strict_outcomes
 from clinkd.scoring.score import MODEL, Gain, score_predictions
 
@@ -179,7 +182,7 @@ def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> 
     pairs, touching = match_boxes(truth, answered, iou), match_boxes(truth, answered, 0.0)
     overlap = iou_matrix(truth, answered)
     hit, used = {t for t, _ in pairs}, {a for _, a in pairs}
-    sized = [next(name for name, limit in metrics.SIZES if box.area < limit) for box in truth]
+    sized = [next(name for name, limit in box_measure.SIZES if box.area < limit) for box in truth]
     sided = [t for t, box in enumerate(truth) if iou_matrix([box], [mirrored(box)])[0, 0] < iou]
     missed = [mirrored(truth[t]) for t in sided if t not in hit]
     spare = [box for a, box in enumerate(answered) if a not in used]
@@ -192,8 +195,8 @@ def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> 
         "found at .75": len(match_boxes(truth, answered, 0.75)),
         "touching": len(touching),
         "their IoU": sum(overlap[t, a] for t, a in touching),
-        **{f"{name} truth boxes": sized.count(name) for name, _ in metrics.SIZES},
-        **{f"{name} found": sum(sized[t] == name for t in hit) for name, _ in metrics.SIZES},
+        **{f"{name} truth boxes": sized.count(name) for name, _ in box_measure.SIZES},
+        **{f"{name} found": sum(sized[t] == name for t in hit) for name, _ in box_measure.SIZES},
         "truth boxes with a side": len(sided),
         "on the other side": len(match_boxes(missed, spare, iou)),
         "answers without a truth box": not truth,
@@ -202,16 +205,16 @@ def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> 
 
 
 def test_boxes_of_all_answers_at_once_are_counted_as_those_of_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_ANSWERS_PER_BLOCK", 100)
+    monkeypatch.setattr(box_measure, "_ANSWERS_PER_BLOCK", 100)
     draw = np.random.default_rng(3)
     items, alone = [], []
     for i in range(400):
         truth = tuple(some_box(draw) for _ in range(draw.choice([0, 1, 1, 1, 2, 4])))
         answered = tuple(some_box(draw, truth) for _ in range(draw.choice([0, 1, 1, 1, 2, 5])))
         item = sample(i, Task.VG, boxed(*truth))
-        items.append(metrics.SampleAnswer(item, says(item, boxed(*answered)).answer))
+        items.append(SampleAnswer(item, says(item, boxed(*answered)).answer))
         alone.append(counted_alone(truth, answered, 0.5))
-    counts = metrics.BOXES.count(items, metrics.Rules(0.5, LEXICON))
+    counts = metrics.BOXES.count(items, Rules(0.5, LEXICON))
     by_hand = np.array([[row[column] for column in metrics.BOXES.columns] for row in alone])
     np.testing.assert_allclose(counts, by_hand, rtol=1e-12)
     assert (by_hand.sum(0) > 0).all()  # each of them happened
@@ -345,9 +348,9 @@ def claims(truth: str, answer: str, task: Task = Task.MIA) -> dict[str, float | 
 def test_a_caption_without_stated_facts_is_judged_by_what_it_claims() -> None:
     truth = "A small cyst in the liver, on the left."
     same = claims(truth, "In the liver there is a small cyst on the left.")
-    assert [same[m] for m in metrics.CLAIMS.metrics] == [100, 100, 100, 0, 0]
+    assert [same[m] for m in CLAIMS.metrics] == [100, 100, 100, 0, 0]
     other = claims(truth, "A large cyst of the lung on the right.")
-    assert [other[m] for m in metrics.CLAIMS.metrics] == [50, 0, 0, 100, 0]
+    assert [other[m] for m in CLAIMS.metrics] == [50, 0, 0, 100, 0]
     silent = claims(truth, "A cyst.")
     assert (silent["Laterality agreement"], silent["Laterality conflicts"]) == (0, 0)
     assert silent["Class F1"] == pytest.approx(200 / 3)
@@ -461,14 +464,12 @@ def fingerprint() -> str:
         rows = [(m.name, m.primary_of, m.stands_in, m.better, m.missing, m.shown) for m in measure.rows]
         figures = measure.figures(draw.integers(1, 100, size=(20, len(measure.columns))).astype(float))
         told.append((measure.tasks, rows, [f"{v:.9g}" for v in figures.ravel()]))
-        if measure not in (metrics.CAPTIONS, metrics.SPICE):  # programs of others, pinned elsewhere
+        if measure not in (CAPTIONS, SPICE):  # programs of others, pinned elsewhere
             task = measure.tasks[0]
             said = answers.get(task, [BoxedText(t) for t in texts])
             items = [sample(i, task, t, facts=(CYST,)) for i, t in enumerate(s for s in said for _ in said)]
             pairs = zip(items, said * len(said), strict=True)
-            counts = measure.count(
-                [metrics.SampleAnswer(s, says(s, a).answer) for s, a in pairs], metrics.Rules(0.5, LEXICON)
-            )
+            counts = measure.count([SampleAnswer(s, says(s, a).answer) for s, a in pairs], Rules(0.5, LEXICON))
             told.append([f"{v:.9g}" for v in counts.ravel()])
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
@@ -488,7 +489,7 @@ def test_each_metric_is_one_row_with_a_name_of_its_own() -> None:
         assert [m.name for m in metrics.metrics_of(task) if task in m.primary_of] == [metrics.PRIMARY_METRIC[task]]
         assert names[0] == metrics.PRIMARY_METRIC[task] == metrics.list_stand_ins(task)[0]
     for measure in metrics.MEASURES:
-        assert measure.columns[metrics.JUDGED] == "answers"
+        assert measure.columns[JUDGED] == "answers"
         assert all(set(m.primary_of) <= set(measure.tasks) for m in measure.rows)
 
 

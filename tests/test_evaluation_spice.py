@@ -32,8 +32,9 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.reporting.tables import describe_scores
-from clinkd.scoring import jars, metrics, official, spice
+from clinkd.scoring import jars, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
+from clinkd.scoring.measures import texts
 from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
 from clinkd.scoring.released import read_lines
 from clinkd.scoring.score import score_predictions
@@ -356,7 +357,7 @@ def by_words(monkeypatch: pytest.MonkeyPatch) -> list[Caption]:
         asked.extend(captions)
         return np.array([[1.0, len(c.candidate.split()) / 10] for c in captions])
 
-    monkeypatch.setattr(metrics, "spice_counts", counts)
+    monkeypatch.setattr(texts, "spice_counts", counts)
     monkeypatch.setattr(CaptionScorer, "counts", lambda self, captions: np.ones((len(captions), len(COLUMNS))))
     return asked
 
@@ -395,7 +396,7 @@ def test_the_average_is_there_where_all_four_are(by_words: list[Caption], monkey
     table = describe_scores(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] == pytest.approx(20) and "average_why" not in table
     assert table["average"] == pytest.approx((100 + 100 + 20 + table["MIA"]["score"]) / 4)
-    monkeypatch.setattr(metrics, "spice_counts", failing)
+    monkeypatch.setattr(texts, "spice_counts", failing)
     table = describe_scores(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] is None and table["average"] is None
 
@@ -407,7 +408,7 @@ def failing(captions: Sequence[Caption], _: CaptionScorer) -> np.ndarray:
 def test_a_pair_that_fails_is_named_by_its_sample_and_its_texts_are_not_told(
     by_words: list[Caption], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "spice_counts", failing)
+    monkeypatch.setattr(texts, "spice_counts", failing)
     items = [question(n, Task.RC, f"truth {n}") for n in range(3)]
     scores = score_predictions(items, [says(s, "a") for s in items], {}, LEXICON, EvaluateConfig(replicates=0)).scores()
     told = {s.why for s in scores if s.metric == "SPICE"}

@@ -32,7 +32,7 @@ from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_ans
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import BY_SOURCE, RetestResult, describe_scores, effect_table, read_table, tabulate_scores
 from clinkd.scoring.captions import CaptionScorer
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import write_json, write_lines

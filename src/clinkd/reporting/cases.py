@@ -14,7 +14,7 @@ from clinkd.reporting.tables import TITLES
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, TRUTH
 from clinkd.reporting.viewer.shot import Html, boxed_words, repeated, thumbnail
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 
 _SIDE = 320  # pixels of a picture
 

@@ -20,7 +20,8 @@ import numpy as np
 from clinkd.config import EvaluateConfig
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 from clinkd.reporting.tables import TITLES, as_cell
-from clinkd.scoring.metrics import Rules, list_shown_metrics
+from clinkd.scoring.measure import Rules
+from clinkd.scoring.metrics import list_shown_metrics
 from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spell_interval
 
 POWER = 0.8  # a two-sided test at 5 % finds the smallest difference that often

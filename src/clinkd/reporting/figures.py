@@ -14,7 +14,8 @@ from clinkd.reporting.viewer.curves import render_line_chart
 from clinkd.reporting.viewer.figure import Bar, render_bar_chart
 from clinkd.reporting.viewer.grid import Cell, render_grid
 from clinkd.reporting.viewer.shot import Html
-from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
+from clinkd.scoring.measure import FACTS
+from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.score import MODEL, spell_interval
 
 

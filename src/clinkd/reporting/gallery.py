@@ -14,7 +14,8 @@ from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.reporting.tables import SCORERS, TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
 from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
-from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Rules, SampleAnswer, read_yes_no
+from clinkd.scoring.measure import Rules, SampleAnswer
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
 PLAIN_RULES = Rules(0.5, Lexicon(()))  # where the data name no classes

@@ -20,7 +20,7 @@ from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.browse import Choices, Key, render_browser
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
 from clinkd.reporting.viewer.shot import Html
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 from clinkd.storage import write_atomic
 
 _LONG = 20  # rows of a table about the corrections that are shown at once

@@ -5,6 +5,7 @@ __all__ = [
     "baselines",
     "captions",
     "jars",
+    "measure",
     "metrics",
     "official",
     "outcome",

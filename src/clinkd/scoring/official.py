@@ -27,7 +27,7 @@ from clinkd.scoring.captions import (
     by_column,
     caption_figures,
 )
-from clinkd.scoring.metrics import make_ratio
+from clinkd.scoring.measure import make_ratio
 from clinkd.scoring.outcome import Figures, Outcome
 from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts

@@ -15,16 +15,8 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import (
-    FLAWS,
-    JUDGED,
-    Measure,
-    Rules,
-    SampleAnswer,
-    list_stand_ins,
-    measures,
-    wilson_interval,
-)
+from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
+from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record

@@ -26,7 +26,7 @@ from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.systems import System, TaskResult, system_tables
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.shot import Html
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
 from clinkd.workflows.answer import collect_run_answers

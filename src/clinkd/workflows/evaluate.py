@@ -20,7 +20,7 @@ from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_sco
 from clinkd.scoring import official
 from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
-from clinkd.scoring.metrics import Rules
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
 from clinkd.scoring.score import Gain, score_predictions, spell_interval

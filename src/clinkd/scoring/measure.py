@@ -1,0 +1,142 @@
+"""What a measure and a metric are: counts of answers, and figures of their sums.
+
+A measure turns each answer into one row of counts (the first column is 1 where the answer is judged, else the whole
+row is zero), and the sum of any rows into figures. So a modality, a source, a whole split and a bootstrap replicate
+are the same computation. Shapes: N answers, C columns, F metrics. Figures are 0..1, and NaN where there is nothing to
+divide by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from clinkd.language.facts import Lexicon
+from clinkd.records import Candidate, Sample, Task
+from clinkd.scoring.captions import (
+    CaptionScorer,
+    Counts,
+    Sums,
+    by_column,
+)
+
+Place = Literal["comparison", "question", "ablation"]  # tables that show only some metrics
+IN_COMPARISON: tuple[Place, ...] = ("comparison",)
+
+FACTS, WORDS, CLASS = "Facts F1", "mBMR", "Class F1"
+JUDGED = 0  # the first column of every measure
+# The reason given where a figure has nothing to divide by: no such question, or nothing in questions and answers.
+NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
+
+
+class SampleAnswer(NamedTuple):
+    """One answer to one question."""
+
+    sample: Sample
+    answer: Candidate
+
+
+class Rules(NamedTuple):
+    """What the scores depend on: the smallest IoU of a found box, the words of the data set, and the scorer of
+    captions, where there are captions."""
+
+    iou: float
+    lexicon: Lexicon
+    captions: CaptionScorer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of a measure. It is shown x100 with one decimal.
+
+    `figure` computes it from the sums of the columns, by their names. `primary_of`: tasks whose primary metric it is.
+    `stands_in`: where the primary metric of a task could not be computed, the metric with the lowest number replaces
+    it. `shown`: the short tables that show it. `better`: "lower" for a share of errors. `missing`: the reason to give
+    where `figure` is NaN.
+    """
+
+    name: str
+    figure: Callable[[Sums], Counts]
+    primary_of: tuple[Task, ...] = ()
+    stands_in: int | None = None
+    shown: tuple[Place, ...] = ()
+    better: Literal["higher", "lower"] = "higher"
+    missing: str = NOT_ASKED
+
+    def goodness(self, values: Counts) -> Counts:
+        """The values, with their sign changed where lower is better."""
+        return values if self.better == "higher" else -values
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Metrics that are computed from the same counts. `count` gives [N, C] rows. The first metric chooses the best
+    candidate of an answer. `derive` turns the sums into what the metrics are computed from, where they share much
+    arithmetic.
+    """
+
+    tasks: tuple[Task, ...]
+    columns: tuple[str, ...]
+    count: Callable[[Sequence[SampleAnswer], Rules], Counts]
+    rows: tuple[Metric, ...]
+    derive: Callable[[Sums], Sums] | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return tuple(m.name for m in self.rows)
+
+    def figures(self, sums: Counts) -> Counts:
+        """[..., C] sums -> [..., F] figures."""
+        sums_by_name = self._name_sums(sums)
+        return np.stack([m.figure(sums_by_name) for m in self.rows], axis=-1)
+
+    def figure(self, metric: str, sums: Counts) -> Counts:
+        """[..., C] sums -> [...] of one metric."""
+        return self.rows[self.metrics.index(metric)].figure(self._name_sums(sums))
+
+    def _name_sums(self, sums: Counts) -> Sums:
+        sums_by_name = by_column(self.columns, sums)
+        return self.derive(sums_by_name) if self.derive else sums_by_name
+
+
+def stack_counts(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Counts:
+    """[N, C] counts from one mapping (column to count) for each answer; an empty mapping is an answer not judged."""
+    rows = [[row[c] for c in columns] if row else [0.0] * len(columns) for row in counts]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
+
+
+def count_each(
+    columns: Sequence[str], count: Callable[[SampleAnswer, Rules], Mapping[str, float]]
+) -> Callable[[Sequence[SampleAnswer], Rules], Counts]:
+    """Make a `Measure.count` that counts the answers one by one."""
+    return lambda items, rules: stack_counts(columns, (count(item, rules) for item in items))
+
+
+def divide(part: Counts, whole: Counts) -> Counts:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, part / whole, np.nan)
+
+
+def make_ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
+    """Make a figure: one column divided by another."""
+    return lambda s: divide(s[part], s[whole])
+
+
+F1_COLUMNS = ("in both", "of the answer", "of the truth")  # of counts of what two texts share
+
+
+def make_f1(both: str, one: str, other: str) -> Callable[[Sums], Counts]:
+    """Make the figure F1 from the columns that count what is in both, in the one and in the other."""
+    return lambda s: divide(2 * s[both], s[one] + s[other])
+
+
+def wilson_interval(part: int, whole: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), 0..1. It also holds for a share near 0 or 1, and for few items."""
+    z = 1.959964
+    middle, spread = part + z * z / 2, z * math.sqrt(part * (whole - part) / whole + z * z / 4)
+    return max(0.0, (middle - spread) / (whole + z * z)), min(1.0, (middle + spread) / (whole + z * z))
