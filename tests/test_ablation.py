@@ -11,10 +11,11 @@ import pytest
 from clinkd.cli import main
 from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
 from clinkd.records import BadInput, Modality, Score, Task
-from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
+from clinkd.reporting.ablation import AVERAGE, AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.reporting.tables import ScoreIndex
 from clinkd.settings import override
 from clinkd.workflows.ablate import AblationPlan, ablate
+from clinkd.workflows.results_file import ResultLine, add_result, identify_code, read_results
 
 QUICK = [
     "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
@@ -32,7 +33,7 @@ def score(task: Task, metric: str, value: float | None, row: str = "model") -> S
 def finished(row: str, seed: int, vg: float, **more: float | None) -> FinishedRun:
     others = [score(Task(t), {"ROC": "Recall", "RC": "SPICE", "MIA": "mBMR"}[t], v) for t, v in more.items()]
     blind = [score(Task.VG, "F1", 5.0 + seed, "constant")]
-    return FinishedRun(row, seed, ScoreIndex([score(Task.VG, "F1", vg), *others, *blind]), 100, 7.2)
+    return FinishedRun.of(row, seed, 100, 7.2, ScoreIndex([score(Task.VG, "F1", vg), *others, *blind]))
 
 
 def table(tables, title):
@@ -72,10 +73,10 @@ def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
 def test_an_average_stands_only_where_all_four_tasks_were_judged():
     four = {"ROC": 20.0, "RC": 30.0, "MIA": 40.0}
     whole = AblationGrid(ROWS, [finished("bird", 0, 10.0, **four)])
-    assert whole.columns()[-1] is None and whole.values("bird", None) == {0: 25.0}
+    assert whole.columns()[-1] == AVERAGE and whole.values("bird", AVERAGE) == {0: 25.0}
     gap = AblationGrid(ROWS, [finished("bird", 0, 10.0, **(four | {"RC": None}))])
-    assert None not in gap.columns() and gap.values("bird", None) == {}
-    assert (Task.RC, "SPICE") not in gap.columns()  # unscored is no zero
+    assert AVERAGE not in gap.columns() and gap.values("bird", AVERAGE) == {}
+    assert "RC SPICE" not in gap.columns()  # unscored is no zero
 
 
 def test_pairs_are_of_the_seeds_that_both_rows_have():
@@ -85,9 +86,9 @@ def test_pairs_are_of_the_seeds_that_both_rows_have():
         finished("tuned", 1, 14.0),
         finished("tuned", 2, 99.0),
     ]
-    found = AblationGrid(ROWS, runs).paired("tuned", (Task.VG, "F1"))
+    found = AblationGrid(ROWS, runs).paired("tuned", "VG F1")
     assert found.mean == 4.0 and found.pairs == 1 and found.interval is None
-    assert AblationGrid(ROWS, runs[2:]).paired("tuned", (Task.VG, "F1")) is None  # its rival was not run
+    assert AblationGrid(ROWS, runs[2:]).paired("tuned", "VG F1") is None  # its rival was not run
 
 
 def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
@@ -143,6 +144,81 @@ def test_rows_are_made_told_and_their_stages_shared(tmp_path: Path, capsys: pyte
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert main([*words, "--rows", "bird", "--seeds", "0", "--json"]) == 0  # all there: told again at once
     assert json.loads(capsys.readouterr().out)["bird"]["seeds"] == [0]
+
+
+# ---- the file of results --------------------------------------------------------------------------------------------
+
+
+def test_a_line_reads_back_as_it_was_written_and_columns_join(tmp_path: Path):
+    file = tmp_path / "results" / "small.csv"
+    first = finished("bird", 0, 12.34567)
+    more = FinishedRun.of("bird", 1, 90, 6.0, ScoreIndex([score(Task.ROC, "Recall", 50.0, "first beam")]))
+    for run in (first, more):
+        add_result(file, ResultLine("abc", identify_code(), run))
+    back = read_results(file)
+    assert [line.run for line in back] == [first._replace(scores={"VG F1": 12.3457}), more]
+    assert file.read_text().splitlines()[0] == (
+        "row,seed,config,code,steps,passes,VG F1,first beam ROC Recall,blind VG F1"
+    )
+    assert read_results(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("row,seed\nbird,0\n", "no column config"),
+        ("row,seed,config,code,steps,passes,VG F2\n", "column VG F2 is none of a results file"),
+        ("row,seed,config,code,steps,passes,VG F1\nbird,0,a,b,1,1,high\n", "line 2: .*'high'"),
+        ("row,seed,config,code,steps,passes,VG F1\nbird,0,a\n", "line 2: "),
+    ],
+)
+def test_a_file_that_holds_no_results_is_refused_by_its_line(text: str, says: str, tmp_path: Path):
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(BadInput, match=says):
+        read_results(tmp_path / "r.csv")
+
+
+def test_what_stands_in_the_file_is_not_made_again_and_short_rows_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    from clinkd import pipeline
+    from clinkd.pipeline.stages import identify_config
+    from clinkd.workflows import ablate as workflow
+
+    made: list[str] = []
+    monkeypatch.setattr(pipeline, "run", lambda config, runs: made.append(config.name))
+    monkeypatch.setattr(workflow, "open_run", lambda folder: folder)
+    monkeypatch.setattr(workflow, "_read_finished_run", lambda row, seed, run: finished(row, seed, 10.0 + seed))
+    file, runs = tmp_path / "r.csv", tmp_path / "runs"
+    plan = AblationPlan.of(override(small(), QUICK), ["bird", "tuned"], [], [0, 1])
+    identity = identify_config(plan.config("bird", 1))
+    add_result(file, ResultLine(identity, "0.0+older", finished("bird", 1, 42.0)))
+    add_result(file, ResultLine("otherknobs", identify_code(), finished("tuned", 1, 99.0)))
+    said: list[str] = []
+    with pytest.raises(BadInput, match="no run is done; give more --minutes"):
+        ablate(AblationPlan.of(plan.base, ["bird"], [], [5]), runs, 1, file, 0.0, said.append)
+    shown = ablate(plan, runs, 1, file, 0.0, said.append).tables[0]
+    assert [r[:3] for r in shown.rows if r[0] == "BiRD-like"] == [("BiRD-like", "1 of 2", "42.0")] and made == []
+    told = " ".join(said)
+    for words in ("1 lines of these rows and seeds are of other data or knobs", "1 lines were made by other code",
+                  "3 runs are left for another time"):  # fmt: skip
+        assert words in told
+    ablate(plan, runs, 1, file, None, said.append)
+    assert made == ["quick-bird-s0", "quick-tuned-s0", "quick-tuned-s1"]
+    shown = ablate(plan, runs, 1, file, None, said.append).tables[0]
+    assert len(made) == 3 and ("BiRD-like", "2", "26.0") in [r[:3] for r in shown.rows]
+    assert len(read_results(file)) == 5  # what is left out of the tables is kept
+
+
+def test_a_config_is_known_by_what_decides_its_result():
+    from clinkd.pipeline.stages import identify_config
+
+    base = override(small(), QUICK)
+    same = override(base, ["name=other", "threads=2"])
+    assert identify_config(base) == identify_config(same)
+    assert (
+        len({identify_config(override(base, [s])) for s in ("seed=1", "distill.kd_weight=0", "model.box_bins=9")}) == 3
+    )
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinkd.cli.outputs import end_in_order
@@ -38,6 +39,16 @@ def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConf
     )
     parser.add_argument("--seeds", type=_read_seeds, default=(0,), metavar="0,1,2", help="also as 0-19 (0)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, each a process (1)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="CSV",
+        help="a line a finished run; what stands there is not made again, and the tables show it (results.csv beside "
+        "the tables)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="begin no run that would end later; 0: show what is there"
+    )
     parser.add_argument("--list", action="store_true", help="name the rows and sweeps, and do nothing")
     parser.add_argument("--json", action="store_true", help="for a program")
     parser.set_defaults(seed=None)
@@ -71,7 +82,8 @@ def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
         raise BadInput(f"--workers {args.workers}: give 1 or more")
     rows = args.rows if args.rows is not None else () if args.sweep else TABLE_2
     end_in_order()
-    result = ablate(AblationPlan.of(base, rows, args.sweep, args.seeds), args.runs, args.workers, tell)
+    plan = AblationPlan.of(base, rows, args.sweep, args.seeds)
+    result = ablate(plan, args.runs, args.workers, args.results, args.minutes, tell)
     if args.json:
         print(json.dumps(json.loads((result.folder / "ablation.json").read_text()), indent=1))
     else:

@@ -92,7 +92,7 @@ class Stage:
 
         Knobs at their defaults are left out, so a new knob that is off changes no identity.
         """
-        values = _describe_stage(self)
+        values = describe_stage(self)
         values["config"] = self.essence(values["config"])
         values["needs"] = {need.name: need.identity for need in self.needs}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -108,7 +108,7 @@ class Stage:
         return f"{self.name}-{self.identity}"
 
 
-def _describe_stage(stage: Stage) -> dict[str, Any]:
+def describe_stage(stage: Stage) -> dict[str, Any]:
     """The values that decide the result of a stage, without its needs, as they read back from JSON."""
     values = {"name": stage.name, "version": stage.version, "seed": stage.seed, "config": stage.config}
     from_json: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False, default=_to_plain_value))
@@ -196,7 +196,7 @@ _WHOLE = {*DescribedStage.model_fields, "seconds"}
 def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """The stages as plain values for `run.json`, which `status` and `explain_rerun` read."""
     return [
-        {**_describe_stage(s), "identity": s.identity, "needs": {need.name: need.identity for need in s.needs}}
+        {**describe_stage(s), "identity": s.identity, "needs": {need.name: need.identity for need in s.needs}}
         for s in stages
     ]
 
@@ -256,7 +256,7 @@ def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path 
 
     The same work has equal seed, code version, knobs (by the names and defaults of today) and needs (`inputs`).
     """
-    ours, folder = _describe_stage(stage), cache / stage.key
+    ours, folder = describe_stage(stage), cache / stage.key
     if folder.is_dir() or draft_of(folder).is_dir():
         return None
     needs = {name: folder.resolve().name for name, folder in inputs.items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
-from clinkd.pipeline.graph import POOLED, Stage, StageContext
+from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -81,6 +83,13 @@ VERSIONS = {
     "prepare": 3, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2, "answer": 4,
     "select": 4, "shuffle": 1, "score": 5, "pool_splits": 1, "pool_answers": 1,
 }  # fmt: skip
+
+
+def identify_config(config: RunConfig) -> str:
+    """Twelve hexadecimal digits for all that decides the result of a run but the versions of its code."""
+    stages = [s for run in config.fold_runs() or [config] for s in plan(run)]
+    essence = [(s.name, s.seed, s.essence(describe_stage(s)["config"]), [n.name for n in s.needs]) for s in stages]
+    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:

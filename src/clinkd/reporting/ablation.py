@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from clinkd.experiments import AblationRow
@@ -11,56 +12,73 @@ from clinkd.reporting.compare import SeedDifference, SeedMean, compare_paired_va
 from clinkd.reporting.printed import PRINTED
 from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, describe_certain, format_signed, mean_of_all
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
-from clinkd.scoring.score import MODEL, spell_interval
+from clinkd.scoring.score import FIRST_BEAM, MODEL, spell_interval
 
 AVERAGE = "Average of four"
-AblationColumn = tuple[Task, str] | None  # None is the average of four
+# Columns of a results file and of the tables, in their order: primary metric, facts by task, mIoU of boxes, average.
+COLUMNS = (
+    *(f"{t.value} {m}" for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *list_shown_metrics("ablation", t)))),
+    AVERAGE,
+)
 
 
 class FinishedRun(NamedTuple):
     """A finished run of a row. `steps` counts student steps after the base; `passes` counts the compute of student and
-    teacher in forward passes over the training data (a trained pass counts as three)."""
+    teacher in forward passes over the training data (a trained pass counts as three). Scores are x100, by column;
+    those that were not computed are left out. `first_beam`: before selection. `blind`: the best image-blind baseline.
+    """
 
     row: str
     seed: int
-    scores: ScoreIndex
     steps: int
     passes: float
+    scores: Mapping[str, float]
+    first_beam: Mapping[str, float] = {}
+    blind: Mapping[str, float] = {}
 
-    def value(self, column: AblationColumn) -> float | None:
-        """The score x100; None if it was not computed."""
-        return self.scores.value(MODEL, *column) if column else self.scores.average(MODEL)
+    @classmethod
+    def of(cls, row: str, seed: int, steps: int, passes: float, scores: ScoreIndex) -> FinishedRun:
+        """From all scores of a run."""
+        keys = [(t, m) for t in Task for m in scores.metrics(t) if f"{t.value} {m}" in COLUMNS]
+
+        def take(value: Callable[[Task, str], float | None], average: float | None) -> dict[str, float]:
+            by_column = {f"{t.value} {m}": value(t, m) for t, m in keys} | {AVERAGE: average}
+            return {column: v for column in COLUMNS if (v := by_column.get(column)) is not None}
+
+        return cls(
+            row, seed, steps, passes,
+            take(partial(scores.value, MODEL), scores.average(MODEL)),
+            take(partial(scores.value, FIRST_BEAM), scores.average(FIRST_BEAM)),
+            take(scores.blind, None),
+        )  # fmt: skip
 
 
 class AblationGrid:
-    """Finished runs by row and seed."""
+    """Finished runs by row and seed. `seeds`: those that were asked for; a row may have fewer."""
 
-    def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[FinishedRun]) -> None:
+    def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[FinishedRun], seeds: Sequence[int] = ()) -> None:
         self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
         self.runs = {name: sorted((r for r in runs if r.row == name), key=lambda r: r.seed) for name in self.rows}
+        self.seeds = tuple(seeds) or tuple(sorted({r.seed for r in runs}))
 
-    def columns(self) -> list[AblationColumn]:
-        """Columns with values: primary metric, facts by task, mIoU of boxes, the average of four."""
-        wanted: list[AblationColumn] = [
-            (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *list_shown_metrics("ablation", t)))
-        ]
-        return [c for c in [*wanted, None] if any(self.values(row, c) for row in self.rows)]
+    def columns(self) -> list[str]:
+        """The columns with values."""
+        return [c for c in COLUMNS if any(self.values(row, c) for row in self.rows)]
 
-    def values(self, row: str, column: AblationColumn) -> dict[int, float]:
+    def values(self, row: str, column: str) -> dict[int, float]:
         """The scores x100 by seed, where they were computed."""
-        return {r.seed: v for r in self.runs[row] if (v := r.value(column)) is not None}
+        return {r.seed: r.scores[column] for r in self.runs[row] if column in r.scores}
 
-    def blind(self, row: str, column: AblationColumn) -> float | None:
+    def blind(self, row: str, column: str) -> float | None:
         """Mean over seeds of the best image-blind baseline; None if no seed has one."""
-        values = [r.scores.blind(*column) for r in self.runs[row]] if column else []
-        return mean_of_all([v for v in values if v is not None])
+        return mean_of_all([r.blind[column] for r in self.runs[row] if column in r.blind])
 
-    def pooled(self, row: str, column: AblationColumn) -> SeedMean | None:
+    def pooled(self, row: str, column: str) -> SeedMean | None:
         """Mean and interval over the seeds that have a value."""
         values = self.values(row, column)
         return pool_values([*values.values()]) if values else None
 
-    def paired(self, row: str, column: AblationColumn) -> SeedDifference | None:
+    def paired(self, row: str, column: str) -> SeedDifference | None:
         """The row minus its reference row, over the seeds that both have; None without a reference."""
         against = self.rows[row].against
         if against not in self.rows:
@@ -68,6 +86,11 @@ class AblationGrid:
         ours, theirs = self.values(row, column), self.values(against, column)
         both = [seed for seed in ours if seed in theirs]
         return compare_paired_values([ours[s] for s in both], [theirs[s] for s in both]) if both else None
+
+    def count_seeds(self, row: str) -> str:
+        """How many seeds a row has, "7 of 20" if it is short of some."""
+        count = len(self.runs[row])
+        return str(count) if count == len(self.seeds) else f"{count} of {len(self.seeds)}"
 
 
 def ablation_tables(grid: AblationGrid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
@@ -98,10 +121,10 @@ def ablation_json(grid: AblationGrid) -> dict[str, Any]:
             "steps": [r.steps for r in grid.runs[name]],
             "passes": [round(r.passes, 3) for r in grid.runs[name]],
             "scores": {
-                _spell_column(column): {
+                column: {
                     "mean": pooled_scores.mean,
                     "interval": pooled_scores.interval,
-                    "by_seed": {r.seed: r.value(column) for r in grid.runs[name]},
+                    "by_seed": {r.seed: r.scores.get(column) for r in grid.runs[name]},
                     "difference": (difference := grid.paired(name, column)) and difference._asdict(),
                 }
                 for column in grid.columns()
@@ -118,12 +141,12 @@ def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Ta
         runs, pools = grid.runs[name], [grid.pooled(name, c) for c in columns]
         cost = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
         means = (as_cell(pool and pool.mean) for pool in pools)
-        cells_by_row.append((grid.rows[name].title, str(len(runs)), *means, *cost))
+        cells_by_row.append((grid.rows[name].title, grid.count_seeds(name), *means, *cost))
         if any(pool and pool.interval for pool in pools):
             intervals = (spell_interval(pool and pool.interval) for pool in pools)
             cells_by_row.append(("  95 % over seeds", "", *intervals, "", ""))
     cells_by_row.append(("Best blind baseline", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
-    heads = ("", "Seeds", *map(_spell_column, columns), "Steps", "Passes")
+    heads = ("", "Seeds", *columns, "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
         f"The blind baseline is of {grid.rows[names[0]].title}, the best in each column.",
@@ -137,7 +160,6 @@ def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Ta
 
 def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) -> Table:
     columns, intervals = grid.columns(), 0
-    heads = [_spell_column(c) for c in columns]
     lines: list[tuple[str, ...]] = []
     sentences: list[str] = []
     for name in names:
@@ -145,7 +167,7 @@ def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) 
         assert row.against
         label = f"{row.title} - {grid.rows[row.against].title}"
         gains = [grid.paired(name, c) for c in columns]
-        tested = [(head, g.mean, g.certain) for head, g in zip(heads, gains, strict=True) if g and g.interval]
+        tested = [(head, g.mean, g.certain) for head, g in zip(columns, gains, strict=True) if g and g.interval]
         nothing = "no difference seen" if tested else "one seed tells no difference from chance"
         sentences.append(f"{label}: {describe_certain(tested) or nothing}.")
         intervals += len(tested)
@@ -159,12 +181,12 @@ def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) 
         "many seeds of this spread would tell from 0 four times in five.",
         f"{intervals} intervals: about {by_chance} of them leave out 0 by chance alone.",
     )
-    return Table(f"{title}: differences", ("", *heads), tuple(lines), notes)
+    return Table(f"{title}: differences", ("", *columns), tuple(lines), notes)
 
 
 def _tabulate_paper_changes(grid: AblationGrid, names: Sequence[str]) -> Table:
     """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
-    columns: list[AblationColumn] = [(t, PRIMARY_METRIC[t]) for t in AVERAGED]
+    columns = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED]
     lines = []
     for name in names:
         printed = grid.rows[name].printed
@@ -178,7 +200,3 @@ def _tabulate_paper_changes(grid: AblationGrid, names: Sequence[str]) -> Table:
         "intervals). Ours: this page's data and model, strict mode. Other data and another model: only signs compare.",
     )
     return Table("The paper's changes beside ours", heads, tuple(lines), notes)
-
-
-def _spell_column(column: AblationColumn) -> str:
-    return f"{column[0].value} {column[1]}" if column else AVERAGE

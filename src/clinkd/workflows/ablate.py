@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from clinkd.config import RunConfig
 from clinkd.experiments import ROWS, SWEEPS, AblationRow
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import read_scores, read_split
-from clinkd.pipeline.runs import Run, open_run
+from clinkd.pipeline.runs import Run, is_finished, open_run
 from clinkd.records import BadInput, Table
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.reporting.tables import ScoreIndex, to_markdown
@@ -24,6 +26,7 @@ from clinkd.settings import override
 from clinkd.spelling import LOOSE, find_near
 from clinkd.storage import make_folder, naming_full_disk, open_private, write_atomic, write_json
 from clinkd.workflows.compare import page_sections, read_answers, render_cases
+from clinkd.workflows.results_file import ResultLine, add_result, identify_code, read_results
 
 STUDENT, TEACHER = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
 
@@ -99,44 +102,106 @@ def _build_sweep_rows(name: str, base: RunConfig) -> dict[str, AblationRow]:
 # -- making -----------------------------------------------------------------------------------------------------------
 
 
-def ablate(plan: AblationPlan, runs: Path, workers: int, say: Callable[[str], object] = print) -> Ablation:
-    """Make every run that is not done, `workers` at a time, then the tables, the page, and JSON beside them.
+def ablate(
+    plan: AblationPlan,
+    runs: Path,
+    workers: int,
+    results: Path | None = None,
+    minutes: float | None = None,
+    say: Callable[[str], object] = print,
+) -> Ablation:
+    """Make every run whose line is not in the file `results` yet, `workers` at a time, add its line, and show what the
+    file holds of this plan as tables, a page, and JSON.
 
     Rows share stages as any runs do. A run that fails is named, and the others go on. With several workers each run is
-    a process of its own with its share of the threads, and its output goes to a file beside it. Raises BadInput before
-    any work where a row cannot be planned.
+    a process of its own with its share of the threads, and its output goes to a file beside it. `minutes`: no run
+    begins that would probably end later. `results`: without it a file in the folder of the tables. Raises BadInput
+    before any work where a row cannot be planned or the file is no results file, and if there is nothing to show.
     """
+    from clinkd.pipeline.stages import identify_config
     from clinkd.pipeline.stages import plan as plan_stages
 
+    folder = runs / f"{plan.base.name}-ablation"
+    file = results or folder / "results.csv"
     # the rows of a seed one after the other, so that they find its stages
     configs = {(row, seed): plan.config(row, seed) for seed in plan.seeds for row in plan.rows}
     for config in configs.values():
         plan_stages(config)
+    identities = {key: identify_config(config) for key, config in configs.items()}
+    lines = _select_lines(read_results(file), identities, file, say)
+    left = {key: config for key, config in configs.items() if key not in lines}
+    if lines:
+        say(f"{len(lines)} of {len(configs)} runs stand in {file}")
     failed: dict[str, str] = {}
-    results = zip(configs.values(), _make_runs([*configs.values()], runs, workers), strict=True)
-    for number, (config, failure) in enumerate(results, start=1):
+    budget = _TimeBudget(minutes)
+    made = zip(left, _make_runs([*left.values()], runs, workers, budget), strict=True)
+    for number, (key, failure) in enumerate(made, start=1):
+        name = left[key].name
+        if failure is _NOT_BEGUN:
+            continue
         if failure:
-            failed[config.name] = failure
-        say(f"[{number}/{len(configs)}] {config.name}: {f'failed: {failure}' if failure else 'done'}")
-    done = {key: open_run(runs / config.name) for key, config in configs.items() if config.name not in failed}
-    if not done:
-        raise BadInput(f"every run failed, the first so: {next(iter(failed.values()))}")
-    return _write_results(plan, done, failed, runs / f"{plan.base.name}-ablation")
+            failed[name] = failure
+        else:
+            lines[key] = ResultLine(identities[key], identify_code(), _read_finished_run(*key, open_run(runs / name)))
+            add_result(file, lines[key])
+        say(f"[{number}/{len(left)}] {name}: {f'failed: {failure}' if failure else 'done'}")
+    if budget.not_begun:
+        say(f"{budget.not_begun} runs are left for another time: --minutes {minutes:g}; the same command makes them")
+    if not lines:
+        raise BadInput(f"no run is done; {next(iter(failed.values()), 'give more --minutes')}")
+    grid = AblationGrid(plan.rows, [lines[key].run for key in configs if key in lines], plan.seeds)
+    done = {key: run for key in lines if (run := _find_whole_run(runs / configs[key].name))}
+    return _write_results(plan, grid, done, failed, folder)
 
 
-def _make_runs(configs: Sequence[RunConfig], runs: Path, workers: int) -> Iterator[str | None]:
-    """Yield for each run None, or why it failed."""
+def _select_lines(
+    found: Sequence[ResultLine], identities: Mapping[tuple[str, int], str], file: Path, say: Callable[[str], object]
+) -> dict[tuple[str, int], ResultLine]:
+    """The lines of these runs. Those of other knobs or data are left out, those of other code are kept: both told."""
+    lines = {k: line for line in found if identities.get(k := (line.run.row, line.run.seed)) == line.config}
+    others = sum((line.run.row, line.run.seed) in identities for line in found) - len(lines)
+    if others:
+        say(f"{file}: {others} lines of these rows and seeds are of other data or knobs, and are left out")
+    if older := sum(line.code != identify_code() for line in lines.values()):
+        say(f"{file}: {older} lines were made by other code than {identify_code()}; to make them anew, take them out")
+    return lines
+
+
+_NOT_BEGUN = "not begun"
+
+
+class _TimeBudget:
+    """Tells whether a run may begin: whether it would end in time if it took as long as the longest before it."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.longest = 0.0
+        self.not_begun = 0
+
+    def spend(self, make: Callable[[RunConfig], str | None], config: RunConfig) -> str | None:
+        """Make the run, or return `_NOT_BEGUN`."""
+        start = time.monotonic()
+        if start + self.longest >= self.end:
+            self.not_begun += 1
+            return _NOT_BEGUN
+        failure = make(config)
+        self.longest = max(self.longest, time.monotonic() - start)
+        return failure
+
+
+def _make_runs(configs: Sequence[RunConfig], runs: Path, workers: int, budget: _TimeBudget) -> Iterator[str | None]:
+    """Yield for each run None, why it failed, or `_NOT_BEGUN`."""
     if workers <= 1:
-        yield from (_make_run_here(config, runs) for config in configs)
+        yield from (budget.spend(partial(_make_run_here, runs), config) for config in configs)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(partial(_make_run_in_process, runs), configs)
+        yield from pool.map(partial(budget.spend, partial(_make_run_in_process, runs)), configs)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _make_run_here(config: RunConfig, runs: Path) -> str | None:
+def _make_run_here(runs: Path, config: RunConfig) -> str | None:
     from clinkd import pipeline
 
     try:
@@ -171,9 +236,8 @@ def _make_run_in_process(runs: Path, config: RunConfig) -> str | None:
 
 
 def _write_results(
-    plan: AblationPlan, done: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
+    plan: AblationPlan, grid: AblationGrid, done: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
 ) -> Ablation:
-    grid = AblationGrid(plan.rows, [_read_finished_run(row, seed, run) for (row, seed), run in done.items()])
     tables = ablation_tables(grid, plan.groups)
     write_json(folder / "ablation.json", ablation_json(grid) | {"failed": dict(failed)})
     write_atomic(folder / "ablation.md", "\n".join(map(to_markdown, tables)))
@@ -181,12 +245,17 @@ def _write_results(
     return Ablation(tables, folder, failed)
 
 
+def _find_whole_run(folder: Path) -> Run | None:
+    """The run of a line whose folder is still there."""
+    return open_run(folder) if is_finished(folder) else None
+
+
 def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
     """Read the scores of a run, and what its stages recorded of their work: of a cross-validation, the mean a fold."""
     run.demand_whole(with_models=False)
     work = [_count_work(open_run(folder)) for folder in run.folds] or [_count_work(run)]
     steps, passes = (sum(counts) / len(work) for counts in zip(*work, strict=True))
-    return FinishedRun(row, seed, ScoreIndex(read_scores(run.stage("score"))), round(steps), passes)
+    return FinishedRun.of(row, seed, round(steps), passes, ScoreIndex(read_scores(run.stage("score"))))
 
 
 def _count_work(run: Run) -> tuple[int, float]:
