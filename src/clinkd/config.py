@@ -152,11 +152,25 @@ class FitConfig(Knobs):
         return not vision & {*self.lora.parts} if self.lora else vision <= {*self.freeze}
 
 
+class GeneralConfig(Knobs):
+    """Drawings of plain things, for a base that knows images but no medicine."""
+
+    images: Count = knob(6000, "images to learn from")
+    structures: Count = knob(2, "most things in an image")
+    image_pixels: Count = knob(96, "side of the drawn square image, pixels")
+    seed: Whole = knob(0, "seed of the drawings and of the weights; that of the run does not count, so runs share it")
+
+
 class PretrainConfig(Knobs):
     """What a real base knows and random weights do not, learned from the boxes and names of the training split."""
 
     vision: FitConfig | None = knob(FitConfig(), "the vision tower alone: the structure at each image token")
     pairs: FitConfig | None = knob(FitConfig(), "the whole model: from a name to its boxes, and from a box to its name")
+    general: GeneralConfig | None = knob(
+        None,
+        "learn from drawings of plain things, with stock positions, as a general model has; null = from the boxes and "
+        "names of the training split",
+    )
 
     @model_validator(mode="after")
     def _the_tower_alone_has_no_parts(self) -> Self:

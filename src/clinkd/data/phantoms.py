@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 _MODALITY_PHRASES = {
     Modality.CT: "A CT", Modality.MR: "An MR", Modality.XRAY: "An X-ray", Modality.PET: "A PET",
     Modality.ENDOSCOPY: "An endoscopy", Modality.DERMOSCOPY: "A dermoscopy", Modality.FUNDUS: "A fundus",
-    Modality.ULTRASOUND: "An ultrasound",
+    Modality.ULTRASOUND: "An ultrasound", Modality.OTHER: "A general",
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ _MODALITY_PHRASES = {
 # blunt tips, so that its pixels reach the sides of the box.
 
 
-def _intersect_shapes(a: Levels, b: Levels) -> Levels:
+def intersect_shapes(a: Levels, b: Levels) -> Levels:
     """The part that two shapes share."""
     return np.asarray(np.maximum(a, b))
 
@@ -68,17 +68,17 @@ def _ring(u: Levels, v: Levels, *_: float) -> Levels:
 
 
 def _triangle(u: Levels, v: Levels, *_: float) -> Levels:
-    return _intersect_shapes((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
+    return intersect_shapes((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
 
 
 def _cross(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
-    return _intersect_shapes(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
+    return intersect_shapes(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
 
 
 def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
     x = (u + 1) * 0.84 - 1  # the horns end at 0.72: the right side of the box cuts their tips
-    return _intersect_shapes(_intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
+    return intersect_shapes(intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
 def _bars(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
@@ -87,7 +87,7 @@ def _bars(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels
     half = 0.52 / stripes  # half the thickness; the first and the last stripe lie on the border
     step = (2 - 2 * half) / (stripes - 1)
     nearest = np.clip(np.round((v + 1 - half) / step), 0, stripes - 1) * step + half - 1
-    return _intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
+    return intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
 
 
 def _columns(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
@@ -96,7 +96,7 @@ def _columns(u: Levels, v: Levels, half_width: float, half_height: float) -> Lev
 
 def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
-    return _intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
+    return intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
 # Signed distance over a box (u, v). Its half sides, the last two arguments, are fractions of the image.
@@ -143,20 +143,35 @@ def draw_phantom(
 
     Raises BadInput where so many structures do not fit, or `pixels` are too few to tell the shapes apart.
     """
+    return draw_world(rng, World(modality, _SCENES[modality], STRUCTURES[modality]), structures, pixels, names)
+
+
+class World(NamedTuple):
+    """What an image of a kind can hold: shapes by their names, in their surroundings."""
+
+    modality: Modality
+    scene: Scene
+    shapes: Mapping[str, Shape]
+
+
+def draw_world(
+    rng: np.random.Generator, world: World, structures: int, pixels: int, names: Sequence[str] = ()
+) -> Drawing:
+    """As `draw_phantom`, of any world."""
     _check_settings(structures, pixels)
-    scene = _SCENES[modality]
+    scene = world.scene
     plans = _place_boxes(rng, scene.visible, _choose_count(rng, structures))
     levels = scene.paint(rng, pixels, *_make_grid(pixels))
     drawn = []
-    for plan, name in zip(plans, _choose_names(rng, modality, len(plans), names), strict=True):
+    for plan, name in zip(plans, _choose_names(rng, list(world.shapes), len(plans), names), strict=True):
         brightness: Brightness = "bright" if rng.random() < 0.5 else "dark"
         contrast = rng.uniform(*CONTRAST) * (1 if brightness == "bright" else -1)
-        box = _draw_shape(levels, STRUCTURES[modality][name], plan, contrast)
+        box = _draw_shape(levels, world.shapes[name], plan, contrast)
         side: Place = "left" if box.centre[0] < 0.5 else "right"
         drawn.append(Structure(name, plan.size, side, brightness, box))
     noisy = levels + rng.standard_normal(levels.shape) * scene.grain * (levels > 0)
     image = scene.colours[(np.clip(noisy, 0, 1) * 255).astype(np.uint8)]
-    return Drawing(image, modality, tuple(sorted(drawn, key=lambda s: s.box.centre)))
+    return Drawing(image, world.modality, tuple(sorted(drawn, key=lambda s: s.box.centre)))
 
 
 def _choose_count(rng: np.random.Generator, most: int) -> int:
@@ -170,10 +185,9 @@ def _check_settings(structures: int, pixels: int) -> None:
         raise BadInput(f"data.phantoms.image_pixels={pixels}: the shapes need {LEAST_PIXELS} pixels or more")
 
 
-def _choose_names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
+def _choose_names(rng: np.random.Generator, known: Sequence[str], count: int, order: Sequence[str]) -> list[str]:
     """`count` names in random order, distinct as long as they last, except for a few repeats."""
-    modality_names = list(STRUCTURES[modality])
-    order = order or [modality_names[i] for i in rng.permutation(len(modality_names))]
+    order = order or [known[i] for i in rng.permutation(len(known))]
     names: list[str] = []
     while len(names) < count:
         unused = [n for n in order if n not in names]
@@ -250,7 +264,7 @@ def _span_pixels(centre: float, half_side: float, P: int) -> tuple[int, Levels]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class Scene:
     visible: Visible  # where structures may lie
     paint: Callable[[np.random.Generator, int, Levels, Levels], Levels]  # [P, P]; exactly 0 outside the field
     colours: NDArray[np.uint8]  # [256, 3], of a level
@@ -277,13 +291,13 @@ def _make_wave_weights(P: int, knots: int) -> Levels:
     return np.asarray(weight / weight.sum(1, keepdims=True))
 
 
-def _make_clouds(rng: np.random.Generator, P: int, strength: float, knots: int = 6) -> Levels:
+def make_clouds(rng: np.random.Generator, P: int, strength: float, knots: int = 6) -> Levels:
     """Slow unevenness of the background, zero on average."""
     waves = _make_wave_weights(P, knots)
     return strength * (waves @ rng.uniform(-1, 1, (knots, knots)) @ waves.T)
 
 
-def _draw_curves(rng: np.random.Generator, P: int, count: int, thickness: float, upright: bool) -> Levels:
+def draw_curves(rng: np.random.Generator, P: int, count: int, thickness: float, upright: bool) -> Levels:
     """Coverage 0..1 of thin bent lines across the whole image."""
     x, y = _make_grid(P)
     along, across = (y, x) if upright else (x, y)
@@ -296,7 +310,7 @@ def _draw_curves(rng: np.random.Generator, P: int, count: int, thickness: float,
     return cover
 
 
-def _make_colour_ramp(*stops: tuple[float, int, int, int]) -> NDArray[np.uint8]:
+def make_colour_ramp(*stops: tuple[float, int, int, int]) -> NDArray[np.uint8]:
     """Colours [256, 3] of a level, linear between stops (level, red, green, blue)."""
     positions = np.linspace(0, 1, 256)
     levels = [s[0] for s in stops]
@@ -309,7 +323,7 @@ def _choose_base_level(rng: np.random.Generator) -> float:
 
 def _paint_ct(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
-    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05)
+    levels = _choose_base_level(rng) + make_clouds(rng, P, 0.05)
     levels = np.where(rim > 0.93, levels + 0.17, levels)  # fat under the skin
     levels *= rim < 1
     table = np.abs(y - 0.94 + 0.25 * (x - 0.5) ** 2) < 0.012
@@ -320,7 +334,7 @@ def _paint_mr(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.475, 0.49, 2.6)
     turn = np.arctan2(y - 0.5, x - 0.5)
     folds = np.cos(turn * 17 + rng.uniform(0, 6.3)) * np.clip((rim - 0.62) * 4, 0, 1)
-    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05) + 0.06 * folds
+    levels = _choose_base_level(rng) + make_clouds(rng, P, 0.05) + 0.06 * folds
     levels = levels - 0.10 * np.clip(1 - np.abs(x - 0.5 - rng.uniform(-0.01, 0.01)) / 0.012, 0, 1)  # midline
     levels = np.where(rim > 0.89, 0.06, levels)  # skull
     levels = np.where(rim > 0.945, 0.85, levels)  # scalp
@@ -328,7 +342,7 @@ def _paint_mr(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
 
 
 def _paint_xray(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
-    levels = _choose_base_level(rng) + 0.04 + _make_clouds(rng, P, 0.03)
+    levels = _choose_base_level(rng) + 0.04 + make_clouds(rng, P, 0.03)
     for centre in (0.27, 0.73):
         lung = np.hypot((x - centre) / 0.21, (y - 0.5) / 0.40)
         levels = levels - 0.13 * np.clip((1 - lung) * 4, 0, 1)
@@ -340,30 +354,30 @@ def _paint_xray(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Level
 
 def _paint_pet(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.46, 0.485, 2.8)
-    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.08, knots=9)
+    levels = _choose_base_level(rng) + make_clouds(rng, P, 0.08, knots=9)
     return np.asarray(levels * np.clip((1 - rim) * 9, 0, 1))
 
 
 def _paint_endoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.49, 0.49, 5)
-    levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.05)
+    levels = _choose_base_level(rng) + 0.05 + make_clouds(rng, P, 0.05)
     cx, cy = rng.uniform(0.35, 0.65, 2)
     lumen = np.hypot(x - cx, y - cy)
     levels = levels - 0.08 * np.exp(-((lumen / 0.16) ** 2)) + 0.025 * np.cos(lumen * 40) - 0.12 * rim**3
-    levels = levels + 0.10 * _draw_curves(rng, P, 3, 0.012, upright=False) * -1
+    levels = levels + 0.10 * draw_curves(rng, P, 3, 0.012, upright=False) * -1
     return np.asarray(levels * (rim < 1))
 
 
 def _paint_dermoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
-    levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.04)
+    levels = _choose_base_level(rng) + 0.05 + make_clouds(rng, P, 0.04)
     levels = levels - 0.18 * np.clip(np.hypot(x - 0.5, y - 0.5) - 0.42, 0, 1) * 3
-    hairs = np.maximum(_draw_curves(rng, P, 3, 0.010, upright=True), _draw_curves(rng, P, 2, 0.010, upright=False))
+    hairs = np.maximum(draw_curves(rng, P, 3, 0.010, upright=True), draw_curves(rng, P, 2, 0.010, upright=False))
     return np.asarray(levels - 0.18 * hairs)
 
 
 def _paint_fundus(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = np.hypot(x - 0.5, y - 0.5) / 0.53
-    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) - 0.08 * rim**4
+    levels = _choose_base_level(rng) + make_clouds(rng, P, 0.04) - 0.08 * rim**4
     hub = abs(rng.integers(2) - rng.uniform(0.02, 0.12))  # from one side vessels arch above and below the middle
     reach = np.abs(y - 0.5)
     for opening, thickness in ((0.9, 0.016), (1.6, 0.012), (2.9, 0.012)):
@@ -374,13 +388,13 @@ def _paint_fundus(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Lev
 
 def _paint_ultrasound(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     depth = np.hypot(x - 0.5, y + 0.25)
-    speckle = _make_clouds(rng, P, 0.18, knots=max(16, P // 4))
-    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
+    speckle = make_clouds(rng, P, 0.18, knots=max(16, P // 4))
+    levels = _choose_base_level(rng) + make_clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
     fan = (np.abs(x - 0.5) < 0.80 * (y + 0.25)) & (depth < 1.22) & (depth > 0.30)
     return np.asarray(np.clip(levels, 0.01, 1) * fan)
 
 
-def _show_everything(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def show_everything(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return np.ones(x.shape, bool)
 
 
@@ -389,21 +403,21 @@ def _show_fan(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return (np.abs(x - 0.5) < 0.80 * (y + 0.25) - 0.02) & (depth < 1.20) & (depth > 0.33)
 
 
-_GREY = _make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
-_COLD_GREY = _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255))
-_HOT = _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200))
-_MUCOSA = _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225))
-_SKIN = _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236))
-_RETINA = _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150))
-_SCENES: dict[Modality, _Scene] = {
-    Modality.CT: _Scene(lambda x, y: _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1, _paint_ct, _GREY, 0.025),
-    Modality.MR: _Scene(lambda x, y: _measure_oval(x, y, 0.42, 0.432, 2.6) < 1, _paint_mr, _GREY, 0.02),
-    Modality.XRAY: _Scene(_show_everything, _paint_xray, _COLD_GREY, 0.02),
-    Modality.PET: _Scene(lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1, _paint_pet, _HOT, 0.025),
-    Modality.ENDOSCOPY: _Scene(lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1, _paint_endoscopy, _MUCOSA, 0.02),
-    Modality.DERMOSCOPY: _Scene(_show_everything, _paint_dermoscopy, _SKIN, 0.02),
-    Modality.FUNDUS: _Scene(lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51, _paint_fundus, _RETINA, 0.02),
-    Modality.ULTRASOUND: _Scene(_show_fan, _paint_ultrasound, _GREY, 0.05),
+_GREY = make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
+_COLD_GREY = make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255))
+_HOT = make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200))
+_MUCOSA = make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225))
+_SKIN = make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236))
+_RETINA = make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150))
+_SCENES: dict[Modality, Scene] = {
+    Modality.CT: Scene(lambda x, y: _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1, _paint_ct, _GREY, 0.025),
+    Modality.MR: Scene(lambda x, y: _measure_oval(x, y, 0.42, 0.432, 2.6) < 1, _paint_mr, _GREY, 0.02),
+    Modality.XRAY: Scene(show_everything, _paint_xray, _COLD_GREY, 0.02),
+    Modality.PET: Scene(lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1, _paint_pet, _HOT, 0.025),
+    Modality.ENDOSCOPY: Scene(lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1, _paint_endoscopy, _MUCOSA, 0.02),
+    Modality.DERMOSCOPY: Scene(show_everything, _paint_dermoscopy, _SKIN, 0.02),
+    Modality.FUNDUS: Scene(lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51, _paint_fundus, _RETINA, 0.02),
+    Modality.ULTRASOUND: Scene(_show_fan, _paint_ultrasound, _GREY, 0.05),
 }
 
 
@@ -452,7 +466,7 @@ def make_phantom_samples(
 # --- files
 
 
-_Job = tuple[Split, range]  # numbers of images, counted within the split
+Job = tuple[Split, range]  # numbers of images, counted within the split
 
 
 def write_phantoms(
@@ -469,13 +483,22 @@ def write_phantoms(
     counts: dict[Split, int] = {
         "train": config.train_images, "validation": config.validation_images, "test": config.test_images
     }  # fmt: skip
-    jobs: list[_Job] = [
+    return draw_splits(partial(_draw_job, folder, config, seed), counts, workers, advance)
+
+
+def draw_splits(
+    draw: Callable[[Job], list[Sample]],
+    counts: Mapping[Split, int],
+    workers: int,
+    advance: Callable[[int], object] | None = None,
+) -> list[Sample]:
+    """The samples of so many images a split, which `draw` draws in processes, a job at a time."""
+    jobs: list[Job] = [
         (split, range(first, min(first + 64, total)))
         for split, total in counts.items()
         for first in range(0, total, 64)
     ]
     samples: list[Sample] = []
-    draw = partial(_draw_job, folder, config, seed)
     for (_, numbers), drawn in zip(jobs, _draw_jobs(draw, jobs, workers), strict=True):
         samples.extend(drawn)
         if advance is not None:
@@ -483,7 +506,7 @@ def write_phantoms(
     return samples
 
 
-def _draw_jobs(draw: Callable[[_Job], list[Sample]], jobs: Sequence[_Job], workers: int) -> Iterator[list[Sample]]:
+def _draw_jobs(draw: Callable[[Job], list[Sample]], jobs: Sequence[Job], workers: int) -> Iterator[list[Sample]]:
     if min(workers, len(jobs) // 4) <= 1:  # starting processes takes longer than a few hundred images
         yield from map(draw, jobs)
         return
@@ -495,7 +518,15 @@ def _draw_jobs(draw: Callable[[_Job], list[Sample]], jobs: Sequence[_Job], worke
             raise
 
 
-def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list[Sample]:
+def write_drawing(folder: Path, image_id: str, drawing: Drawing) -> ImageRef:
+    """Write a drawing as `folder`/images/ID.png. Raises BadInput on a full disk."""
+    image = ImageRef(f"images/{image_id}.png", *drawing.image.shape[:2])
+    with naming_full_disk(folder / image.path):
+        (folder / image.path).write_bytes(encode_picture(Image.fromarray(drawing.image), compress_level=1))
+    return image
+
+
+def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: Job) -> list[Sample]:
     """Draw the images of a job; returns their samples of the tasks in the config."""
     split, numbers = job
     samples: list[Sample] = []
@@ -506,9 +537,7 @@ def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list
         names = orders[number // len(PAPER_MODALITIES) % len(orders)]
         drawing = draw_phantom(rng, modality, config.structures, config.image_pixels, names)
         image_id = f"{modality}_{split}_{number:05d}"
-        image = ImageRef(f"images/{image_id}.png", config.image_pixels, config.image_pixels)
-        with naming_full_disk(folder / image.path):
-            (folder / image.path).write_bytes(encode_picture(Image.fromarray(drawing.image), compress_level=1))
+        image = write_drawing(folder, image_id, drawing)
         questions_rng = random.Random(int(rng.integers(2**62)))
         samples += make_phantom_samples(drawing, image, image_id, split, questions_rng)
     return [s for s in samples if s.task.value in config.tasks]

@@ -26,7 +26,7 @@ class PseudoKnobs(DistillConfig):
 
 
 KNOBS: dict[str, type[Knobs]] = {
-    "prepare": DataConfig, "base": ModelConfig, "teacher": TeacherConfig, "pseudo": PseudoKnobs,
+    "prepare": DataConfig, "general": ModelConfig, "base": ModelConfig, "teacher": TeacherConfig, "pseudo": PseudoKnobs,
     "distill": DistillConfig, "reflect": ReflectConfig, "clip": ClipConfig, "answer": AnswerConfig,
     "select": SelectConfig, "shuffle": AnswerConfig, "score": EvaluateConfig,
 }  # fmt: skip

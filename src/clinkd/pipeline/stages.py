@@ -13,6 +13,7 @@ from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
+from clinkd.settings import change_knobs
 from clinkd.storage import sha256_file
 
 
@@ -24,13 +25,14 @@ def plan(config: RunConfig) -> list[Stage]:
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     stages: list[Stage] = []
 
-    def stage(name: str, knobs: Any, *needs: Stage | None, step: str | None = None, **arguments: Any) -> Stage:
+    def stage(
+        name: str, knobs: Any, *needs: Stage | None, step: str | None = None, seed: int | None = None, **arguments: Any
+    ) -> Stage:
         work = _defer_step(step or name, **arguments)
         kind = step or name
         needed = tuple(n for n in needs if n)
-        stages.append(
-            Stage(name, VERSIONS[kind], knobs, needed, work, config.seed, kind in SHARED_STAGES, KNOBS.get(kind))
-        )
+        seed = config.seed if seed is None else seed
+        stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
         return stages[-1]
 
     if folds := config.fold_runs():
@@ -42,7 +44,13 @@ def plan(config: RunConfig) -> list[Stage]:
         stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
-    base = stage("base", _identify_model(config.model), data, config=config.model, **machine)
+    general = None
+    if config.model.base is None and config.model.tiny.pretrain and (drawn := config.model.tiny.pretrain.general):
+        # stock positions, as a general model has; neither the data nor the seed of the run counts, so runs share it
+        stock = change_knobs(config.model, positions="mrope", layout="sections")
+        arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
+        general = stage("general", _identify_model(stock), seed=drawn.seed, **arguments)
+    base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
     model = base
@@ -80,8 +88,8 @@ def plan(config: RunConfig) -> list[Stage]:
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
-    "prepare": 3, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2, "answer": 4,
-    "select": 4, "shuffle": 1, "score": 5, "pool_splits": 1, "pool_answers": 1,
+    "prepare": 3, "general": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
+    "answer": 4, "select": 4, "shuffle": 1, "score": 5, "pool_splits": 1, "pool_answers": 1,
 }  # fmt: skip
 
 
@@ -98,7 +106,7 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 # Stages in which several processes share the work: the rows to train on, or the questions to answer.
-SHARED_STAGES = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
+SHARED_STAGES = {"general", "base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
 def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> Callable[[StageContext], None]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from clinkd.correction.correctors import make_corrected_samples
 from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
+from clinkd.data.general_drawings import write_drawings
 from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
@@ -84,6 +86,7 @@ ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PRED
 STORE = "stored-teacher"
 FEATURES = "gallery"
 SUPPORTS = "validation-supports.jsonl"  # of the candidates for the validation questions
+DRAWINGS = "drawn"
 PRETRAINED_VISION = "seen"  # the model between the two halves of its pretraining
 
 
@@ -122,7 +125,10 @@ def prepare(work: StageContext, config: DataConfig) -> None:
 
 def base(work: StageInputs, config: ModelConfig) -> None:
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
-    if config.base is None:
+    if "general" in work.inputs:
+        model = load(work.inputs["general"] / MODEL, work.open_image, config)  # with the positions of this run
+        work.save(model)
+    elif config.base is None:
         train = work.samples("train")
         model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
         if config.tiny.pretrain:
@@ -134,6 +140,28 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         folder, knobs = config.base, config.model_dump(mode="json")
         distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def general(context: StageContext, config: ModelConfig, workers: int, hardware: Machine) -> None:
+    """A base that knows images but no medicine, from drawings of plain things."""
+    pretrain, drawn = config.tiny.pretrain, context.folder / DRAWINGS
+    assert pretrain and pretrain.general
+    total = pretrain.general.images
+
+    def draw() -> None:
+        assert pretrain and pretrain.general
+        with _record_seconds(context, "draw", total), progress(total, "draw plain things", "images") as advance:
+            samples = write_drawings(drawn, pretrain.general, workers, advance)
+        write_lines(drawn / "train.jsonl", (s.to_json() for s in samples))
+        write_json(drawn / DATA, {"root": "", "lexicon": Lexicon(()).to_json()})
+
+    distributed.on_main_process(draw)
+    work = StageInputs(replace(context, inputs={"prepare": drawn}), hardware)
+    train = work.samples("train")
+    model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
+    work.save(_pretrain(work, model, make_bare_pairs(train), pretrain))
+    for part in (DRAWINGS, PRETRAINED_VISION):
+        distributed.on_main_process(partial(shutil.rmtree, work.folder / part, ignore_errors=True))
 
 
 def see(work: StageInputs) -> None:

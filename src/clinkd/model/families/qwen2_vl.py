@@ -223,7 +223,7 @@ class Qwen2VL(Family):
 
     def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
         scheme = knobs.model_dump(mode="json", exclude=NOT_CARRIED)
-        config: ClinkdConfig = self.network_class.config_class(**drop_keys(stock), scheme=scheme)
+        config: ClinkdConfig = self.network_class.config_class(**drop_keys(stock, "scheme"), scheme=scheme)
         rope = config.text_config.rope_parameters
         if rope["rope_type"] not in ("default", ROPE_TYPE):
             raise BadInput(
