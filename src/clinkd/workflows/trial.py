@@ -62,7 +62,7 @@ QUESTIONS = {
     "answer": HELD, "select": HELD, "shuffle": TEST, "score": TEST,
 }  # fmt: skip
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
-FIXED_FILES = ("distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
+FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
 # Rows of each split for stages without a large model: enough for a step of a CLIP, and truths to score as answers.
 WIDE: dict[Split, int] = {"train": 128, "validation": 40, "test": 40}
 WIDE_STAGES = ("clip", "select", "score")
@@ -78,8 +78,12 @@ def shrink_config(config: RunConfig) -> RunConfig:
     settings = [f"answer.max_new_tokens={SHORTEST}"]
     for split, number in kept.items():
         settings.append(f"data.phantoms.{split}_images={_limit_to_drawn(config, split, max(WIDE[split], number))}")
+    drawings = _count_drawings(config)
+    if drawings:
+        settings.append(f"model.tiny.pretrain.general.images={min(drawings, kept['train'])}")
     for name, fit in config.fits().items():
-        steps = few if whole is None else min(few, fit.count_steps(_count_trained_rows(config, name, whole)))
+        rows = drawings if drawings and name.startswith("model.") else whole
+        steps = few if rows is None else min(few, fit.count_steps(_count_trained_rows(config, name, rows)))
         # half a step less, rounded up by the training: as many steps whatever the rounding of the epochs
         epochs = (steps - 0.5) * fit.rows / max(1, _count_trained_rows(config, name, kept["train"]))
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
@@ -103,6 +107,12 @@ def _limit_to_drawn(config: RunConfig, split: Split, number: int) -> int:
 def _count_drawn_images(config: RunConfig, split: Split) -> int | None:
     """The phantoms of a split, an image a row; None where data is given."""
     return None if config.data.path else int(getattr(config.data.phantoms, f"{split}_images"))
+
+
+def _count_drawings(config: RunConfig) -> int:
+    """The drawings of plain things that a tiny base learns from, an image a row; 0 if it does not."""
+    pretrain = config.model.tiny.pretrain if config.model.base is None else None
+    return pretrain.general.images if pretrain and pretrain.general else 0
 
 
 def _count_trained_rows(config: RunConfig, name: str, rows: int) -> int:
@@ -132,6 +142,7 @@ class SmallRun:
         self.live = config.model.vision_features == "live"
         self.finished: dict[str, Path] = {}
         self.parameters = 0
+        self.open_seconds = self.image_mb = 0.0  # measured after the base; the drawings before it are small
 
     def estimate_stages(self) -> Iterator[StageEstimate]:
         """Try each stage, in order."""
@@ -269,10 +280,7 @@ class SmallRun:
         for name, paces in trial.fits.items():
             fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
             recorded, pace = trial.recorded[name], statistics.median(paces or [0.0])  # one step is among the rest
-            whole, narrow = (
-                _count_trained_rows(self.config, kind, c["rows"]["train"]) for c in (self.whole, self.narrow)
-            )
-            rows = recorded["rows"] * whole / narrow
+            rows = recorded["rows"] * self._count_times_rows(kind)
             number = fit.count_steps(round(rows, 6))
             steps += number
             seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
@@ -297,8 +305,17 @@ class SmallRun:
         """What the small stage of a kind saw."""
         return self.drawn if kind == "prepare" else self.wide if kind in WIDE_STAGES else self.narrow
 
+    def _count_times_rows(self, kind: str) -> float:
+        """How many times as many rows the trainings of the whole stage have as those of the small one."""
+        if kind == "general":
+            return self._growth(kind)
+        whole, narrow = (_count_trained_rows(self.config, kind, c["rows"]["train"]) for c in (self.whole, self.narrow))
+        return whole / narrow
+
     def _growth(self, kind: str) -> float:
-        """How many times as many questions the whole stage looks at as the small one."""
+        """How many times as many questions, or drawings, the whole stage looks at as the small one."""
+        if kind == "general":
+            return _count_drawings(self.config) / _count_drawings(self.small)
         if kind not in QUESTIONS:
             return 1.0
         small, whole = (sum(c["questions"][s] for s in QUESTIONS[kind]) for c in (self._counts_of(kind), self.whole))
