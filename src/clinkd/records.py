@@ -324,7 +324,8 @@ class Candidate(Record):
     """One generated answer. `raw` is the text of the model, `answer` what the codec read in it.
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
-    better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it.
+    better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it. `box_scores`
+    are the model's own confidences, one for each box of `answer` and on its own scale; empty where it states none.
     """
 
     raw: str
@@ -333,6 +334,15 @@ class Candidate(Record):
     scores: dict[str, Number] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     truncated: bool = False
+    box_scores: tuple[Number, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.box_scores and len(self.box_scores) != len(self.answer.boxes):
+            raise BadInput(f"{len(self.box_scores)} box_scores but {len(self.answer.boxes)} boxes")
+
+    def to_json(self) -> dict[str, Any]:
+        value = Record.to_json(self)
+        return value if self.box_scores else {name: v for name, v in value.items() if name != "box_scores"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ __all__ = [
     "answer_files",
     "baselines",
     "captions",
+    "detection",
     "jars",
     "measure",
     "metrics",

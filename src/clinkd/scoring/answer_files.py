@@ -214,7 +214,7 @@ def make_predictions(
         notes["boxes a little over the border, cut there"] += read.clipped
         notes["boxes that an answer repeats, which count once"] += read.repeated
         truncated = row.truncated or "reasoning that never ends" in final.cut
-        candidate = Candidate(row.text, read.answer, unread=read.unread, truncated=truncated)
+        candidate = Candidate(row.text, read.answer, unread=read.unread, truncated=truncated, box_scores=read.scores)
         predictions[sample.id] = Prediction(sample.id, (candidate,), by=row.row.file.name)
     return predictions
 

@@ -70,12 +70,14 @@ FAMILIES: Mapping[str, BoxFamily] = {
 @dataclass(frozen=True, slots=True)
 class ReadAnswer:
     """An answer with its boxes. `unread`: pieces that look like a box, and are none in the declared family. `clipped`:
-    boxes a little over the border. `repeated`: boxes that were said before, which count once."""
+    boxes a little over the border. `repeated`: boxes that were said before, which count once. `scores`: the confidence
+    of each box, empty unless every box states one."""
 
     answer: BoxedText
     unread: tuple[str, ...] = ()
     clipped: int = 0
     repeated: int = 0
+    scores: tuple[float, ...] = ()
 
 
 def choose_family(name: str) -> BoxFamily:
@@ -108,7 +110,9 @@ _NOTATIONS = re.compile(
     """,
     re.X | re.I | re.S,
 )
-_KEYED = re.compile(r"""["']?([A-Za-z_][\w ]*)["']?\s*[:=]\s*(\[[^\]]*\]|"[^"]*"|'[^']*'|[-+]?[\d.]+\s*%?)""")
+_KEYED = re.compile(
+    r"""["']?([A-Za-z_][\w ]*)["']?\s*[:=]\s*(\[[^\]]*\]|"[^"]*"|'[^']*'|[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*%?)"""
+)
 _KEYS: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
     (
         "xyxy",
@@ -124,6 +128,7 @@ _KEYS: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
 )
 _LISTED = ("bbox_2d", "box_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d")
 _LABELS = ("label", "name", "phrase", "class", "object", "category")
+_SCORES = ("score", "confidence", "conf", "probability", "prob", "confidence_score", "logit")
 _MARKS = re.compile(
     r"</?(?:box|ref|quad|bbox|bounding_box|p|obj|object|grounding|phrase|rec|delimiter_of_multi_objects)>"
     r"|<\|/?(?:ref|det|box|object_ref_start|object_ref_end|box_start|box_end|begin_of_box|end_of_box|grounding)\|>"
@@ -145,6 +150,7 @@ class _Coordinates:
     order: Order | None = None
     percent: bool = False
     label: str = ""
+    score: float | None = None
 
 
 def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
@@ -157,6 +163,7 @@ def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
         raise BadInput(f"boxes={family}: pixels; the size of the image must be known")
     boxes: list[Box] = []
     unread: list[str] = []
+    scores: list[float] = []
     clipped = repeated = 0
 
     def replace(match: re.Match[str]) -> str:
@@ -174,6 +181,7 @@ def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
             else:
                 boxes.append(box)
                 words.append(coordinates.label + _PLACE)
+                scores.extend(() if coordinates.score is None else (coordinates.score,))
         if not found and _claims_a_box(match):
             unread.append(match.group().strip())
         elif not found:
@@ -183,7 +191,8 @@ def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
     text = _MARKS.sub(" ", _NOTATIONS.sub(replace, raw.translate(_WIDE)))
     text = _JSON_AROUND.sub(r"\1", text)
     text = " ".join(text.replace(_PLACE, BOX_MARK).split())
-    return ReadAnswer(BoxedText(text, tuple(boxes)), tuple(unread), clipped, repeated)
+    stated = tuple(scores) if len(scores) == len(boxes) else ()  # of some boxes alone: no ranking of all of them
+    return ReadAnswer(BoxedText(text, tuple(boxes)), tuple(unread), clipped, repeated, stated)
 
 
 def _claims_a_box(match: re.Match[str]) -> bool:
@@ -252,10 +261,12 @@ def _read_object(piece: str) -> Iterator[_Coordinates]:
     members = {key.strip().lower(): value.strip() for key, value in _KEYED.findall(piece)}
     label = next((members[key].strip("\"'") for key in _LABELS if key in members), "")
     label = re.sub(r"[\[\]]", " ", label)
+    score = next((read for key in _SCORES if (read := _read_score(members.get(key, ""))) is not None), None)
+    percent = any("%" in text for key, text in members.items() if key not in (*_SCORES, *_LABELS))
     listed = [members[key] for key in _LISTED if key in members]
     if listed:
         for values, order in _read_list(listed[0]):
-            yield _Coordinates(values, order, "%" in piece, label)
+            yield _Coordinates(values, order, percent, label, score)
         return
     for order, names in _KEYS:
         keys = [next((k for k in choices if k in members), None) for choices in names]
@@ -263,8 +274,14 @@ def _read_object(piece: str) -> Iterator[_Coordinates]:
             texts = [members[key] for key in keys if key]
             numbers = tuple(n for text in texts for n in _find_numbers(text))
             if len(numbers) == 4:
-                yield _Coordinates(numbers, order, "%" in piece, label)
+                yield _Coordinates(numbers, order, percent, label, score)
             return
+
+
+def _read_score(text: str) -> float | None:
+    """A confidence, where it is written as a number: 0.9, "0.9" or 90%; "high" is none."""
+    number = re.fullmatch(rf"[\"']?\s*({_NUMBER.pattern})\s*(%?)\s*[\"']?", text)
+    return None if number is None else float(number[1]) / (100 if number[2] else 1)
 
 
 def _read_list(piece: str) -> Iterator[tuple[tuple[float, ...], Order | None]]:

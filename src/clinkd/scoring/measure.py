@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,11 +43,12 @@ class SampleAnswer(NamedTuple):
 
 class Rules(NamedTuple):
     """What the scores depend on: the smallest IoU of a found box, the words of the data set, and the scorer of
-    captions, where there are captions."""
+    captions, where there are captions. `structures`: those that the truths of an image name, by its path."""
 
     iou: float
     lexicon: Lexicon
     captions: CaptionScorer | None = None
+    structures: Mapping[str, frozenset[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from clinkd.scoring.measure import (
     Metric,
     Place,
 )
+from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION
 from clinkd.scoring.measures.answers import ANSWERS, read_yes_no
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.flaws import FLAWS
@@ -36,7 +37,7 @@ __all__ = [
     "read_yes_no",
 ]
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
+MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, ABSENCE, HALLUCINATION, FLAWS)
 PRIMARY_METRIC = {
     task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of
 }

@@ -31,6 +31,7 @@ from clinkd.scoring.answer_files import (
     match_rows,
     read_row,
 )
+from clinkd.scoring.detection import DetectorBox, DetectorOutput
 
 Missing = Literal["refuse", "wrong"]
 CAPTIONED = (Task.MIA, Task.RC)
@@ -44,17 +45,20 @@ class EvaluationData:
     samples: Sequence[Sample]
     what: str  # "the test split of mydata"
     names: CocoNames | None = None
+    images: frozenset[str] = frozenset()  # paths of all images of the split, of those without a question, too
 
 
 class MatchedPredictions(NamedTuple):
     """A prediction for each sample, in their order, and notes on the reading, counted.
 
-    `doubts`: sentences on boxes that may be written otherwise than declared.
+    `doubts`: sentences on boxes that may be written otherwise than declared. `output`: COCO boxes as they stand
+    in the file, those that no question asks for included.
     """
 
     predictions: list[Prediction]
     notes: Counter[str]
     doubts: Sequence[str] = ()
+    output: DetectorOutput = DetectorOutput()
 
 
 def read_results(
@@ -74,11 +78,12 @@ def read_results(
     rows = [_require_good(row) for part in files for row in table_rows(part)]
     notes: Counter[str] = Counter()
     doubts: Sequence[str] = ()
+    detected: list[DetectorBox] = []
     keys = rows[0].value.keys()
     if "candidates" in keys:
         answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
     elif "bbox" in keys:
-        answers = _read_boxes(rows, data, least, notes)
+        answers = _read_boxes(rows, data, least, notes, detected)
     elif "caption" in keys:
         answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
     elif holds_answers(tuple(keys), how.columns):
@@ -100,7 +105,10 @@ def read_results(
     notes["questions without an answer, which count as wrong"] += len(unanswered)
     empty = Candidate("", BoxedText(""))
     return MatchedPredictions(
-        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes, doubts
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples],
+        +notes,
+        doubts,
+        DetectorOutput(data.images, detected),
     )
 
 
@@ -162,29 +170,33 @@ def _read_prediction(data: EvaluationData, ids: Set[str], value: dict[str, Any])
 
 
 def _read_boxes(
-    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str]
+    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str], detected: list[DetectorBox]
 ) -> dict[str, Prediction]:
-    """One answer for each name in each image: its boxes, best first."""
+    """One answer for each name in each image: its boxes, best first. `detected` gets the boxes of the images of the
+    split, without those of a name that is annotated there and not asked for."""
     if data.names is None:
         raise BadInput("boxes of COCO results speak of ids: give the COCO annotation file as --data")
     names = data.names
     samples = {(s.images[0].path, s.names[0]): s for s in data.samples if s.task is Task.VG and len(s.names) == 1}
-    boxes: dict[str, list[tuple[float, Box | None]]] = defaultdict(list)
+    boxes: dict[str, list[tuple[float | None, Box | None]]] = defaultdict(list)
 
     def read(value: dict[str, Any]) -> None:
         image, name = names.image(value.get("image_id")), names.category(value.get("category_id"))
-        score = value.get("score", 1.0)
-        if type(score) not in (int, float) or not -1e9 < score < 1e9:
+        score = value.get("score")
+        if score is not None and (type(score) not in (int, float) or not -1e9 < score < 1e9):
             raise FieldError("score", score, "a number is wanted")
         corners = require_four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
         sample = samples.get((image, name))
+        too_low = score is not None and score < least
+        if image in data.images and (sample or (image, name) not in names.annotated) and not too_low:
+            detected.append(DetectorBox(image, name, score, corners))
         if sample is None:
             notes["boxes of names that are not asked for in their image"] += 1
-        elif score < least:
+        elif too_low:
             boxes[sample.id] += []
             notes[f"boxes with a score below {least:g}, left out"] += 1
         else:
-            boxes[sample.id].append((float(score), _clip_box(corners, sample.images[0])))
+            boxes[sample.id].append((score, _clip_box(corners, sample.images[0])))
 
     for row in rows:
         _read_row(row, read)
@@ -200,12 +212,14 @@ def _clip_box(corners: tuple[float, float, float, float], image: ImageRef) -> Bo
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def _make_boxed_prediction(id: str, scored: Sequence[tuple[float, Box | None]], by: str) -> Prediction:
-    ranked = [box for _, box in sorted(scored, key=lambda score_and_box: -score_and_box[0])]
-    boxes = tuple(box for box in ranked if box is not None)
-    unread = ("a box outside the image",) * (len(ranked) - len(boxes))
+def _make_boxed_prediction(id: str, scored: Sequence[tuple[float | None, Box | None]], by: str) -> Prediction:
+    ranked = sorted(scored, key=lambda score_and_box: -(score_and_box[0] or 0.0))
+    kept = [(score, box) for score, box in ranked if box is not None]
+    boxes, scores = tuple(box for _, box in kept), tuple(score for score, _ in kept if score is not None)
+    unread = ("a box outside the image",) * (len(ranked) - len(kept))
     answer = BoxedText(" ".join([BOX_MARK] * len(boxes)), boxes)
-    return Prediction(id, (Candidate(answer.text, answer, unread=unread),), by=by)
+    box_scores = scores if len(scores) == len(boxes) else ()
+    return Prediction(id, (Candidate(answer.text, answer, unread=unread, box_scores=box_scores),), by=by)
 
 
 def _read_caption(data: EvaluationData, ids_by_image: Mapping[str, Sequence[str]], value: dict[str, Any]) -> Prediction:

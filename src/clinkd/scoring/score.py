@@ -16,6 +16,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
+from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
@@ -398,7 +399,7 @@ def score_predictions(
         }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
     with CaptionScorer.opened(captions) as scorer:
-        rules = Rules(config.iou, lexicon, scorer)
+        rules = Rules(config.iou, lexicon, scorer, find_structures(samples, lexicon))
         counted = (_count_measure(measure, items, picks, candidates, rules) for measure in measures(config.spice))
         return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), config.replicates)
 

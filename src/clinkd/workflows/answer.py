@@ -27,6 +27,7 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import Chat, Journal
 from clinkd.scoring import released
 from clinkd.scoring.answer_files import HowToRead
+from clinkd.scoring.detection import DetectorOutput
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import Mode
 from clinkd.scoring.results import EvaluationData, Missing, read_results
@@ -54,6 +55,7 @@ class Answers:
     root: Path | None = None
     notes: Counter[str] = field(default_factory=Counter)
     doubts: Sequence[str] = ()  # sentences on boxes that may be written otherwise than declared
+    output: DetectorOutput = field(default_factory=DetectorOutput)  # boxes of COCO results as they stand
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,14 @@ def read_answers(
     files: Sequence[Path], test: TestSet, missing: Missing, least: float, how: HowToRead, system: str | None
 ) -> Answers:
     """Answers to a test set from files: predictions of a run, COCO results, or what any harness writes."""
-    data = EvaluationData(test.samples, test.description, test.names)
+    splits = test.names.splits if test.names else {}
+    in_split = frozenset(path for path, split in splits.items() if test.split in ("all", split))
+    data = EvaluationData(test.samples, test.description, test.names, in_split)
     results = read_results(files, data, missing, least, how)
     test = replace(test, notes=test.notes + results.notes)
     names = ", ".join(file.name for file in files)
     answered = test.answered(system or files[0].stem, {"kind": "predictions", "file": names}, results.predictions)
-    return replace(answered, doubts=results.doubts)
+    return replace(answered, doubts=results.doubts, output=results.output)
 
 
 # ---- a model on this machine ----------------------------------------------------------------------------------------

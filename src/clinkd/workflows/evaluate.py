@@ -20,6 +20,7 @@ from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_sco
 from clinkd.scoring import official
 from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
+from clinkd.scoring.detection import Detection, measure_detection
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
@@ -38,6 +39,7 @@ class Evaluation:
     gains: Sequence[Gain] = ()
     strict_tables: Sequence[Table] = ()
     iou: float = EvaluateConfig().iou
+    detection: Detection | None = None
 
     @property
     def cautions(self) -> list[str]:
@@ -48,6 +50,7 @@ class Evaluation:
         """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
         about["cautions"] = self.cautions
+        about |= {"detection": self.detection.to_json()} if self.detection else {}
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -58,7 +61,12 @@ class Evaluation:
     def tables(self) -> list[Table]:
         """Each task as the scripts score it above the same answers scored strictly; then by modality."""
         ordered = sorted(self.outcomes, key=lambda o: (list(Task).index(o.task), MODES.index(o.mode)))
-        return [_tabulate_overall(self.answers, ordered), _tabulate_modalities(ordered)]
+        overall = _tabulate_overall(self.answers, ordered)
+        if self.detection and self.detection.why:
+            why = f"VG average precision (mAP) and FROC not computed: {self.detection.why}"
+            overall = replace(overall, notes=(why, *overall.notes))
+        detection = self.detection.tables() if self.detection else []
+        return [overall, _tabulate_modalities(ordered), *detection]
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -84,7 +92,8 @@ def evaluate(
     if len({s.source for s in answers.samples}) > 1:
         tables.append(scored.by_source())
     outcomes += strict_outcomes(scored, scores, answers.predictions)
-    return Evaluation(answers, outcomes, scores, gains, tables, config.iou)
+    detection = measure_detection(answers.samples, answers.predictions, config.iou, answers.output)
+    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection)
 
 
 def _score_by_scripts(
@@ -164,7 +173,9 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     strict_table = (
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
     )
-    write_json(folder / SCORES, {**strict_table, "official": official_outcomes, "cautions": evaluation.cautions})
+    detection = {"detection": evaluation.detection.to_json()} if evaluation.detection else {}
+    official = {"official": official_outcomes, "cautions": evaluation.cautions}
+    write_json(folder / SCORES, {**strict_table, **detection, **official})
     gallery = [] if answers.root is None else choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
     summary = RunSummary(
