@@ -8,6 +8,7 @@ stays unread, and is counted.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,8 +281,12 @@ def _read_object(piece: str) -> Iterator[_Coordinates]:
 
 def _read_score(text: str) -> float | None:
     """A confidence, where it is written as a number: 0.9, "0.9" or 90%; "high" is none."""
-    number = re.fullmatch(rf"[\"']?\s*({_NUMBER.pattern})\s*(%?)\s*[\"']?", text)
-    return None if number is None else float(number[1]) / (100 if number[2] else 1)
+    number = text.strip("\"' ")
+    try:
+        score = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
 
 
 def _read_list(piece: str) -> Iterator[tuple[tuple[float, ...], Order | None]]:

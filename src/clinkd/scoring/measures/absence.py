@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from clinkd.language.facts import Lexicon
-from clinkd.language.languages import read_verdict
+from clinkd.language.languages import find_language, list_languages, read_verdict
 from clinkd.language.negation import affirmed_names, denies, mentioned_names
 from clinkd.language.words import normalise
 from clinkd.records import Candidate, Sample, Task
@@ -37,6 +37,13 @@ _UNDECIDED = re.compile(
     re.I,
 )
 
+_UNSEEN = re.compile(
+    r"\b(?:(?:am|is|was|are|were|['’]m)\s+)?(?:unable|not\s+able|fail(?:s|ed)?)\s+to\s+"
+    r"(?:find|see|locate|identify|detect|visuali[sz]e|discern|spot)\b"
+    r"(?!\s+(?:the|an|any|your|this)\s+(?:image|picture|file|scan)s?\b)",
+    re.I,
+)
+
 
 def states_absence(answer: Candidate, names: Iterable[str]) -> bool:
     """Whether an answer to "where is it?" says that it is not there: it draws nothing, and it denies without affirming
@@ -46,8 +53,13 @@ def states_absence(answer: Candidate, names: Iterable[str]) -> bool:
         return False
     if _EMPTY_LIST.fullmatch(text):
         return True
-    undecided = _UNDECIDED.search(text) or find_final_answer(text).refused
-    return not undecided and denies(text) and not affirmed_names(text, names)
+    if _UNDECIDED.search(text) or find_final_answer(text).refused:
+        return False
+    language = find_language(text)
+    if language and language is not list_languages()[0]:  # which deny by sentences, not by words
+        return denies(text) or bool(language.phrases and language.phrases.denying.search(text.lower()))
+    text = _UNSEEN.sub(" cannot find", text)
+    return denies(text) and not affirmed_names(text, names)
 
 
 _ABSENCE_COLUMNS = ("answers", "present", "absent", "said yes", "yes to present", "no to absent")
@@ -162,8 +174,8 @@ def _count_made_up(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
 
 
 def _holds(held: Iterable[str], name: str) -> bool:
-    """Whether a name is that of a held structure, with more or fewer words: "lung" is "left lung" said with less, and of
-    a lung whose side no truth tells it may be the left one."""
+    """Whether a name is that of a held structure, with more or fewer words: "lung" is "left lung" said with less, and
+    a lung whose side no truth tells may be the left one."""
     words = set(normalise(name).split())
     return any(words <= other or other <= words for other in (set(normalise(h).split()) for h in held))
 
