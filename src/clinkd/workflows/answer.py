@@ -188,7 +188,8 @@ def read_answers(
     """Answers to a test set from files: predictions of a run, COCO results, or what any harness writes."""
     splits = test.names.splits if test.names else {}
     in_split = frozenset(path for path, split in splits.items() if test.split in ("all", split))
-    data = EvaluationData(test.samples, test.description, test.names, in_split)
+    asked = frozenset(s.images[0].path for s in test.samples)
+    data = EvaluationData(test.samples, test.description, test.names, in_split | asked)
     results = read_results(files, data, missing, least, how)
     test = replace(test, notes=test.notes + results.notes)
     names = ", ".join(file.name for file in files)
