@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def says(of: Sample, *scored: tuple[Box, float]) -> Prediction:
         ('[{"bbox_2d": [1, 2, 400, 500], "score": 0.9}, {"bbox_2d": [9, 9, 40, 50]}]', ()),  # one of two states none
         ('[{"bbox_2d": [100, 200, 400, 500], "confidence": "high"}]', ()),
         ('[{"bbox_2d": [100, 200, 400, 500], "score": "nan"}]', ()),
+        ('[{"score": 0.9, "label": "liver", "box": {"xmin": 1, "ymin": 2, "xmax": 30, "ymax": 40}}]', (0.9,)),
+        ('{"bboxes": [[1, 2, 30, 40], [5, 5, 9, 9]], "labels": ["a", "b"], "scores": [0.9, 0.8]}', (0.9, 0.8)),
         ('[{"bbox_2d": [1, 2, 400, 500], "score": 0.9}, {"bbox_2d": [1, 2, 400, 500], "score": 0.2}]', (0.9,)),
         ("<box>(100,200),(400,500)</box>", ()),
     ],
@@ -258,6 +261,8 @@ def test_images_without_a_truth_box_count_in_froc() -> None:
     answers = [says(asked[0], (FAR, 0.9), (NEAR, 0.5)), *(says(s) for s in asked[1:])]
     found = measure_detection(asked, answers, 0.5)
     assert found and found.images == 8 and found.sensitivity["1/8"] == 100  # one false box in eight images
+    alike = [replace(s, images=asked[0].images) for s in asked]  # one picture, of which the data make eight groups
+    assert (one := measure_detection(alike, answers, 0.5)) and one.images == 1 and one.sensitivity["1/2"] == 0
     few = measure_detection(asked[:4], answers[:4], 0.5)
     assert few and few.sensitivity["1/8"] == 0 and few.sensitivity["1/4"] == 100
 

@@ -112,7 +112,8 @@ _NOTATIONS = re.compile(
     re.X | re.I | re.S,
 )
 _KEYED = re.compile(
-    r"""["']?([A-Za-z_][\w ]*)["']?\s*[:=]\s*(\[[^\]]*\]|"[^"]*"|'[^']*'|[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*%?)"""
+    r"""["']?([A-Za-z_][\w ]*)["']?\s*[:=]\s*"""
+    r"""(\[(?:[^\[\]]|\[[^\[\]]*\])*\]|"[^"]*"|'[^']*'|[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*%?)"""
 )
 _KEYS: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
     (
@@ -127,7 +128,8 @@ _KEYS: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
     ("xywh", (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))),
     ("cxcywh", (("cx", "x_center", "center_x"), ("cy", "y_center", "center_y"), ("width", "w"), ("height", "h"))),
 )
-_LISTED = ("bbox_2d", "box_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d")
+_LISTED = ("bbox_2d", "box_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d", "bboxes", "boxes")
+_NESTED = re.compile(rf"""["'](?:{"|".join(_LISTED)})["']\s*:\s*\{{([^{{}}]*)\}}""", re.I)  # beside label and score
 _LABELS = ("label", "name", "phrase", "class", "object", "category")
 _SCORES = ("score", "confidence", "conf", "probability", "prob", "confidence_score", "logit")
 _MARKS = re.compile(
@@ -189,7 +191,8 @@ def read_answer(raw: str, family: str, size: Size | None = None) -> ReadAnswer:
             return match.group()
         return ", ".join(words) or " "
 
-    text = _MARKS.sub(" ", _NOTATIONS.sub(replace, raw.translate(_WIDE)))
+    flat = _NESTED.sub(r"\1", raw.translate(_WIDE))
+    text = _MARKS.sub(" ", _NOTATIONS.sub(replace, flat))
     text = _JSON_AROUND.sub(r"\1", text)
     text = " ".join(text.replace(_PLACE, BOX_MARK).split())
     stated = tuple(scores) if len(scores) == len(boxes) else ()  # of some boxes alone: no ranking of all of them
@@ -266,8 +269,10 @@ def _read_object(piece: str) -> Iterator[_Coordinates]:
     percent = any("%" in text for key, text in members.items() if key not in (*_SCORES, *_LABELS))
     listed = [members[key] for key in _LISTED if key in members]
     if listed:
-        for values, order in _read_list(listed[0]):
-            yield _Coordinates(values, order, percent, label, score)
+        found, stated = list(_read_list(listed[0])), _find_numbers(members.get("scores", ""))
+        scores = stated if len(stated) == len(found) else [score] * len(found)
+        for (values, order), own in zip(found, scores, strict=True):
+            yield _Coordinates(values, order, percent, label, own)
         return
     for order, names in _KEYS:
         keys = [next((k for k in choices if k in members), None) for choices in names]

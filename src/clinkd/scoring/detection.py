@@ -131,7 +131,7 @@ def measure_detection(
     if not asked:
         return None
     groups = {path: path for path in output.images} | {s.images[0].path: s.group for s, _ in asked}
-    parts = _gather_output(asked, output, groups) if output.boxes else [_gather_answer(s, a) for s, a in asked]
+    parts = _gather_output(asked, output, groups) if output.boxes else [_gather_answer(s, a, groups) for s, a in asked]
     num_truth, num_boxes = (sum(len(part[k]) for part in parts) for k in (2, 3))
     unscored = sum(len(part.boxes_B4) - sum(score is not None for score in part.scores) for part in parts)
     why = None
@@ -150,9 +150,9 @@ def measure_detection(
     )
 
 
-def _gather_answer(sample: Sample, answer: Candidate) -> _ClassInImage:
+def _gather_answer(sample: Sample, answer: Candidate, groups: Mapping[str, str]) -> _ClassInImage:
     truth_T4, boxes_B4 = (_to_pixels(boxes, sample.images[0]) for boxes in (sample.answer.boxes, answer.answer.boxes))
-    return _ClassInImage(", ".join(sample.names), sample.group, truth_T4, boxes_B4, answer.box_scores)
+    return _ClassInImage(", ".join(sample.names), groups[sample.images[0].path], truth_T4, boxes_B4, answer.box_scores)
 
 
 def _gather_output(
