@@ -290,7 +290,8 @@ def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | 
         return None, None
     observed, permuted = abs(difference.ours[k] - difference.theirs[k]), np.abs(difference.permuted[:, k])
     p = (1 + int((permuted >= observed - 1e-12).sum())) / (1 + len(permuted))
-    spread = float(np.nanstd(difference.replicates[:, k]))
+    drawn = difference.replicates[:, k]
+    spread = 0.0 if np.isnan(drawn).all() else float(np.nanstd(drawn))
     factor = 100 * (NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER))
     return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
 
