@@ -48,6 +48,10 @@ def test_an_average_stands_only_over_all_four():
     assert by_modality.rows[0][:3] == ("VG F1", "5.0", "15.0") and by_modality.rows[0][-1] == "10.0"
     assert by_modality.rows[-1][1:3] == ("18.3", "15.0")  # of CT (5 + 20 + 30) / 3
     failed = System("theirs", "scans", {Task.RC: TaskResult(None, {Modality.CT: None}, why="no jars")})
+    free = System("free", "scans", {Task.QA: result(60, ct=60)})
+    table, *_, of_free = system_tables([ours(RC=40), free], "strict")
+    assert [row[5:8] for row in table.rows if row[0] in ("ours", "free")] == [("30.0", "-", "25.0"), ("-", "60.0", "-")]
+    assert table.columns[-2:] == ("QA Accuracy", "Average") and of_free.rows[0][:2] == ("QA Accuracy", "60.0")
     table = system_tables([failed], "official")[0]
     assert table.rows[0][4] == "not computed" and "theirs: RC not computed: no jars" in table.notes
 

@@ -23,8 +23,8 @@ from clinkd.scoring.outcome import Mode
 from clinkd.scoring.score import spell_interval
 
 NAMES: Mapping[Mode, Mapping[Task, str]] = {
-    "official": METRICS,
-    "strict": {task: f"{task.value} {PRIMARY_METRIC[task]}" for task in AVERAGED},
+    "official": {Task.QA: Task.QA.value, **METRICS},  # the scripts know no free questions
+    "strict": {task: f"{task.value} {metric}" for task, metric in PRIMARY_METRIC.items()},
 }
 
 
@@ -99,37 +99,40 @@ def system_tables(systems: Sequence[System], mode: Mode, printed: bool = False) 
 
 
 def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
+    further = [t for t in Task if t not in AVERAGED and any(t in s.results for s in systems)]
     lines = []
     for s in systems:
-        results = s.averaged()
+        results = [*s.averaged(), *(s.results.get(task, _NO_RESULT) for task in further)]
         lines.append((s.name, s.test_set, *map(_format_score, results), as_cell(s.average)))
         if any(r.interval for r in results):
             lines.append(("  95 %", "", *(spell_interval(r.interval) for r in results), MISSING))
         if any(r.blind is not None for r in results):
             lines.append(("  best blind baseline", "", *(as_cell(r.blind) for r in results), MISSING))
     if printed:
-        lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
-        lines += [
-            (f"Printed: {n}", SECOND, MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items()
-        ]
+        rows: list[tuple[str, str, Sequence[float | None]]] = [(n, TEST_SET, values) for n, values in PRINTED.items()]
+        rows += [(n, SECOND, (None, None, None, value, None)) for n, value in ON_SECOND.items()]
+        for name, test_set, (*scores, average) in rows:
+            cells = (as_cell(v, digits=2) for v in (*scores, *(None for _ in further), average))
+            lines.append((f"Printed: {name}", test_set, *cells))
     notes = [
         {"official": "x100 by the papers' own scripts, with their faults (docs/EVALUATION.md).",
          "strict": "x100, strict mode: boxes one to one, names at word boundaries."}[mode],
         *_explain_missing(systems),
         *([] if printed else ["The paper's printed rows are of another test set and stand apart."]),
     ]  # fmt: skip
-    heads = ("System", "Test set", *NAMES[mode].values(), "Average")
+    if further:
+        notes.append("The average is over VG, ROC, RC and MIA, as the paper's.")
+    heads = ("System", "Test set", *(NAMES[mode][task] for task in (*AVERAGED, *further)), "Average")
     return Table("Systems (the paper's Table 1)", heads, tuple(lines), tuple(notes))
 
 
 def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
     lines = []
-    for task, result in zip(AVERAGED, system.averaged(), strict=True):
-        if result is _NO_RESULT:
-            continue
+    for task in sorted(system.results, key=lambda task: task not in AVERAGED):
+        result = system.results[task]
         cells = [as_cell(result.by_modality.get(m)) for m in PAPER_MODALITIES]
         lines.append((NAMES[mode][task], *cells, _format_score(result)))
-        for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
+        for name, by_task in PRINTED_BY_MODALITY.items() if printed and task in AVERAGED else ():
             lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(as_cell(v, digits=2) for v in by_task[task])))
     scores_by_modality = [[r.by_modality[m] for r in system.averaged() if m in r.by_modality] for m in PAPER_MODALITIES]
     lines.append(("Average", *(as_cell(mean_of_all(scores)) for scores in scores_by_modality), as_cell(system.average)))
@@ -144,7 +147,7 @@ def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
 
 def _explain_missing(systems: Sequence[System]) -> list[str]:
     missing = [(s.name, t, r.why) for s in systems for t, r in s.results.items() if r.score is None and r.why]
-    return [f"{name}: {task.value} not computed: {why}" for name, task, why in missing if task in AVERAGED]
+    return [f"{name}: {task.value} not computed: {why}" for name, task, why in missing]
 
 
 def _format_score(result: TaskResult) -> str:

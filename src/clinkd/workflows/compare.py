@@ -72,6 +72,7 @@ class _Member:
     system: System
     places: tuple[str, ...]
     strict: bool = True
+    is_run: bool = False
 
 
 # ---- what is read ---------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def _read_member(wanted: str, runs: Path, mode: Mode) -> _Member:
     source = find_evaluated(wanted, runs)
     if isinstance(source, Run):
         answers = read_answers(source)
-        return _Member(_name_ids_by_task(answers), _read_run_system(source, answers, mode), (wanted,))
+        return _Member(_name_ids_by_task(answers), _read_run_system(source, answers, mode), (wanted,), is_run=True)
     try:
         record, table, answers = read_json(source / EVALUATION), read_json(source / SCORES), read_answers(source)
         modes = record["modes"]
@@ -173,11 +174,12 @@ def _read_members(wanted: Sequence[str], runs: Path, mode: Mode) -> list[_Member
     if twice := [name for name, count in Counter(wanted).items() if count > 1]:
         raise BadInput(f"{twice[0]}: is given twice; name each run and folder once")
     members: dict[Hashable, _Member] = {}
-    for name in wanted:
-        member = _read_member(name, runs, mode)
-        evaluated = not isinstance(find_evaluated(name, runs), Run)
-        key: Hashable = member.system.name if evaluated else (name,)  # a run has all its tasks, and is never joined
-        members[key] = _join_members(members[key], member) if key in members else member
+    with progress(len(wanted), "read", "systems") as advance:
+        for name in wanted:
+            member = _read_member(name, runs, mode)
+            key: Hashable = (name,) if member.is_run else member.system.name  # a run has all its tasks by itself
+            members[key] = _join_members(members[key], member) if key in members else member
+            advance(1)
     return _name_apart(list(members.values()))
 
 
