@@ -153,6 +153,7 @@ def test_a_system_is_no_better_than_itself():
     head = found.get_primary(Task.ROC)
     assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, None)
     assert found.sentences() == ["ROC Recall: no difference in any part."]
+    assert two(samples[:3], [True] * 3, [False] * 3).get_primary(Task.ROC).interval is None  # no width is no knowledge
     few = two(samples[:3], [True] * 3, [False] * 3).sentences()
     assert len(few) == 1 and few[0].startswith(
         "ROC Recall: +100.0 in every part, yet too few to tell it from chance (p"

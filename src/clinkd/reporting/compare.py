@@ -25,7 +25,14 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Task
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.metrics import list_shown_metrics
-from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, pair_answers, score_predictions
+from clinkd.scoring.score import (
+    MODEL,
+    PairedDifference,
+    ScoredAnswers,
+    pair_answers,
+    score_predictions,
+    spell_interval,
+)
 
 POWER = 0.8  # a two-sided test at 5 % finds the smallest difference that often
 LEVEL = 0.05
@@ -99,9 +106,10 @@ class Comparison:
 
     def _sentence(self, task: Task) -> str:
         primary, p = self.get_primary(task), self.corrected.get(task)
-        if p is None or primary.interval is None:
+        if p is None:
             return f"{self.ours} {primary.value:+.1f} above {self.theirs}; of chance nothing is known."
-        figures = f"{primary.value:+.1f} [{primary.interval[0]:+.1f}, {primary.interval[1]:+.1f}], p = {p:.2g}"
+        interval = f" {spell_interval(primary.interval, '+')}" if primary.interval else ""
+        figures = f"{primary.value:+.1f}{interval}, p = {p:.2g}"
         if p < LEVEL:
             better, worse = (self.ours, self.theirs) if primary.value > 0 else (self.theirs, self.ours)
             return f"{better} scores higher than {worse} ({figures})."
@@ -279,7 +287,10 @@ def _compare_metric(scored: ScoredAnswers, task: Task, metric: str, exchanges: i
         ours, theirs = 100 * float(paired.ours[k]), 100 * float(paired.theirs[k])
         if not np.isnan(ours - theirs):
             modality = None if key is None else Modality(key)
-            tested = (intervals[k], *_test_by_permutation(paired, k), paired.answers[k])
+            interval = intervals[k]
+            if interval and interval[0] == interval[1] and ours != theirs:
+                interval = None  # all parts alike: the bootstrap cannot tell how others would differ
+            tested = (interval, *_test_by_permutation(paired, k), paired.answers[k])
             differences.append(MetricDifference(task, metric, modality, ours, theirs, ours - theirs, *tested))
     return differences
 

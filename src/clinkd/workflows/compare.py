@@ -184,7 +184,7 @@ def _read_members(wanted: Sequence[str], runs: Path, mode: Mode) -> list[_Member
 
 
 def _name_apart(members: Sequence[_Member]) -> list[_Member]:
-    """The same systems; those of one name get a number behind it."""
+    """The same systems; those of one name get the number of their place behind it."""
     names = [m.system.name for m in members]
     apart = [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, start=1)]
     return [
@@ -282,11 +282,8 @@ def _compare_members(
 
 def _tell_joined(members: Sequence[_Member]) -> list[str]:
     """What was joined, a sentence each."""
-    return [
-        f"{m.system.name} is joined from {', '.join(m.places)}, each with tasks of its own."
-        for m in members
-        if len(m.places) > 1
-    ]
+    joined = (m for m in members if len(m.places) > 1)
+    return [f"{m.system.name} is joined from {', '.join(m.places)}, each with tasks of its own." for m in joined]
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
