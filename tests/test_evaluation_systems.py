@@ -193,6 +193,8 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(tmp_path, capsys):
         (["a", "twin"], "a: ROC is in a and twin; folders of one system are joined"),
         (["a", "broken"], "broken: its files are not as"),
         (["a", "list"], "list: its files are not as"),
+        (["a", "word"], "word: its files are not as `clinkd evaluate --out` writes them ('high' is no score)"),
+        (["a", "less"], "less/samples.jsonl: missing"),
         (["a", "loose"], "loose: not evaluated in mode strict, only official"),
         (["a", "b", "--page", "sharp.jsonl"], "not of this command"),
     ],
@@ -202,11 +204,14 @@ def test_what_is_wrong_is_told_in_a_line(tmp_path, capsys, monkeypatch, words, t
     samples = [asked(i) for i in range(4)]
     for name, more in {
         "a": {}, "b": {}, "finer": {"iou": 0.7}, "twin": {"system": "a"}, "broken": {"test_set": None}, "list": {},
+        "word": {}, "less": {},
         "loose": {"modes": ["official"]},
     }.items():  # fmt: skip
         folder(tmp_path / name, samples, [True] * 4, **more)
     folder(tmp_path / "other", [asked(i, Task.VG) for i in range(4)], [True] * 4)
     write_json(tmp_path / "list" / "evaluation.json", [])
+    write_json(tmp_path / "word" / "table.json", {"ROC": {"score": "high", "by_modality": {"ct": {"score": 1}}}})
+    (tmp_path / "less" / "samples.jsonl").unlink()
     (tmp_path / "plain").mkdir()
     (tmp_path / "sharp.jsonl").write_text("{}")
     assert main(["compare", *words]) == 2

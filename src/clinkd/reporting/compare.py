@@ -233,7 +233,8 @@ def find_hindrance(ours: ComparedAnswers, theirs: ComparedAnswers) -> str | None
     """Why two systems cannot be compared, as a sentence; None where they can be."""
     names = f"{ours.name} and {theirs.name}"
     if ours.places.keys().isdisjoint(theirs.places):
-        example = next((s.id for s in ours.samples if s.id in {t.id for t in theirs.samples}), None)
+        theirs_ids = {s.id for s in theirs.samples}
+        example = next((s.id for s in ours.samples if s.id in theirs_ids), None)
         same_id = f", although both have one named {example!r}" if example is not None else ""
         return (
             f"{names} share no question with the same truth and image{same_id}: compare systems on the same data, and "

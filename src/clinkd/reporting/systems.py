@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -39,16 +40,29 @@ class TaskResult(NamedTuple):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TaskResult:
-        """Read a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
+        """Read a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray.
+
+        Raises ValueError for a score that is no number.
+        """
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
-        shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
-        bounds = value.get("interval")
-        return cls(value.get("score"), shares, bounds and tuple(bounds), value.get("blind"), value.get("why"))
+        modalities = (value.get("by_modality") or {}).items()
+        shares = {names.get(k, Modality.OTHER): _read_number(v.get("score")) for k, v in modalities}
+        low, high = map(_read_number, value.get("interval") or (None, None))
+        interval = None if low is None or high is None else (low, high)
+        return cls(
+            _read_number(value.get("score")), shares, interval, _read_number(value.get("blind")), value.get("why")
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The result for a program, modalities by their names here."""
         values = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
         return values | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
+
+
+def _read_number(value: Any) -> float | None:
+    if value is None or (isinstance(value, int | float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r} is no score")
 
 
 _NO_RESULT = TaskResult(None, {})

@@ -135,9 +135,10 @@ def _read_member(wanted: str, runs: Path, mode: Mode) -> _Member:
         results = _read_results(table["official"] if mode == "official" else table)
         system = System(answers.name, str(record["test_set"]["name"]), results)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput) and str(source) in str(error):
+            raise
         raise BadInput(
-            f"{source}: its files are not as `clinkd evaluate --out` writes them ({type(error).__name__}: {error}); "
-            "evaluate the answers again"
+            f"{source}: its files are not as `clinkd evaluate --out` writes them ({error}); evaluate the answers again"
         ) from None
     if mode not in modes:
         raise BadInput(f"{wanted}: not evaluated in mode {mode}, only {', '.join(modes)}; evaluate it again")
