@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from clinkd.cli import main
+from clinkd.config import EvaluateConfig
 from clinkd.records import (
     BadInput,
     Box,
@@ -90,6 +91,14 @@ def test_seeds_are_pooled():
 
 # ---- the verb -------------------------------------------------------------------------------------------------------
 
+
+@pytest.fixture(autouse=True)
+def few_exchanges(monkeypatch):
+    monkeypatch.setattr("clinkd.reporting.compare.EXCHANGES", 99)
+    monkeypatch.setattr("clinkd.reporting.compare._EXCHANGES_A_TEST", 1)
+    monkeypatch.setattr("clinkd.workflows.compare.EvaluateConfig", lambda: EvaluateConfig(replicates=50))
+
+
 BOX, FAR = Box(0.1, 0.1, 0.3, 0.3), Box(0.6, 0.6, 0.8, 0.8)
 SAID = {Task.ROC: ("liver", "cyst"), Task.VG: ("[box]", "[box]")}
 
@@ -121,8 +130,8 @@ def folder(place: Path, samples: Sequence[Sample], right: Sequence[bool], **told
 
 def named(tmp_path: Path, *names: str) -> list[str]:
     """Folders that answered the same questions, the first best."""
-    samples = [asked(i, modality=Modality.CT if i % 2 else Modality.PET) for i in range(24)]
-    return [str(folder(tmp_path / n, samples, [i % (12 >> k) != 0 for i in range(24)])) for k, n in enumerate(names)]
+    samples = [asked(i, modality=Modality.CT if i % 2 else Modality.PET) for i in range(12)]
+    return [str(folder(tmp_path / n, samples, [i % (12 >> k) != 0 for i in range(12)])) for k, n in enumerate(names)]
 
 
 def test_folders_are_compared_with_the_first(tmp_path, capsys):
@@ -132,10 +141,10 @@ def test_folders_are_compared_with_the_first(tmp_path, capsys):
     assert [s["system"] for s in told["systems"]] == ["a", "b", "c"] and told["systems"][0]["ROC"]["blind"] == 20
     assert [(t["ours"], t["theirs"]) for t in told["comparisons"]] == [("a", "b"), ("a", "c")]
     of = told["comparisons"][1]["tasks"]["ROC"]
-    assert (of["metric"], of["questions"], of["groups"]) == ("Recall", 24, 24) and of["p_holm"] >= of["metrics"][
+    assert (of["metric"], of["questions"], of["groups"]) == ("Recall", 12, 12) and of["p_holm"] >= of["metrics"][
         "Recall"
     ]["p"]
-    assert of["metrics"]["Recall"]["difference"] == pytest.approx(100 * (22 - 16) / 24)
+    assert of["metrics"]["Recall"]["difference"] == pytest.approx(100 * (11 - 8) / 12)
     assert set(of["metrics"]["Recall"]["by_modality"]) == {"ct", "pet"} and of["sentence"].startswith("ROC Recall: ")
     assert main(["compare", *places, "--all-pairs", "--mode", "official"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -178,6 +187,24 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(tmp_path, capsys):
     assert "not compared: a and other share no question" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    """Folders to be refused, and a and b, which are right."""
+    place, samples = tmp_path_factory.mktemp("wrong"), [asked(i) for i in range(4)]
+    for name, more in {
+        "a": {}, "b": {}, "finer": {"iou": 0.7}, "twin": {"system": "a"}, "broken": {"test_set": None}, "list": {},
+        "word": {}, "less": {}, "loose": {"modes": ["official"]},
+    }.items():  # fmt: skip
+        folder(place / name, samples, [True] * 4, **more)
+    folder(place / "other", [asked(i, Task.VG) for i in range(4)], [True] * 4)
+    write_json(place / "list" / "evaluation.json", [])
+    write_json(place / "word" / "table.json", {"ROC": {"score": "high", "by_modality": {"ct": {"score": 1}}}})
+    (place / "less" / "samples.jsonl").unlink()
+    (place / "plain").mkdir()
+    (place / "sharp.jsonl").write_text("{}")
+    return place
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -199,21 +226,8 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(tmp_path, capsys):
         (["a", "b", "--page", "sharp.jsonl"], "not of this command"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(tmp_path, capsys, monkeypatch, words, told):
-    monkeypatch.chdir(tmp_path)
-    samples = [asked(i) for i in range(4)]
-    for name, more in {
-        "a": {}, "b": {}, "finer": {"iou": 0.7}, "twin": {"system": "a"}, "broken": {"test_set": None}, "list": {},
-        "word": {}, "less": {},
-        "loose": {"modes": ["official"]},
-    }.items():  # fmt: skip
-        folder(tmp_path / name, samples, [True] * 4, **more)
-    folder(tmp_path / "other", [asked(i, Task.VG) for i in range(4)], [True] * 4)
-    write_json(tmp_path / "list" / "evaluation.json", [])
-    write_json(tmp_path / "word" / "table.json", {"ROC": {"score": "high", "by_modality": {"ct": {"score": 1}}}})
-    (tmp_path / "less" / "samples.jsonl").unlink()
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "sharp.jsonl").write_text("{}")
+def test_what_is_wrong_is_told_in_a_line(wrong, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(wrong)
     assert main(["compare", *words]) == 2
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("clinkd: ") and told in line
@@ -255,7 +269,7 @@ def test_the_page_is_one_file_and_obeys_no_name(tmp_path, capsys, monkeypatch):
     for title in ("Systems", "Differences", "The same questions, answered by each", "The paper&#x27;s figures"):
         assert f"<h2>{title}</h2>" in page
     assert page.index("<h2>Differences") < page.index('class="apart"') < page.index("ClinKD on LLaVA-Med-qa0.2k")
-    assert page.count('<article class="card case">') == 24 and "ROC · CT: 12 of 12 questions" in page
+    assert page.count('<article class="card case">') == 12 and "ROC · CT: 6 of 6 questions" in page
     assert main(["compare", *places, "--page", "page.html"]) == 0  # its own page may be written anew
     same = ["compare", *places, "--page", "page.html", "--same-data", "--mode", "official"]
     assert main(same) == 0
