@@ -104,6 +104,15 @@ class Comparison:
         """The conclusion for each task."""
         return [f"{task.value} {metric}: {self._sentence(task)}" for task, metric in self.primary_metrics.items()]
 
+    def list_left_out(self) -> list[str]:
+        """A sentence for each task of which one of the two answered more than the shared questions."""
+        return [
+            f"{self.ours} and {self.theirs} share {shared.questions} questions of {task.value}, of {shared.ours} and "
+            f"{shared.theirs}: the difference is over these alone."
+            for task, shared in self.shared.items()
+            if not shared.questions == shared.ours == shared.theirs
+        ]
+
     def _sentence(self, task: Task) -> str:
         primary, p = self.get_primary(task), self.corrected.get(task)
         if p is None:

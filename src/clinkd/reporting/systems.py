@@ -201,14 +201,13 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> Differences:
             if comparison.primary_metrics.get(d.task) != d.metric:
                 other_rows += [(pair, name, *cells)] if d.modality is None else []
             elif d.modality is None:
-                shared = comparison.shared.get(d.task)
-                groups, corrected = (str(shared.groups) if shared else MISSING), comparison.corrected.get(d.task)
-                task_rows.append((pair, name, groups, *cells, _format_p(corrected)))
+                groups = [str(comparison.shared[d.task].groups)] if d.task in comparison.shared else []
+                task_rows.append((pair, name, *groups, *cells, _format_p(comparison.corrected.get(d.task))))
             else:
                 modality_rows.append((pair, name, TITLES[d.modality], *cells))
     over = comparisons[0].over
     figures = (over.capitalize(), "First", "Second", "Difference", "95 %", "p", "Could have shown")
-    columns = ("Pair", "", "Patients or images", *figures, "p after Holm")
+    columns = ("Pair", "", *(["Patients or images"] if comparisons[0].shared else []), *figures, "p after Holm")
     tables = [Table("Differences", columns, tuple(task_rows), tuple(_explain_differences(comparisons)))]
     details = [
         Table("Differences by modality", ("Pair", "", "Modality", *figures), tuple(modality_rows), (_SINGLE,)),
@@ -223,12 +222,7 @@ def _explain_differences(comparisons: Sequence[Comparison]) -> list[str]:
     for c in comparisons:
         pair = f"{c.ours} and {c.theirs}, " if len(comparisons) > 1 else ""
         lines += [f"{pair}{sentence}" for sentence in c.sentences()]
-        lines += [
-            f"{c.ours} and {c.theirs} share {shared.questions} questions of {task.value}, of {shared.ours} and "
-            f"{shared.theirs}: the difference is over these alone."
-            for task, shared in c.shared.items()
-            if not shared.questions == shared.ours == shared.theirs
-        ]
+        lines += c.list_left_out()
     tests = sum(len(c.corrected) for c in comparisons)
     holm = f"p after Holm: corrected for all {tests} tests of this table. " if tests else ""
     method = (

@@ -246,6 +246,8 @@ def compare(wanted: Sequence[str], runs: Path, how: HowToCompare, page_file: Pat
     systems, notes = [m.system for m in members], _tell_joined(members)
     if seeds:
         systems = [pool_systems(systems[: len(wanted)]), pool_systems(systems[len(wanted) :])]
+        notes += [f"Scores are means over {len(pairs)} seeds; their intervals are Student's, of the mean."]
+        notes += [sentence for comparison in comparisons for sentence in comparison.list_left_out()]
         comparisons = [compare_seeds(comparisons)]
     corrected, left_out = correct_together(comparisons), list(hindrances.values())
     compared = ComparedSystems(how.mode, systems, corrected, left_out, notes, how.same_data)
@@ -267,6 +269,8 @@ def _compare_members(
     members: Sequence[_Member], pairs: Sequence[tuple[int, int]], seeds: bool
 ) -> tuple[list[ScoredSystem], list[Comparison]]:
     """Score each system of a pair once, then compare the pairs; over seeds their figures alone."""
+    if not pairs:
+        return [], []
     needed = sorted({n for pair in pairs for n in pair})
     scored: dict[int, ScoredSystem] = {}
     comparisons = []
