@@ -21,8 +21,10 @@ ROW, PRINTED = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", 
 def test_every_flag_that_is_named_exists() -> None:
     verbs = next(a for a in _parser()._actions if isinstance(a.choices, dict))
     verbs.choices["evaluate"].complete()
-    flags = {f for action in verbs.choices["evaluate"]._actions for f in action.option_strings}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= flags
+    evaluate, _, several = TEXT.partition("## Several systems")
+    for text, known in ((evaluate, ["evaluate"]), (several, ["compare", "evaluate"])):
+        flags = {f for verb in known for action in verbs.choices[verb]._actions for f in action.option_strings}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= flags
 
 
 def test_the_row_is_scored_and_printed_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,10 +221,13 @@ class ScoredAnswers:
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
             yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
 
-    def find_primary_metric(self, task: Task) -> str | None:
-        """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed."""
-        results = (m for m in list_stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
-        return next(results, None)
+    def find_primary_metric(self, task: Task, rows: Sequence[str] = (MODEL,)) -> str | None:
+        """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed
+        for each of `rows`."""
+        for metric in list_stand_ins(task):
+            if all((row := self._find_row(name, task, metric)) and row.judged for name in rows):
+                return metric
+        return None
 
     def _find_row(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
         mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
@@ -358,6 +361,29 @@ class ScoredAnswers:
             rng = np.random.default_rng([0, *task.value.encode()])
             draws[task] = codes, draw_group_weights(rng, len(code), self.replicates if self.replicates >= 2 else 0)
         return draws
+
+
+def pair_answers(
+    ours: ScoredAnswers, theirs: ScoredAnswers, places: Sequence[tuple[int, int]], name: str
+) -> ScoredAnswers:
+    """The questions that two systems share, with the counts of both: nothing is scored anew.
+
+    `places`: where each shared question stands among the samples of ours and of theirs. `name`: of the row of theirs;
+    ours is the model's. The groups are those of the side that has fewer, as patients are fewer than images.
+    """
+    rows = []
+    for scored, row_name, own_places in zip((ours, theirs), (MODEL, name), np.array(places).T, strict=True):
+        new_place = np.full(len(scored.samples), -1)
+        new_place[own_places] = np.arange(len(places))
+        for row in scored.rows:
+            if row.row == MODEL:
+                kept = np.flatnonzero(new_place[row.places] >= 0)
+                kept = kept[np.argsort(new_place[row.places[kept]])]
+                counts = None if row.counts is None else row.counts[kept]
+                rows.append(replace(row, row=row_name, places=new_place[row.places[kept]], counts=counts))
+    sides = [[scored.samples[p[k]] for p in places] for k, scored in enumerate((ours, theirs))]
+    samples = min(sides, key=lambda side: len({s.group for s in side}))
+    return ScoredAnswers(samples, tuple(row for row in rows if len(row.places)), ours.replicates)
 
 
 def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
