@@ -77,7 +77,7 @@ def _choose(
     counts_NKC, answers_N = counts[rows_NK], np.arange(len(rows_NK))
     # NaN: the answer rightly says nothing, for example where neither truth nor answer has a box.
     alone_N = rows_NK[answers_N, np.nan_to_num(goodness(counts_NKC), nan=1.0).argmax(1)]
-    chosen_N = max([*starts, alone_N], key=figure)
+    chosen_N: Choice = max([*starts, alone_N], key=figure)
     value = figure(chosen_N)
     for _ in range(_MOST_STEPS if np.isfinite(value) else 0):
         slope_C = _find_slope(goodness, counts[chosen_N].sum(0))
