@@ -196,7 +196,7 @@ class ScoredAnswers:
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
-            "the best baseline in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
+            "the best baseline of that source in pairs: where it spans 0, nothing is known to be seen in its images.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
