@@ -48,18 +48,17 @@ def draw_answers(seed: int, task: Task) -> tuple[list[Sample], list[Prediction]]
 def test_no_choice_is_above_the_oracle_by_any_metric(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clinkd.scoring.captions.CaptionScorer.counts", count_words)
     bounded = set()
-    for seed in range(2):
-        samples, predictions = draw_answers(seed, task)
-        scored = score_predictions(samples, predictions, {}, Lexicon(NAMES_OF_DATA), EvaluateConfig(replicates=0))
-        values = {(s.row, s.metric, s.modality): s.value for s in scored.scores() if s.metric not in FLAWS.metrics}
-        for (row, metric, modality), value in values.items():
-            best = values["oracle", metric, modality]
-            if value is not None and row != "oracle":
-                assert best is not None, (metric, modality)
-                assert best <= value + 1e-9 if metric in LOWER else best >= value - 1e-9, (metric, row, modality)
-                bounded.add(metric)
-        assert all(g.value is None or (g.value <= 1e-9 if g.metric in LOWER else g.value >= -1e-9)
-                   for g in scored.gains() if g.row == "oracle")  # fmt: skip
+    samples, predictions = draw_answers(1, task)
+    scored = score_predictions(samples, predictions, {}, Lexicon(NAMES_OF_DATA), EvaluateConfig(replicates=0))
+    values = {(s.row, s.metric, s.modality): s.value for s in scored.scores() if s.metric not in FLAWS.metrics}
+    for (row, metric, modality), value in values.items():
+        best = values["oracle", metric, modality]
+        if value is not None and row != "oracle":
+            assert best is not None, (metric, modality)
+            assert best <= value + 1e-9 if metric in LOWER else best >= value - 1e-9, (metric, row, modality)
+            bounded.add(metric)
+    assert all(g.value is None or (g.value <= 1e-9 if g.metric in LOWER else g.value >= -1e-9)
+               for g in scored.gains() if g.row == "oracle")  # fmt: skip
     expected = {m.name for measure in MEASURES if task in measure.tasks for m in measure.rows} - set(FLAWS.metrics)
     assert bounded >= expected - {"SPICE", "Recall, small boxes"}  # of which no question is here
 
@@ -76,7 +75,7 @@ def test_ratios_reach_the_maximum_over_all_choices() -> None:
     """Against every combination of candidates; the best candidate of each answer alone is below it."""
     columns = list(BOXES.columns)
     rng, alone_is_less = np.random.default_rng(3), 0
-    for _ in range(12):
+    for _ in range(8):
         counts = np.zeros((15, len(columns)))
         counts[:, 0], counts[:, 1] = 1, np.repeat(rng.integers(1, 5, size=5), 3)
         counts[:, 2] = rng.integers(0, 9, size=15)
