@@ -289,7 +289,7 @@ def test_the_page_can_be_read_aloud_and_opens_with_the_result(html: str) -> None
     links = {(a["href"] or "")[1:] for t, a in page.tags if t == "a"}
     assert {link for link in links if "=" not in link} <= set(ids)
     assert "task=VG&modality=ct&by=F1" in links
-    sentence, picture, grid = map(html.index, ("in brackets the best answer", "<svg", "Task by modality: model,"))
+    sentence, picture, grid = map(html.index, ("in brackets the best baseline", "<svg", "Task by modality: model,"))
     assert sentence < picture < grid
     assert "Research use only" in html
 

@@ -420,6 +420,8 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     write_json(scored / "tables.json", [*plain, {**by_source, "notes": [f"of '{CANARY}'"]}])
     write_lines(scored / "scores.jsonl", (s.to_json() for s in found))
     write_lines(scored / "answers.jsonl", ({"id": s.id, "right": True, "figures": {"Recall": 1.0}} for s in samples))
+    named = {"rows": [CANARY], "columns": [CANARY, "another class", "no class", "several classes"]}
+    write_json(scored / "table.json", {"figures": {"names": {**named, "classes": 1, "counts": [[9, 0, 1, 0]]}}})
     (scored / "report.html").write_text("<title>ClinKD run: old</title>")
     return runs, config
 
@@ -440,7 +442,13 @@ def test_a_shared_page_holds_nothing_that_anybody_wrote(finished, capsys):
     assert str(path) in capsys.readouterr().out
     html = path.read_text()
     assert CANARY.lower() not in html.lower() and "data:image/" not in html and str(runs.parent) not in html
-    assert "source 1" in html and "source 2" in html and "Refused: the truth stays" in html and "Teacher" in html
+    assert (
+        "source 1" in html
+        and "source 2" in html
+        and "class 1" in html
+        and "Refused: the truth stays" in html
+        and "Teacher" in html
+    )
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
     known = {*Task, *Modality, *data["modalities"].values(), "Recall", "SPICE", "mBMR", "Accuracy", "Facts F1", "mIoU"}
     known |= {"Open recall of words", "F1", "pictures", "modalities", "sources", "first", "samples", "ask", "tru"}

@@ -121,6 +121,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     may_write("--quarantine", args.quarantine, QUARANTINE)
     if args.out is not None:
         evaluating.may_write(args.out)
+    if args.images is not None and not args.images.is_dir():
+        raise BadInput(f"--images {args.images}: no such folder; give the one that the pictures lie in")
     end_in_order()
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
     _require_one_system(args)
@@ -133,7 +135,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates)
     )
     if args.out is not None:
-        evaluating.write(evaluation, args.out)
+        evaluating.write(evaluation, args.out, args.images)
     if args.json:
         print(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return 0

@@ -26,6 +26,11 @@ SCORERS = {  # the scores of candidates in plain words, as on the page of `clink
 MISSING, NOT_COMPUTED = "-", "not computed"
 SCORES, BY_MODALITY, OUTSIDE, BY_SOURCE = "scores", "by_modality", "outside_modalities", "by_source"  # keys of tables
 SELECTION = "selection"
+BLIND_MEANS = (
+    "Blind: the best of the baselines that answer without the image. In one modality or source it is the best one "
+    "there; in a mean over modalities it is the one baseline with the best mean, which is not above the mean of the "
+    "best ones of each modality."
+)
 _TITLES_OF_TABLES = {
     SCORES: "Scores",
     BY_MODALITY: "Task by modality",
@@ -99,10 +104,11 @@ def describe_scores(
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
-    `blind` is the highest image-blind baseline, chosen for each modality. `metrics` holds every metric of a task, in
-    the mean over modalities. `by_modality` holds the modalities that
-    have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
-    in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
+    `blind` is the best image-blind baseline: in a modality the best one there, in the mean over modalities the one with
+    the best mean. `metrics` holds every metric of a task, in the mean over modalities. `by_modality` holds the
+    modalities that have questions of the task. `selection` holds, by task, metric and row, what other choices of the
+    candidates score in the mean over modalities, and their gain over the first beam, each with its 95 % interval or
+    null.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
@@ -162,22 +168,28 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
 # ---- for people -----------------------------------------------------------------------------------------------------
 
 
-def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
+def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices: bool = True) -> list[Table]:
     """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
-    there are any), every metric, and flaws."""
+    there are any), every metric, and flaws. `choices`: some answers were chosen among several candidates."""
     score_index = ScoreIndex(scores)
-    tables = [_tabulate_overall(score_index), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
+    tables = [_tabulate_overall(score_index, choices), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
     outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables += [outside] if outside.rows else []
     tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
-    return [*tables, _tabulate_metrics(score_index), _tabulate_flaws(score_index)]
+    return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
 
 
 def _build_table(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> Table:
     return Table(_TITLES_OF_TABLES[key], tuple(columns), tuple(rows), tuple(notes), key)
 
 
-def _tabulate_overall(score_index: ScoreIndex) -> Table:
+_ORACLE = (
+    "The oracle picks candidates by the truth, for each metric anew, so that no selection can score higher by it; of "
+    "means over captions as a corpus (BLEU, mBMR) it is the best choice that was found."
+)
+
+
+def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
     """Like the paper's Table 2: who answered against task."""
     columns = score_index.columns()
     model_scores = [score_index.get(MODEL, t, m) for t, m in columns]
@@ -193,14 +205,15 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
         ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
         ("  Model above it", *map(format_signed, differences), MISSING),
         *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.baselines()),
-        _build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns),
-        _build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns),
     ]
+    if choices:
+        lines.append(_build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns))
+        lines.append(_build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns))
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
-        "A blind baseline answers without the image: only what stands above the best of them was seen in the image.",
-        "The oracle picks each answer by its truth: no selection can do better.",
+        f"{BLIND_MEANS} Only what stands above it was seen in the image.",
+        *([_ORACLE] if choices else []),
         *score_index.reasons(columns),
     )
     names = tuple(f"{t.value} {m}" for t, m in columns)
@@ -228,7 +241,7 @@ def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality]
         lines.append((f"{task.value} {metric}", *model_cells))
         lines.append(("  best blind baseline", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
     columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
-    notes = ["x100. In each modality the best baseline anew."]
+    notes = [f"x100. {BLIND_MEANS}"]
     outside = [
         TITLES[m]
         for m in Modality
@@ -317,8 +330,9 @@ def format_signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.1f}"
 
 
-def _tabulate_metrics(score_index: ScoreIndex) -> Table:
-    rows = (MODEL, FIRST_BEAM, ORACLE, *score_index.baselines())
+def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:
+    chosen = {FIRST_BEAM: "First beam", ORACLE: "Oracle"} if choices else {}
+    rows = (MODEL, *chosen, *score_index.baselines())
     lines = []
     for task in Task:
         for metric in score_index.metrics(task):
@@ -328,7 +342,7 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
             cells = (_format_score(score_index.get(row, task, metric)) for row in rows)
             count = str(model_score.count if model_score else 0)
             lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
-    titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.baselines()))
+    titles = ("Model", *chosen.values(), *(f"Blind: {t}" for t in score_index.baselines()))
     notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 

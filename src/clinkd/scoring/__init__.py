@@ -10,6 +10,7 @@ __all__ = [
     "metrics",
     "official",
     "outcome",
+    "plotted",
     "released",
     "results",
     "score",

@@ -76,9 +76,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Metrics that are computed from the same counts. `count` gives [N, C] rows. The first metric chooses the best
-    candidate of an answer. `derive` turns the sums into what the metrics are computed from, where they share much
-    arithmetic.
+    """Metrics that are computed from the same counts. `count` gives [N, C] rows. `derive` turns the sums into what the
+    metrics are computed from, where they share much arithmetic.
     """
 
     tasks: tuple[Task, ...]

@@ -18,6 +18,7 @@ from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by
 from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
 from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
+from clinkd.scoring.oracle import choose_by_truth
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
@@ -151,18 +152,21 @@ class ScoredAnswers:
     def gains(self) -> list[Gain]:
         """Each choice of candidates compared with the first beam, for each metric that was computed."""
         modalities = [s.modality for s in self.samples]
-        first = {r.key: r for r in self.rows if r.row == FIRST_BEAM}
+        first = {(r.task, m): r for r in self.rows if r.row == FIRST_BEAM for m in r.measure.metrics}
         results: list[Gain] = []
         for row in self.rows:
             if not row.has_interval or row.row == FIRST_BEAM:
                 continue
-            pair = row, first[replace(row, row=FIRST_BEAM).key]
-            own_figures, beam = (
-                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in pair
+            beam = first[row.task, row.measure.metrics[0]]
+            places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
+            own_figures, beam_figures = (
+                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
             )
-            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1] for r in pair)
-            ends = _compute_percentiles(own_replicates - beam_replicates)
-            for metric, value, interval in zip(row.measure.metrics, own_figures - beam, ends, strict=True):
+            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1] for r in (row, beam))
+            ends = _compute_percentiles(own_replicates - beam_replicates[:, places])
+            for metric, value, interval in zip(
+                row.measure.metrics, own_figures - beam_figures[places], ends, strict=True
+            ):
                 above = None if np.isnan(value) else 100 * float(value)
                 results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
         return results
@@ -193,7 +197,7 @@ class ScoredAnswers:
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
-            "the best baseline in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
+            "the best baseline of that source in pairs: where it spans 0, nothing is known to be seen in its images.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
@@ -478,13 +482,15 @@ def _count_measure(
         counts[places] = part
     except NotComputed as reason:
         why = str(reason)
-    rows = picks if measure is FLAWS else {**picks, ORACLE: _choose_best(measure, counts, candidates, picks)}
+    rows = [(name, measure, chosen) for name, chosen in picks.items()]
+    if measure is not FLAWS:
+        rows += [(ORACLE, *best) for best in _choose_best(measure, counts, candidates, picks, items.samples)]
     for task in measure.tasks:
-        for name, chosen in rows.items():
+        for name, part_of_measure, chosen in rows:
             of_task = [i for i in chosen if items.samples[i].task is task]
             if of_task:
                 row_counts = None if counts is None else counts[[chosen[i] for i in of_task]]
-                yield _ScoreRow(name, task, measure, np.array(of_task), row_counts, why)
+                yield _ScoreRow(name, task, part_of_measure, np.array(of_task), row_counts, why)
 
 
 def _index_predictions(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
@@ -515,15 +521,18 @@ def _find_highest(prediction: Prediction, scorer: str) -> int:
 
 
 def _choose_best(
-    measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
-) -> dict[int, int]:
-    """The candidate of each sample with the best figure of the first metric; ties go to the earlier beam."""
+    measure: Measure,
+    counts: Counts | None,
+    candidates: Mapping[int, list[int]],
+    chosen: Mapping[str, dict[int, int]],
+    samples: Sequence[Sample],
+) -> list[tuple[Measure, dict[int, int]]]:
+    """By metric, the candidate of each sample that gives the best figures in its task and modality."""
     if counts is None:
-        return chosen[FIRST_BEAM]
-    # NaN: the answer rightly says nothing, for example where neither truth nor answer has a box.
-    leading = measure.rows[0]
-    quality = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
-    return {i: max(candidates_of_sample, key=lambda k: quality[k]) for i, candidates_of_sample in candidates.items()}
+        return [(measure, chosen[FIRST_BEAM])]
+    asked = {i: rows for i, rows in candidates.items() if samples[i].task in measure.tasks}
+    starts = [choice for name, choice in chosen.items() if is_choice(name)]
+    return choose_by_truth(measure, counts, asked, {i: (samples[i].task, samples[i].modality) for i in asked}, starts)
 
 
 def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list[Score]:

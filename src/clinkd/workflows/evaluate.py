@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.pipeline.cautions import caution_few_groups
 from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
-from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
-from clinkd.remote import Scrubber
-from clinkd.reporting.gallery import choose_gallery
+from clinkd.records import BadInput, ImageRef, Modality, Prediction, Sample, Score, Table, Task
+from clinkd.remote import PlainPage
+from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
+from clinkd.reporting.figures import rename_classes
+from clinkd.reporting.gallery import choose_gallery, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_scores, format_signed, tabulate_scores
+from clinkd.reporting.tables import (
+    BLIND_MEANS,
+    MISSING,
+    NOT_COMPUTED,
+    ScoreIndex,
+    as_cell,
+    describe_scores,
+    format_signed,
+    tabulate_scores,
+)
 from clinkd.scoring import official
 from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.detection import Detection, measure_detection
 from clinkd.scoring.measure import Rules
+from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
+from clinkd.scoring.plotted import describe_figures
 from clinkd.scoring.score import Gain, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, hash_samples
@@ -40,6 +53,8 @@ class Evaluation:
     strict_tables: Sequence[Table] = ()
     iou: float = EvaluateConfig().iou
     detection: Detection | None = None
+    by_sample: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # figures of each answer, 0..1
+    figures: Mapping[str, Any] = field(default_factory=dict)  # the numbers of the page's figures
 
     @property
     def cautions(self) -> list[str]:
@@ -87,13 +102,18 @@ def evaluate(
         if "strict" not in modes:
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
-    scores, gains = scored.scores(), scored.gains()
-    tables = tabulate_scores(scores, gains)
+    scores, gains, by_sample = scored.scores(), scored.gains(), scored.each()
+    tables = tabulate_scores(scores, gains, any(len(p.candidates) > 1 for p in answers.predictions))
     if len({s.source for s in answers.samples}) > 1:
         tables.append(scored.by_source())
     outcomes += strict_outcomes(scored, scores, answers.predictions)
+    best = ScoreIndex(scores).best_baseline(Task.VG, PRIMARY_METRIC[Task.VG])
+    blind = (best, baselines[best]) if best else None
+    figures = describe_figures(
+        answers.samples, answers.predictions, blind, by_sample, answers.lexicon, config.replicates
+    )
     detection = measure_detection(answers.samples, answers.predictions, config.iou, answers.output)
-    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection)
+    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection, by_sample, figures)
 
 
 def _score_by_scripts(
@@ -142,8 +162,8 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append(
-        "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
-        "the image: what is not above the best of them was not seen in it."
+        f"x100, mean over modalities with questions; intervals: bootstrap by image. {BLIND_MEANS} What is not above it "
+        "was not seen in the image."
     )
     return Table(f"{answers.system} on {answers.test_set}", columns, tuple(rows), tuple(notes))
 
@@ -160,11 +180,17 @@ def _tabulate_modalities(outcomes: Sequence[Outcome]) -> Table:
     return Table("by modality", ("", "scored by", *columns), tuple(rows))
 
 
+_WITHOUT_SCRIPT = 24  # answers that a page shows where its script does not run
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def write(evaluation: Evaluation, folder: Path) -> None:
-    """Write a folder with the questions, answers and scores, the tables, and a page to look at."""
+def write(evaluation: Evaluation, folder: Path, images: Path | None = None) -> None:
+    """Write a folder with the questions, answers and scores, the tables, and a page to look at.
+
+    `images`: where pictures are looked for that the answers or data only name, by their path or by their file name; a
+    picture that is not there is told on the page.
+    """
     answers = evaluation.answers
     write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
@@ -174,23 +200,80 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
     )
     detection = {"detection": evaluation.detection.to_json()} if evaluation.detection else {}
-    official = {"official": official_outcomes, "cautions": evaluation.cautions}
-    write_json(folder / SCORES, {**strict_table, **detection, **official})
-    gallery = [] if answers.root is None else choose_gallery(answers.samples, answers.predictions, 24)
-    root = answers.root or Path()
+    about = {"official": official_outcomes, "figures": evaluation.figures, "cautions": evaluation.cautions}
+    write_json(folder / SCORES, {**strict_table, **detection, **about})
+    _write_page(folder / REPORT, evaluation, images)
+    write_json(folder / EVALUATION, _describe_evaluation(evaluation))  # last: a folder with it is whole
+
+
+def _write_page(path: Path, evaluation: Evaluation, images: Path | None) -> None:
+    answers, rules = evaluation.answers, Rules(evaluation.iou, evaluation.answers.lexicon)
+    samples = list(answers.samples)
+    if answers.root is None and images is not None:
+        samples = find_pictures(images, samples)
+    root = answers.root or images
+    answered = [
+        AnsweredSample(number, s, p, None, evaluation.by_sample.get(s.id, {}))
+        for number, (s, p) in enumerate(zip(samples, answers.predictions, strict=True), start=1)
+    ]
+    on_page = [a._replace(right=judge_answer(a.sample, a.prediction, rules)) for a in choose_evenly(answered, MOST)]
+    judged = {a.number: a for a in on_page}
+    answered = [judged.get(a.number, a) for a in answered]  # the others are counted on the page, and not shown
+    # what the file of a picture says of a person is not shown on the page; a file that is not there says nothing
+    texts = read_identifying_texts(root, [a.sample for a in on_page], lenient=True) if root is not None else ()
+    shown = PlainPage(texts)
     summary = RunSummary(
-        name=answers.system,
+        name=f"{answers.system} on {answers.test_set}",
         tables=[*evaluation.tables(), *evaluation.strict_tables],
         scores=evaluation.scores,
-        setup=[(name, str(value), "") for name, value in answers.source.items()],
-        wall_seconds={},
+        figures=rename_classes(evaluation.figures, shown),
+        origin=_tabulate_origin(evaluation),
         cautions=evaluation.cautions,
     )
-    shown = Scrubber(read_identifying_texts(root, [s for s, _ in gallery]) if gallery else ()).plain
-    rules = Rules(evaluation.iou, answers.lexicon)
-    on_page = ShownAnswers(image_root=root, gallery=gallery, rules=rules, shown=shown)
-    write_report(folder / REPORT, summary, on_page)
-    write_json(folder / EVALUATION, _describe_evaluation(evaluation))  # last: a folder with it is whole
+    gallery = choose_gallery([a.sample for a in on_page], [a.prediction for a in on_page], _WITHOUT_SCRIPT)
+    write_report(
+        path,
+        summary,
+        ShownAnswers(image_root=root, lenient=True, answered=answered, gallery=gallery, rules=rules, shown=shown),
+    )
+
+
+def find_pictures(folder: Path, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with the paths of their images in `folder`: as they are named, else the one file of that name below
+    it. An image that is not found, or whose name several files have, keeps its path."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        by_name[path.name].append(path.relative_to(folder).as_posix())
+
+    def find(image: ImageRef) -> ImageRef:
+        paths = by_name[PurePosixPath(image.path.replace("\\", "/")).name]
+        exact = [path for path in paths if path == image.path]
+        return replace(image, path=(exact or paths)[0]) if exact or len(paths) == 1 else image
+
+    return [replace(s, images=tuple(map(find, s.images))) for s in samples]
+
+
+def _tabulate_origin(evaluation: Evaluation) -> list[Table]:
+    """Who answered what; and what was cut, refused, unread or left out in reading the answers, a row each."""
+    answers = evaluation.answers
+    source = [(name, str(value)) for name, value in answers.source.items()]
+    asked = Counter(s.task for s in answers.samples)
+    flaws = {
+        "answers cut by a limit of length": sum(p.answer.truncated for p in answers.predictions),
+        "answers with a box that could not be read": sum(bool(p.answer.unread) for p in answers.predictions),
+        "answers without a word": sum(not p.answer.answer.text.strip() for p in answers.predictions),
+        "answers without a box where one was asked for": sum(
+            bool(s.answer.boxes) and not p.answer.answer.boxes and s.task is Task.VG
+            for s, p in zip(answers.samples, answers.predictions, strict=True)
+        ),
+    }
+    rows = [("system", answers.system), ("test set", answers.test_set), *source]
+    rows.append(("questions", ", ".join(f"{count:,} {task.value}" for task, count in sorted(asked.items()))))
+    counted = [(what, f"{count:,}") for what, count in {**answers.notes, **flaws}.items() if count]
+    return [
+        Table("Who answered what", ("", ""), tuple(rows)),
+        Table("How the answers were read", ("", "Count"), tuple(counted or [("every answer was read whole", MISSING)])),
+    ]
 
 
 def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:

@@ -106,6 +106,20 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     return np.column_stack([columns[c] for c in _BOX_COLUMNS]).astype(np.float64)
 
 
+def find_best_overlaps(truth: Sequence[Sequence[Box]], answered: Sequence[Sequence[Box]]) -> Counts:
+    """[T] by truth box, the best IoU with a box of the answer to its question, 0 without one. One box of an answer may
+    be the best of several truth boxes."""
+    best = [np.zeros(0)]
+    for i in range(0, len(truth), _ANSWERS_PER_BLOCK):
+        sides = truth[i : i + _ANSWERS_PER_BLOCK], answered[i : i + _ANSWERS_PER_BLOCK]
+        pairs = _BoxPairs.from_boxes(*sides)
+        truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in sides)
+        best.append(np.zeros(len(truth_T4)))
+        overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
+        np.maximum.at(best[-1], pairs.truth_P, overlap_P)
+    return np.concatenate(best)
+
+
 @dataclass(frozen=True, slots=True)
 class _BoxPairs:
     """Every truth box of an answer with every box of that answer, over N answers: P pairs, ordered by answer, then by

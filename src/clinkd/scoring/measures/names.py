@@ -20,12 +20,17 @@ from clinkd.scoring.measure import (
 _NAME_COLUMNS = ("answers", "hits", "list another class", "truths with a side", "on the other side")
 
 
-def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
-    lexicon = rules.lexicon
+def read_classes(item: SampleAnswer, lexicon: Lexicon) -> tuple[set[str], set[str]]:
+    """The normalised classes that the truth names, and those that the answer affirms."""
     words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
     new = [n for n in truth if n not in lexicon.names]
-    affirmed = {normalise(n) for n in affirmed_names(words, (*new, *lexicon.names) if new else lexicon.names)}
-    right = {normalise(n) for n in truth}
+    affirmed = affirmed_names(words, (*new, *lexicon.names) if new else lexicon.names)
+    return {normalise(n) for n in truth}, {normalise(n) for n in affirmed}
+
+
+def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
+    words, truth = item.answer.answer.words, truth_names(item.sample, rules.lexicon)
+    right, affirmed = read_classes(item, rules.lexicon)
     with_side = [n for n in truth if len(sides(n)) == 1]
     return {
         "answers": 1,
