@@ -14,9 +14,9 @@ from clinkd.language.words import AUXILIARY, NUMBERS, PLACES, VERBS, sentences, 
 _ARTICLES = {"the", "a", "an"}
 _SIDES = {"left", "right", "both"}
 _SPELT = {  # other words for a side; rightmost and the like are places of their own
-    **{word: "left" for word in ("leftsided", "leftside", "lefthand")},
-    **{word: "right" for word in ("rightsided", "rightside", "righthand")},
-    **{word: "both" for word in ("bilateral", "bilaterally")},
+    **dict.fromkeys(("leftsided", "leftside", "lefthand"), "left"),
+    **dict.fromkeys(("rightsided", "rightside", "righthand"), "right"),
+    **dict.fromkeys(("bilateral", "bilaterally"), "both"),
 }
 _AFTER_SIDE = {"side", "sided", "sides", "hand"}
 _BEFORE_SIDE = {"on", "in", "at", "to"}
@@ -45,7 +45,7 @@ def unify(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def answer_key(text: str) -> tuple[str, ...]:
-    """What makes two texts equal: their words without articles and empty openings, numbers as digits, in one spelling."""
+    """What makes two texts equal: their words in one spelling, numbers as digits, no articles and empty openings."""
     words = [w for w in unify(text).split() if w not in {",", "."}]
     frame = next((f for f in _FRAMES if tuple(words[: len(f)]) == f), ())
     words = [w for w in words[len(frame) :] if w not in _ARTICLES] or words

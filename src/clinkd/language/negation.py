@@ -1,7 +1,8 @@
 """Which words and names a text denies, and which it leaves open.
 
-"Unlikely", "less likely", "no longer" and "rather than" deny. What "cannot be excluded", is to be ruled out or stands in
-a differential diagnosis is left open: neither denied nor affirmed. What is possible, probable, or suspected is affirmed.
+"Unlikely", "less likely", "no longer" and "rather than" deny. What "cannot be excluded", is to be ruled out or stands
+in a differential diagnosis is left open: neither denied nor affirmed. What is possible, probable or suspected is
+affirmed.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def normalise(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def singular(word: str) -> str:
-    """A rough singular in one spelling, equal for both numbers of a noun and for its twins (tumours, tumor); use it only
-    on both sides of a comparison."""
+    """A rough singular in one spelling, equal for both numbers of a noun and for its twins (tumours, tumor); use it
+    only on both sides of a comparison."""
     return get_spellings().unify_word(word, _cut_plural)
 
 

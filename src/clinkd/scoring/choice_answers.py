@@ -1,0 +1,101 @@
+"""The option that an answer to a multiple-choice question chooses: its letter, its words, or both.
+
+    B   (B)   b)   B.   **B**   Option B   Answer: B   The correct answer is B.   B is correct
+    B. pneumonia   (B) pneumonia   Option B: pneumonia   pneumonia (B)   B. pneumonia, because ...
+    pneumonia   Pneumonia. The lower lobe is opaque.
+
+An answer that contradicts itself ("B. oedema" where C is oedema; "B or C"; all options again) chooses none. Words count
+only where they are those of one whole option (see `language.equality`), never as a part of the answer, and "a mass" is
+no letter A.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from clinkd.language.equality import answer_key
+from clinkd.language.languages import read_verdict
+from clinkd.language.verdicts import read_yes_no
+from clinkd.language.words import normalise
+from clinkd.records import OPTION_LETTERS
+
+_L = f"[{OPTION_LETTERS}]"
+_CHOSEN = r"(?i:answer|option|choice|letter|choose|chose|select|pick)"
+_IS = r"(?:(?i:is|would\s+be|should\s+be)\b\W*)?"
+_MARKUP = re.compile(r"[*_`#$\"“”{}]+|\\(?:boxed|text|mathrm|mathbf)\b")
+_OPENING = re.compile(
+    rf"^\W*(?i:(?:the|my)\s+)?(?:(?i:final|correct|best|right)\s+)*(?:(?:{_CHOSEN}|(?i:it|this)(?=\s+is\b))\b\W*{_IS})+"
+)
+_ALONE = re.compile(r"\W*([A-Ja-j])\W*")
+# a letter at the beginning, with a mark behind it; then words
+_HEAD = re.compile(rf"\W*(?:\(([A-Ja-j])\)|([A-Ja-j])[.):](?=\s|$|[^\W\d])|({_L})(?:,|\n|\s*[-–—](?=\s)))\s*(.*)", re.S)
+_MARKED = re.compile(rf"(?:^|\n)\s*\(?({_L})[.):]\s|\(({_L})\)")
+_INLINE = re.compile(rf"\s({_L})[.):]\s+\S")
+_WRONG = r"(?!\s+(?:is|would\s+be)\s+(?:not|wrong|incorrect|unlikely)\b)"
+_NO_ARTICLE = r"(?![\w'’-])(?!\s+(?!(?:is|because|as|since|and|or)\b)[a-z])"
+_STATED = re.compile(
+    rf"\b{_CHOSEN}\b\W*{_IS}(?:(?i:the\s+)?(?i:option|choice|letter)\b\W*)?({_L}){_NO_ARTICLE}{_WRONG}"
+)
+_SUBJECT = re.compile(rf"^\W*({_L})\s+(?:is|seems|because|since)\b(?!\s+(?:not|wrong|incorrect|unlikely)\b)")
+_SECOND = rf"\)?\s*(?:,|/|&|\bor\b|\band\b)\s*\(?({_L}){_NO_ARTICLE}"
+_CLAUSE_END = re.compile(r"\n|[.;](?=\s|$)|,?\s+(?:because|since|as)\b|\s[-–—]\s")
+
+
+def read_choice(answer: str, options: Sequence[str], question: str = "") -> str:
+    """The letter of the option that an answer chooses; "" where it chooses none, or several. `options`: words in the
+    order of their letters, "" for one that is left out; none where only letters are known."""
+    text = _MARKUP.sub("", answer).strip()
+    head = _HEAD.match(_OPENING.sub("", text, count=1))
+    is_a = head is not None and "A" in (head[1], head[2], head[3])  # not the article of what follows
+    named = set() if is_a else _find_words(text, options)
+    if len(named) == 1 and len(text) > 1 and answer_key(text) == answer_key(options[OPTION_LETTERS.index(*named)]):
+        return next(iter(named))  # "E. coli" is no letter
+    letters = {c for c in _find_letters(text) if not options or OPTION_LETTERS.index(c) < len(options)}
+    if head:
+        named = named or _find_words(head[4], options)
+    elif not named and letters:
+        named = _find_words(re.sub(rf"\(({_L})\)", "", text), options)
+    if not letters and not named:
+        named = _find_words(_OPENING.sub("", text, count=1), options) or _find_verdict(text, options, question)
+    if len(letters) > 1 or len(named) > 1 or (letters and named and letters != named):
+        return ""
+    return next(iter(letters or named), "")
+
+
+def _find_letters(text: str) -> Iterator[str]:
+    """The letters that a text states as its choice."""
+    bare = _OPENING.sub("", text, count=1)
+    for part in (text, bare):
+        if alone := _ALONE.fullmatch(part):
+            yield alone[1].upper()
+            return
+    stated = [match[1] for pattern in (_STATED, _SUBJECT) for match in pattern.finditer(text)]
+    stated += [match[1] or match[2] for match in _MARKED.finditer(text)]
+    if head := _HEAD.match(bare):
+        stated.append((head[1] or head[2] or head[3]).upper())
+        yield from (match[1] for match in _INLINE.finditer(head[4]))
+    yield from stated
+    for letter in {*stated, bare[:1]} & {*OPTION_LETTERS}:
+        if second := re.search(rf"(?<![\w'’]){letter}{_SECOND}", text):
+            yield from (letter, second[1])
+
+
+def _find_words(text: str, options: Sequence[str]) -> set[str]:
+    """The letters of the options whose words a text is, or begins with as a clause of its own."""
+    for part in (text, _CLAUSE_END.split(text.strip(), maxsplit=1)[0]):
+        key, lettered = answer_key(part), [*zip(OPTION_LETTERS, options, strict=False)]
+        same = {letter for letter, words in lettered if words and key and answer_key(words) == key}
+        exact = {letter for letter in same if normalise(options[OPTION_LETTERS.index(letter)]) == normalise(part)}
+        if same:  # "cyst" and "cysts" may be two options
+            return {min(exact)} if exact else same
+    return set()
+
+
+def _find_verdict(text: str, options: Sequence[str], question: str) -> set[str]:
+    """The letter of the option yes or no, where an answer says so in a sentence."""
+    verdicts = {
+        v: c for c, words in zip(OPTION_LETTERS, options, strict=False) if (v := read_verdict(normalise(words)))
+    }
+    said = read_yes_no(text, question) if verdicts else None
+    return {verdicts[said]} if said and said in verdicts else set()
