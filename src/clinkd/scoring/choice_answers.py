@@ -47,10 +47,10 @@ def read_choice(answer: str, options: Sequence[str], question: str = "") -> str:
     order of their letters, "" for one that is left out; none where only letters are known."""
     text = _MARKUP.sub("", answer).strip()
     head = _HEAD.match(_OPENING.sub("", text, count=1))
-    is_a = head is not None and "A" in (head[1], head[2], head[3])  # not the article of what follows
+    is_a = head is not None and (head[1] or head[2] or head[3]).upper() == "A"  # not the article of what follows
     named = set() if is_a else _find_words(text, options)
-    if len(named) == 1 and len(text) > 1 and answer_key(text) == answer_key(options[OPTION_LETTERS.index(*named)]):
-        return next(iter(named))  # "E. coli" is no letter
+    if len(named) == 1 and len(text) > 1 and _has_key(text, options[OPTION_LETTERS.index(min(named))]):
+        return min(named)  # "E. coli" is no letter
     letters = {c for c in _find_letters(text) if not options or OPTION_LETTERS.index(c) < len(options)}
     if head:
         named = named or _find_words(head[4], options)
@@ -83,19 +83,21 @@ def _find_letters(text: str) -> Iterator[str]:
 
 def _find_words(text: str, options: Sequence[str]) -> set[str]:
     """The letters of the options whose words a text is, or begins with as a clause of its own."""
+    lettered = {c: words for c, words in zip(OPTION_LETTERS, options, strict=False) if words}
     for part in (text, _CLAUSE_END.split(text.strip(), maxsplit=1)[0]):
-        key, lettered = answer_key(part), [*zip(OPTION_LETTERS, options, strict=False)]
-        same = {letter for letter, words in lettered if words and key and answer_key(words) == key}
-        exact = {letter for letter in same if normalise(options[OPTION_LETTERS.index(letter)]) == normalise(part)}
-        if same:  # "cyst" and "cysts" may be two options
-            return {min(exact)} if exact else same
+        if same := {letter for letter, words in lettered.items() if _has_key(part, words)}:
+            exact = {letter for letter in same if normalise(lettered[letter]) == normalise(part)}
+            return {min(exact)} if exact else same  # "cyst" and "cysts" may be two options
     return set()
+
+
+def _has_key(text: str, words: str) -> bool:
+    return answer_key(text) == answer_key(words) != ()
 
 
 def _find_verdict(text: str, options: Sequence[str], question: str) -> set[str]:
     """The letter of the option yes or no, where an answer says so in a sentence."""
-    verdicts = {
-        v: c for c, words in zip(OPTION_LETTERS, options, strict=False) if (v := read_verdict(normalise(words)))
-    }
+    lettered = zip(OPTION_LETTERS, options, strict=False)
+    verdicts = {verdict: letter for letter, words in lettered if (verdict := read_verdict(normalise(words)))}
     said = read_yes_no(text, question) if verdicts else None
     return {verdicts[said]} if said and said in verdicts else set()
