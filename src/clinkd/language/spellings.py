@@ -16,7 +16,7 @@ _TABLE = Path(__file__).with_name("spellings.yaml")
 
 
 @dataclass(frozen=True)
-class Spellings:
+class SpellingTable:
     """The table, whose head explains its lists. `twins` and `phrases`: each word or phrase with its first one."""
 
     twins: Mapping[str, str]
@@ -55,7 +55,7 @@ def _compile_phrases(phrases: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(longest_first)})\b")
 
 
-def read_spellings(file: Path) -> Spellings:
+def read_spellings(file: Path) -> SpellingTable:
     """The table of a file. Raises BadInput that says what is wrong with it."""
     try:
         table = yaml.load(file.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -63,7 +63,7 @@ def read_spellings(file: Path) -> Spellings:
         patterns = [tuple((re.compile(p), words) for p, words in table[key]) for key in ("families", "abbreviations")]
     except (AttributeError, KeyError, TypeError, ValueError, re.error, yaml.YAMLError) as error:
         raise BadInput(f"{file}: {error!r}; correct it as the head of the file says") from None
-    return Spellings(twins, patterns[0], phrases, patterns[1])
+    return SpellingTable(twins, patterns[0], phrases, patterns[1])
 
 
 def _give_firsts(lists: list[list[str]]) -> dict[str, str]:
@@ -76,6 +76,6 @@ def _give_firsts(lists: list[list[str]]) -> dict[str, str]:
 
 
 @cache
-def get_spellings() -> Spellings:
+def get_spellings() -> SpellingTable:
     """The packaged table."""
     return read_spellings(_TABLE)

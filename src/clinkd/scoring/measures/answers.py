@@ -76,7 +76,7 @@ def _count_open(item: SampleAnswer, right: bool) -> dict[str, float]:
     return {f"{length} {c}": v for c, v in zip(_OPEN_COLUMNS, (1, right, recall, f1), strict=True)}
 
 
-class _Choice(NamedTuple):
+class _ChoiceQuestion(NamedTuple):
     """The options of a question in the order of their letters, none where they are not known, and the true letter."""
 
     options: tuple[str, ...]
@@ -93,15 +93,15 @@ class _Choice(NamedTuple):
         return self.options[place] if place < len(self.options) else None
 
 
-def _find_choice(sample: Sample) -> _Choice | None:
+def _find_choice(sample: Sample) -> _ChoiceQuestion | None:
     """The options that the record has; else those in its question, or none, where the truth is a letter; None for other
     questions. "E. coli" is a letter with words only if the question has that option."""
     turn, truth = sample.turns[-1], _LETTERED.fullmatch(sample.answer.words)
     if turn.options:
-        return _Choice(turn.options, turn.letter)
+        return _ChoiceQuestion(turn.options, turn.letter)
     if not truth:
         return None
-    asked = _Choice(split_options(turn.question.text), truth[1])
+    asked = _ChoiceQuestion(split_options(turn.question.text), truth[1])
     if truth[2]:
         return asked if answer_key(asked._true_words or "") == answer_key(truth[2]) else None
     return asked
