@@ -64,7 +64,9 @@ def figures(pairs: Sequence[tuple[Sample, str]], measure: Measure = ANSWERS, rul
         "B.pneumonia", "Option B: pneumonia", "The answer is B) pneumonia", "pneumonia (B)", "B. This lobe is opaque.",
         "B. pneumonia, because the lobe is opaque", "pneumonia", "Pneumonia.", "This is pneumonia.",
         "The answer is pneumonia.", "Pneumonia. The lobe is opaque.", "Option A is incorrect. Option B is correct.",
-        "The answer is B, not C.",
+        "The answer is B, not C.", "It's B", "I would go with B.", "The most likely diagnosis is B. pneumonia.",
+        "It is not A. It is B.", "The lobe is opaque.\n\nB. pneumonia",
+        "The correct option is B) Pneumonia.\n\nExplanation: A. edema would be diffuse. C. a mass is focal.",
     ],
 )  # fmt: skip
 def test_an_option_is_chosen_by_its_letter_or_its_words(answer: str) -> None:
@@ -77,7 +79,7 @@ def test_an_option_is_chosen_by_its_letter_or_its_words(answer: str) -> None:
         "", "B. edema", "edema (B)", "B. oedema", "B or C", "A, B", "B/C", "Both B and C", "E", "I am not sure.",
         "A large mass is seen", "A mass in the lung", "Hepatitis B.", "I think it is not pneumonia",
         "A. edema B. pneumonia", "A. edema\nB. pneumonia\nC. a mass\nD. no finding", "consistent with pneumonia",
-        "edema and pneumonia",
+        "edema and pneumonia", "Not B", "The most likely diagnosis is B. edema.", "It is A large thing",
     ],
 )  # fmt: skip
 def test_no_option_is_chosen_by_contradictions_or_by_a_part_of_the_words(answer: str) -> None:
@@ -180,7 +182,9 @@ MASS = "Is there a mass?"
         ("I think yes", "yes"), ("No there isn't", "no"), ("The image is dark. Yes.", "yes"),
         ("No evidence of a mass.", "no"), ("There is no mass.", "no"), ("In this image, there is no mass.", "no"),
         ("No masses are seen.", "no"), ("The mass is not visible.", "no"), ("There is a mass.", "yes"),
-        ("There is no mass; there is an effusion.", "no"),
+        ("There is no mass; there is an effusion.", "no"), ("There's no mass.", "no"), ("No - none", "no"),
+        ("The X-ray does not show a mass.", "no"), ("The patient has no mass.", "no"), ("No (clear)", "no"),
+        ("The image shows a mass.", None), ("I cannot see a mass.", None), ("A nodule (no mass)", None),
         ("The image shows a large mass in the right lung; no effusion.", None),
         ("I am sorry, I cannot help; no image was provided.", None), ("No evidence of effusion.", None),
         ("no effusion", None), ("A large mass with no calcification.", None), ("No mass in the left lung.", None),
@@ -199,6 +203,8 @@ def test_yes_and_no_by_the_answers_own_statement(answer: str, verdict: str | Non
         ("Is the heart enlarged?", "The heart is not enlarged.", "no"),
         ("Is the heart enlarged?", "The heart is enlarged.", "yes"),
         ("Is the heart enlarged?", "The heart is normal.", None),
+        ("Is there a pleural effusion?", "No effusion.", "no"),
+        ("Is there a pleural effusion?", "No pleural thickening.", None),
         ("Is there a mass in the liver?", "There is no mass in the lung.", None),
         ("Is there a mass in the liver?", "There is a mass.", None),
         ("Is there a mass on the left?", "There is no mass on the right.", None),

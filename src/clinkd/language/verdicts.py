@@ -7,6 +7,7 @@ mass" answer "Is there a mass?" with no. A "no" that denies something else ("a l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -22,10 +23,22 @@ _OPENINGS = DETERMINERS | AUXILIARY | {
 }  # fmt: skip
 # what may follow "no" where it is an answer, and does not deny the next word: "No there is not", "No it isn't"
 _SUBJECTS = {"there", "theres", "it", "its", "this", "that", "these", "those", "they", "the", "i", "we", "a", "an"}
+_DASHES = re.compile(r"\s[-–—]+\s|[()\[\]/]")  # as good as a comma
 _PICTURE = frozenset({"chest", "xray", "x", "ray", "radiograph", "ct", "mri", "mr", "film"})
 _PREAMBLE = PLACES | {"based", "according", "to", "the", "this", "a", "an", "image", "picture", "scan", *_PICTURE}
-_EXISTS = {"there", "it", "they", "that", "these", "those", "no", "is", "are"}  # with what a repeated question begins
-_OPEN_VERBS = {"may", "might", "could", "would", "should"}
+_EXISTS = {
+    "there",
+    "theres",
+    "it",
+    "they",
+    "that",
+    "these",
+    "those",
+    "no",
+    "is",
+    "are",
+}  # with what a repeated question begins
+_OPEN_VERBS = {"may", "might", "could", "would", "should", "cannot", "cant"}
 
 
 def read_yes_no(answer: str, question: str = "", truth: str = "") -> Verdict | None:
@@ -34,7 +47,7 @@ def read_yes_no(answer: str, question: str = "", truth: str = "") -> Verdict | N
     english, others = list_languages()[0], _list_other_languages(question, truth)
     verdicts = {word: verdict for language in (english, *others) for word, verdict in language.verdicts.items()}
     firm = {word for language in others for word in language.verdicts} | {*verdicts} - {"no"}
-    parts = sentences(answer)
+    parts = sentences(_DASHES.sub(", ", answer))
     words = [word for part in parts for word in part]
     if {verdicts.get(word) for word in words} >= {"yes", "no"} and all(w in verdicts or w in _JOINING for w in words):
         return None
@@ -79,26 +92,26 @@ def _read_echo(answer: str, question: str) -> Verdict | None:
     said = next((clause for clause in clauses(answer) if any(map(carries_finding, clause.words))), None)
     if not asked or not said or {"or", *_OPEN_VERBS} & {*asked[1:], *said.words} or any(_read_negated(question)):
         return None
-    start = next((i for i, word in enumerate(said.words) if word not in _PREAMBLE), len(said.words))
     heads, places = _split_places(asked)
-    content = {singular(w): i for i, w in enumerate(said.words) if carries_finding(w)}
-    stated = {w for w in content if w in heads | places or w not in _PICTURE}
+    empty = _EXISTS | (_PICTURE - {*heads, *places})
+    content = {singular(w): i for i, w in enumerate(said.words) if carries_finding(w) and w not in empty}
+    if not heads or any(said.uncertain[i] for i in content.values()):
+        return None
+    if any(said.negated[i] for i in content.values()):  # "no effusion" denies a pleural effusion, too
+        return "no" if heads[-1] in content and content.keys() <= {*heads, *places} else None
+    start = next((i for i, word in enumerate(said.words) if word not in _PREAMBLE), len(said.words))
     opens = said.words[start : start + 1]
-    if not heads or not opens or (opens[0] not in _EXISTS and singular(opens[0]) not in heads):
-        return None
-    if any(said.uncertain[content[w]] for w in stated):
-        return None
-    if any(said.negated[content[w]] for w in stated):
-        return "no" if heads <= stated <= heads | places else None
-    return "yes" if stated == heads | places else None
+    if not opens or (opens[0] not in _EXISTS and singular(opens[0]) not in heads):
+        return None  # "The image shows a mass" describes
+    return "yes" if content.keys() == {*heads, *places} else None
 
 
 def _read_negated(text: str) -> list[bool]:
     return [negated for clause in clauses(text) for negated in clause.negated]
 
 
-def _split_places(words: Sequence[str]) -> tuple[set[str], set[str]]:
+def _split_places(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words that a question asks about, and those that say where, each in the singular."""
     where = next((i for i, word in enumerate(words) if word in PLACES), len(words))
-    heads, places = ({singular(w) for w in part if carries_finding(w)} for part in (words[:where], words[where:]))
+    heads, places = ([singular(w) for w in part if carries_finding(w)] for part in (words[:where], words[where:]))
     return heads, places

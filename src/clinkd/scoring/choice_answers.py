@@ -21,51 +21,59 @@ from clinkd.language.words import normalise
 from clinkd.records import OPTION_LETTERS
 
 _L = f"[{OPTION_LETTERS}]"
-_CHOSEN = r"(?i:answer|option|choice|letter|choose|chose|select|pick)"
-_IS = r"(?:(?i:is|would\s+be|should\s+be)\b\W*)?"
+_CHOSEN = r"(?i:answer|option|choice|letter|choose|chose|select|pick|go\s+with)"
+_IS = r"(?:(?i:is|s|would\s+be|should\s+be)\b\W*)?"
 _MARKUP = re.compile(r"[*_`#$\"“”{}]+|\\(?:boxed|text|mathrm|mathbf)\b")
-_OPENING = re.compile(
-    rf"^\W*(?i:(?:the|my)\s+)?(?:(?i:final|correct|best|right)\s+)*(?:(?:{_CHOSEN}|(?i:it|this)(?=\s+is\b))\b\W*{_IS})+"
-)
+_SUBJECTS = rf"(?:{_CHOSEN}|(?i:it|this)(?=\s+is\b|['’]s\b))"
+_OPENING = re.compile(rf"^\W*(?i:(?:the|my)\s+)?(?:(?i:final|correct|best|right)\s+)*(?:{_SUBJECTS}\b\W*{_IS})+")
 _ALONE = re.compile(r"\W*([A-Ja-j])\W*")
 # a letter at the beginning, with a mark behind it; then words
 _HEAD = re.compile(rf"\W*(?:\(([A-Ja-j])\)|([A-Ja-j])[.):](?=\s|$|[^\W\d])|({_L})(?:,|\n|\s*[-–—](?=\s)))\s*(.*)", re.S)
 _MARKED = re.compile(rf"(?:^|\n)\s*\(?({_L})[.):]\s|\(({_L})\)")
 _INLINE = re.compile(rf"\s({_L})[.):]\s+\S")
+_WITH_WORDS = re.compile(rf"(?<!\S)\(?({_L})[.):]\s+")
 _WRONG = r"(?!\s+(?:is|would\s+be)\s+(?:not|wrong|incorrect|unlikely)\b)"
 _NO_ARTICLE = r"(?![\w'’-])(?!\s+(?!(?:is|because|as|since|and|or)\b)[a-z])"
 _STATED = re.compile(
-    rf"\b{_CHOSEN}\b\W*{_IS}(?:(?i:the\s+)?(?i:option|choice|letter)\b\W*)?({_L}){_NO_ARTICLE}{_WRONG}"
+    rf"\b{_SUBJECTS}\b\W*{_IS}(?:(?i:the\s+)?(?i:option|choice|letter)\b\W*)?({_L}){_NO_ARTICLE}{_WRONG}"
 )
 _SUBJECT = re.compile(rf"^\W*({_L})\s+(?:is|seems|because|since)\b(?!\s+(?:not|wrong|incorrect|unlikely)\b)")
 _SECOND = rf"\)?\s*(?:,|/|&|\bor\b|\band\b)\s*\(?({_L}){_NO_ARTICLE}"
+_EXPLAINED = re.compile(r"\n\s*\n|\b(?:explanation|reason(?:ing)?|rationale|justification)\s*:", re.I)
 _CLAUSE_END = re.compile(r"\n|[.;](?=\s|$)|,?\s+(?:because|since|as)\b|\s[-–—]\s")
 
 
 def read_choice(answer: str, options: Sequence[str], question: str = "") -> str:
     """The letter of the option that an answer chooses; "" where it chooses none, or several. `options`: words in the
     order of their letters, "" for one that is left out; none where only letters are known."""
-    text = _MARKUP.sub("", answer).strip()
-    head = _HEAD.match(_OPENING.sub("", text, count=1))
+    whole = _MARKUP.sub("", answer).strip()
+    for text in dict.fromkeys((_EXPLAINED.split(whole, maxsplit=1)[0], whole)):
+        if chosen := _read_part(text, options) or _find_verdict(text, options, question):
+            return next(iter(chosen)) if len(chosen) == 1 else ""
+    return ""
+
+
+def _read_part(text: str, options: Sequence[str]) -> set[str]:
+    """The letters of all options that a text chooses by letter or by words."""
+    bare = _OPENING.sub("", text, count=1)
+    head = _HEAD.match(bare)
     is_a = head is not None and (head[1] or head[2] or head[3]).upper() == "A"  # not the article of what follows
     named = set() if is_a else _find_words(text, options)
     if len(named) == 1 and len(text) > 1 and _has_key(text, options[OPTION_LETTERS.index(min(named))]):
-        return min(named)  # "E. coli" is no letter
-    letters = {c for c in _find_letters(text) if not options or OPTION_LETTERS.index(c) < len(options)}
+        return named  # "E. coli" is no letter
+    letters = {c for c in _find_letters(text, bare) if not options or OPTION_LETTERS.index(c) < len(options)}
+    letters |= {m[1] for m in _WITH_WORDS.finditer(text) if m[1] in _find_words(text[m.end() :], options)}
     if head:
         named = named or _find_words(head[4], options)
     elif not named and letters:
         named = _find_words(re.sub(rf"\(({_L})\)", "", text), options)
-    if not letters and not named:
-        named = _find_words(_OPENING.sub("", text, count=1), options) or _find_verdict(text, options, question)
-    if len(letters) > 1 or len(named) > 1 or (letters and named and letters != named):
-        return ""
-    return next(iter(letters or named), "")
+    elif not named:
+        named = _find_words(bare, options)
+    return letters | named
 
 
-def _find_letters(text: str) -> Iterator[str]:
-    """The letters that a text states as its choice."""
-    bare = _OPENING.sub("", text, count=1)
+def _find_letters(text: str, bare: str) -> Iterator[str]:
+    """The letters that a text states as its choice. bare: the text without "The answer is"."""
     for part in (text, bare):
         if alone := _ALONE.fullmatch(part):
             yield alone[1].upper()
