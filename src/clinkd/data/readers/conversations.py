@@ -113,6 +113,8 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
     turns = tuple([turn for turn, _ in turns_and_names])
     if len(turns) == 1:  # of several turns the row does not say which is meant
         turns = (replace(turns[0], closed=read_closed(value, closed, notes)),)
+    else:
+        count_unused_keys({closed: value.get(closed)}, (), notes)
     for turn in turns:
         count_letter_answer(turn.answer.text, notes)
     if writer_keys is not None:
