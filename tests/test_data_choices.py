@@ -264,7 +264,7 @@ def test_a_conversation_of_one_question_tells_whether_it_is_closed(tmp_path: Pat
     talks = [[ask, answer], [ask, answer, {"from": "human", "value": "Is it?"}, answer]]
     rows = [{"id": f"{len(t)}", "image": "a.png", "conversations": t, "answer_type": "CLOSED"} for t in talks]
     results, told = read(write_json(tmp_path, *rows), form="sharegpt")
-    assert [[t.closed for t in r.samples[0].turns] for r in results] == [[True], [None, None]]
+    assert [{s.turns[0].closed for s in result.samples} for result in results] == [{True}, {None}]
     assert told == {"keys 'answer_type', which are not used": 1}
 
 
