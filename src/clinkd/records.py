@@ -263,13 +263,15 @@ class Turn(Record):
     """One question and its true answer. `task` decides how the answer is scored.
 
     `options` are the words of a multiple-choice question's options, in the order of their letters ("" for a letter that
-    is left out); the question shows them, and the answer is one of them.
+    is left out); the question shows them, and the answer is one of them. `closed` is whether the data call the question
+    closed (VQA-RAD, SLAKE), None if they do not say.
     """
 
     task: Task
     question: BoxedText
     answer: BoxedText
     options: tuple[str, ...] = ()
+    closed: bool | None = None
 
     @property
     def letter(self) -> str:
@@ -277,8 +279,7 @@ class Turn(Record):
         return OPTION_LETTERS[self.options.index(self.answer.text)] if self.answer.text in self.options else ""
 
     def to_json(self) -> dict[str, Any]:
-        value = Record.to_json(self)
-        return value if self.options else {name: value[name] for name in ("task", "question", "answer")}
+        return {name: value for name, value in Record.to_json(self).items() if value not in ([], None)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from clinkd.scoring.measure import (
     Place,
 )
 from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION
-from clinkd.scoring.measures.answers import ANSWERS, read_yes_no
+from clinkd.scoring.measures.answers import ANSWERS, is_right
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.flaws import FLAWS
 from clinkd.scoring.measures.names import NAMES
@@ -30,11 +30,11 @@ __all__ = [
     "MEASURES",
     "NAMES",
     "PRIMARY_METRIC",
+    "is_right",
     "list_shown_metrics",
     "list_stand_ins",
     "measures",
     "metrics_of",
-    "read_yes_no",
 ]
 
 MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, ABSENCE, HALLUCINATION, FLAWS)

@@ -17,7 +17,7 @@ Figures = dict[tuple[str, str, str | None], float]  # by row, metric and modalit
 _ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns that add up to the hits
     Task.VG: (BOXES, "truth boxes", ("found",)),
     Task.ROC: (NAMES, "answers", ("hits",)),
-    Task.QA: (ANSWERS, "answers", ("right yes/no", "short equal", "long equal")),
+    Task.QA: (ANSWERS, "answers", ("right",)),
 }
 
 

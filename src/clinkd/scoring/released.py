@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from clinkd.data.codecs import Codec, Decoded
 from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.choices import find_choice_keys, read_closed
 from clinkd.data.readers.rows import (
     FieldError,
     RowError,
@@ -47,6 +48,7 @@ class ReleasedRow(NamedTuple):
     question: str
     number: int
     raw: Any
+    closed: bool | None = None  # whether the row calls its question closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def _read_row(row: SourceRow) -> ReleasedRow:
     if not isinstance(name, str | int | float):
         raise FieldError("id", name, "text or a number is wanted")
     answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"])
-    return ReleasedRow(answered, question, row.number, row.raw)
+    closed = read_closed(value, find_choice_keys(tuple(value)).closed, Counter())
+    return ReleasedRow(answered, question, row.number, row.raw, closed)
 
 
 # ---- strict ---------------------------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ def read_questions(lines: ReleasedLines, task: Task, codec: Codec, by: str) -> R
             prefix = shorten_value(row.modality)
             notes[f"answers of the modality {prefix!r}, which is none of ours and counts as other"] += 1
         question = read_loosely(_drop_special_tokens(line.question), codec, bare=True).answer
-        turn = Turn(task, question, _read_boxed(row.annotation, task, codec).answer)
+        turn = Turn(task, question, _read_boxed(row.annotation, task, codec).answer, closed=line.closed)
         names = _read_names(row.annotation, task)
         samples.append(
             Sample(

@@ -10,6 +10,7 @@ import numpy as np
 from clinkd.language.facts import Lexicon
 from clinkd.language.languages import find_language, list_languages, read_verdict
 from clinkd.language.negation import affirmed_names, denies, mentioned_names
+from clinkd.language.verdicts import read_yes_no
 from clinkd.language.words import normalise
 from clinkd.records import Candidate, Sample, Task
 from clinkd.scoring.captions import Counts, Sums
@@ -24,7 +25,6 @@ from clinkd.scoring.measure import (
     make_ratio,
     stack_counts,
 )
-from clinkd.scoring.measures.answers import read_yes_no
 
 # ---- questions about what is there or not ---------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ def _says_present(item: SampleAnswer) -> bool | None:
         if item.answer.answer.boxes or item.answer.unread:
             return True
         return False if states_absence(item.answer, item.sample.names) else None
-    verdict = read_yes_no(normalise(item.answer.answer.words), normalise(item.sample.answer.words))
+    verdict = read_yes_no(item.answer.answer.words, item.sample.question.words, item.sample.answer.words)
     return verdict == "yes" if verdict else None
 
 
