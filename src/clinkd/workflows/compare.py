@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def _read_run_system(run: Run, mode: Mode) -> System:
         return System(name, test_set, _read_results(run.scores()))
     chosen, train = read_answers(run), read_split(run.stage("prepare"), "train")
     answers = collect_run_answers(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
+    answers = replace(answers, validation=read_split(run.stage("prepare"), "validation"))
     evaluation = evaluate(answers, ["official"], run.config.evaluate)
     return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in evaluation.outcomes})
 
