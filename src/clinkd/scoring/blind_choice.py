@@ -99,9 +99,9 @@ def answer_blindly(
         on_trial = answer_by_other_images(tried) | rows
         ids = {s.id for s in test}
         rows = {name: kept for name, of in rows.items() if (kept := [p for p in of if p.id in ids])}
-        return answer_by_other_images(test) | rows, BlindChoice("validation", _try(tried, on_trial, rules))
+        return answer_by_other_images(test) | rows, BlindChoice("validation", try_baselines(tried, on_trial, rules))
     tried = [s for s in _pick_trials(train) if s.task in tasks]
-    trials = _try(tried, make_image_blind_baselines([], tried), rules)
+    trials = try_baselines(tried, make_image_blind_baselines([], tried), rules)
     answers = make_image_blind_baselines(train, test)
     return answers, BlindChoice("training" if trials else "test", trials)
 
@@ -110,7 +110,10 @@ def _pick_trials(samples: Sequence[Sample]) -> list[Sample]:
     return [s for of_kind in group_by_kind(samples).values() for s in pick_evenly(of_kind, _MOST_OF_KIND)]
 
 
-def _try(tried: Sequence[Sample], rows: Mapping[str, Iterable[Prediction]], rules: Rules) -> tuple[BlindTrial, ...]:
+def try_baselines(
+    tried: Sequence[Sample], rows: Mapping[str, Iterable[Prediction]], rules: Rules
+) -> tuple[BlindTrial, ...]:
+    """How well baselines answered questions, by task, modality and baseline. What was not answered finds nothing."""
     answered = {name: {p.id: p for p in predictions} for name, predictions in rows.items()}
     trials = []
     for kind, samples in group_by_kind(tried).items():
@@ -118,7 +121,6 @@ def _try(tried: Sequence[Sample], rows: Mapping[str, Iterable[Prediction]], rule
             items = [SampleAnswer(s, by_id[s.id].answer) for s in samples if s.id in by_id]
             figure = _score(kind, items, rules) if items else None
             if figure is not None:
-                # what was not answered finds nothing
                 trials.append(BlindTrial(*kind, name, figure * len(items) / len(samples), len(samples)))
     return tuple(trials)
 
