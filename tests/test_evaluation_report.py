@@ -79,6 +79,8 @@ def test_json_for_a_program(scores: list[Score]) -> None:
         "metric": "F1",
         "score": 60.0,
         "blind": 30.0,
+        "blind_is": "other image",
+        "blind_chosen_on": "test",
         "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
         "by_modality": {"ct": {"score": 60.0, "blind": 30.0}},
         "metrics": {"F1": {"score": 60.0, "blind": 30.0}},

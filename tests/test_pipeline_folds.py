@@ -220,7 +220,7 @@ def test_baselines_never_see_the_patients_they_answer_for(finished):
     for fold in finished.folds:
         train, test = (read_split(fold.stage("prepare"), split) for split in ("train", "test"))
         expected += make_image_blind_baselines(train, test)[MEDIAN_BOX]
-    assert pooled == expected != []
+    assert {p.id: p for p in pooled} == {p.id: p for p in expected} and len(pooled) == len(expected) > 0
 
 
 def test_verbs_that_need_a_model_ask_for_a_fold(study, finished, capsys, tmp_path):

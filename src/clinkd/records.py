@@ -391,7 +391,9 @@ class Score(Record):
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
     "by clip": the scorer's, as if always trusted); or an image-blind baseline ("other image", "median box", "constant",
-    "question only", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    "question only", "learned", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    `chosen_on`: of the best baseline of a task and modality, the questions by which it was chosen; None for every other
+    row, and where the best is taken on the test answers themselves.
     """
 
     row: str
@@ -402,6 +404,7 @@ class Score(Record):
     count: int  # of items
     why: str | None = None
     interval: tuple[Number, Number] | None = None  # 95 %, bootstrap by image
+    chosen_on: Literal["validation", "training"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

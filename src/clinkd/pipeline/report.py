@@ -16,6 +16,7 @@ from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
+    BLIND_CHOICE,
     SCORED,
     read_data_source,
     read_identifying_texts,
@@ -24,7 +25,7 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import REPORT, SCORES, Run
-from clinkd.records import BadInput, Correction, Sample, Table, Task
+from clinkd.records import SPLITS, BadInput, Correction, Sample, Table, Task
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
 from clinkd.reporting.figures import Curve, rename_classes
@@ -60,15 +61,16 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     `captions` counts captions; without it the stage opens one of its own.
     """
     _, lexicon = read_data_source(work.inputs["prepare"])
-    train, test = (read_split(work.inputs["prepare"], split) for split in ("train", "test"))
+    splits = {split: read_split(work.inputs["prepare"], split) for split in SPLITS}
+    train, test, rules = splits["train"], splits["test"], Rules(config.evaluate.iou, lexicon)
     predictions = read_predictions(work.inputs["select"])
-    baselines = collect_baselines(work.inputs, train, test)
-    scored = score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions)
+    baselines, choice = collect_baselines(work.inputs, splits, rules)
+    scored = replace(score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions), choice=choice)
     scores, gains = scored.scores(), scored.gains()
     tables = tabulate_scores(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(replace(scored.by_source(), key=BY_SOURCE))
-    by_sample, rules = scored.each(), Rules(config.evaluate.iou, lexicon)
+    by_sample = scored.each()
     prediction_by_id = {p.id: p for p in predictions}
     answers = (
         {
@@ -80,6 +82,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     )
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
+    write_json(work.folder / BLIND_CHOICE, choice.to_json())
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
     described = describe_scores(scores, {}, gains)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
 from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.printed import PRINTED_AVERAGES
-from clinkd.reporting.tables import AVERAGED, BLIND_MEANS, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, mean_of_all
+from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, describe_blind, mean_of_all
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.curves import render_histogram, render_line_chart
 from clinkd.reporting.viewer.figure import Bar, render_bar_chart
@@ -43,7 +43,7 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         rows.append((f"{task.value} {metric}", [*cells, _build_grid_cell(score_index, task, metric, None, shown)]))
     notes = (
         "x100: the model, its 95 % interval where there is one, and the best answer that never saw the image (blind).",
-        BLIND_MEANS,
+        *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
         *(["A figure leads to the questions it rests on."] if shown else []),
         *score_index.reasons(columns),
     )
@@ -92,7 +92,7 @@ def draw_score_charts(score_index: ScoreIndex) -> Html:
             modalities = score_index.modalities(task, metric)
             bars_of_task = [_build_bar(TITLES[m], score_index, task, metric, m) for m in modalities]
             bar_charts.append(render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
-    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image.", BLIND_MEANS]))
+    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image."]))
 
 
 def _build_bar(label: str, score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None = None) -> Bar:

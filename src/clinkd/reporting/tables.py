@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,6 @@ SCORERS = {  # the scores of candidates in plain words, as on the page of `clink
 MISSING, NOT_COMPUTED = "-", "not computed"
 SCORES, BY_MODALITY, OUTSIDE, BY_SOURCE = "scores", "by_modality", "outside_modalities", "by_source"  # keys of tables
 SELECTION = "selection"
-BLIND_MEANS = (
-    "Blind: the best of the baselines that answer without the image. In one modality or source it is the best one "
-    "there; in a mean over modalities it is the one baseline with the best mean, which is not above the mean of the "
-    "best ones of each modality."
-)
 _TITLES_OF_TABLES = {
     SCORES: "Scores",
     BY_MODALITY: "Task by modality",
@@ -72,9 +67,19 @@ class ScoreIndex:
         return sorted(present, key=lambda row: {FIRST_BEAM: 0, MODEL: 2, ORACLE: 3}.get(row, 1))
 
     def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
-        """The name of the best image-blind baseline; None if none was computed."""
-        values = {t: v for t in self.baselines() if (v := self.value(t, task, metric, modality)) is not None}
+        """The name of the best image-blind baseline; None if none was computed. It is the one that was chosen for the
+        task and modality without the test answers; where none was, the one with the highest score of them."""
+        of_baselines = {t: s for t in self.baselines() if (s := self.get(t, task, metric, modality))}
+        if chosen := [t for t, s in of_baselines.items() if s.chosen_on]:
+            return chosen[0]
+        values = {t: s.value for t, s in of_baselines.items() if s.value is not None}
         return max(values, key=lambda t: values[t], default=None)
+
+    def chosen_on(self, task: Task, metric: str) -> str | None:
+        """The questions by which the best baseline of a task was chosen; None if none was computed."""
+        best = self.best_baseline(task, metric)
+        score = self.get(best, task, metric) if best else None
+        return (score.chosen_on or "test") if score else None
 
     def blind(self, task: Task, metric: str, modality: Modality | None = None) -> float | None:
         """The score of the best image-blind baseline; None if none was computed."""
@@ -104,11 +109,11 @@ def describe_scores(
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
-    `blind` is the best image-blind baseline: in a modality the best one there, in the mean over modalities the one with
-    the best mean. `metrics` holds every metric of a task, in the mean over modalities. `by_modality` holds the
-    modalities that have questions of the task. `selection` holds, by task, metric and row, what other choices of the
-    candidates score in the mean over modalities, and their gain over the first beam, each with its 95 % interval or
-    null.
+    `blind` is the best image-blind baseline, chosen for each modality; `blind_is` names that of the mean over them, and
+    `blind_chosen_on` the questions by which it was chosen. `metrics` holds every metric of a task, in the mean over
+    modalities. `by_modality` holds the modalities that have questions of the task. `selection` holds, by task, metric
+    and row, what other choices of the candidates score in the mean over modalities, and their gain over the first beam,
+    each with its 95 % interval or null.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
@@ -148,7 +153,9 @@ def _describe_task(score_index: ScoreIndex, task: Task, metric: str) -> dict[str
         t: score_index.value(t, task, metric) for t in score_index.baselines() if score_index.get(t, task, metric)
     }
     modalities = {m.value: _describe_figure(score_index, task, metric, m) for m in score_index.modalities(task, metric)}
-    return {"metric": metric, **mean, "blind_by": blind_by_row, "by_modality": modalities, **why}
+    blind = {"blind_is": score_index.best_baseline(task, metric), "blind_by": blind_by_row}
+    blind["blind_chosen_on"] = score_index.chosen_on(task, metric)
+    return {"metric": metric, **mean, **blind, "by_modality": modalities, **why}
 
 
 def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
@@ -212,12 +219,31 @@ def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
-        f"{BLIND_MEANS} Only what stands above it was seen in the image.",
+        *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
         *([_ORACLE] if choices else []),
         *score_index.reasons(columns),
     )
     names = tuple(f"{t.value} {m}" for t, m in columns)
     return _build_table(SCORES, ("", *names, "Average of four"), lines, notes)
+
+
+_CHOSEN_ON = {
+    "validation": "on the validation split, for each task (and for a modality with enough questions there)",
+    "training": "in the training split, each image answered from others, for there is no validation split",
+    "test": "on the test answers themselves, for there is no training split, which makes it look better than it is",
+}
+
+
+def describe_blind(places: Collection[str]) -> list[str]:
+    """What the best blind baseline is and tells, in sentences; `places`: where it was chosen. Empty without one."""
+    chosen = "; ".join(words for place, words in _CHOSEN_ON.items() if place in places)
+    return [
+        f"The best blind baseline was chosen {chosen}. A modality with enough questions to choose by has its own; a "
+        "mean over modalities is of one baseline.",
+        "A blind baseline answers without the image, by the habits of the data. A model above it, and above its own "
+        "answers to other images (images shuffled), used the image; one that is not above has not shown that it did. "
+        "It is no measure of what a clinician can do.",
+    ] if places else []  # fmt: skip
 
 
 def _build_score_row(
@@ -241,7 +267,7 @@ def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality]
         lines.append((f"{task.value} {metric}", *model_cells))
         lines.append(("  best blind baseline", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
     columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
-    notes = [f"x100. {BLIND_MEANS}"]
+    notes = ["x100. A modality with enough questions has a best baseline of its own."]
     outside = [
         TITLES[m]
         for m in Modality

@@ -3,6 +3,7 @@
 __all__ = [
     "answer_files",
     "baselines",
+    "blind_choice",
     "captions",
     "detection",
     "jars",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clinkd.records import Prediction, Sample, Score, Task
+from clinkd.scoring.blind_choice import BlindChoice
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice
 
@@ -43,6 +44,7 @@ class Outcome:
     unparsed: int = 0
     truncated: int = 0
     empty: int = 0
+    choice: BlindChoice = field(default_factory=BlindChoice)  # of the best image-blind baseline
 
     def score(self, modality: str | None = None) -> float | None:
         """The model's primary metric."""
@@ -57,6 +59,13 @@ class Outcome:
             if row != MODEL and (metric, modality) == (self.metric, None)
         }
 
+    @property
+    def best_baseline(self) -> str | None:
+        """The name of the best image-blind baseline: the one chosen beforehand, else that of the highest score."""
+        blind_by = self.blind_by
+        best = self.choice.pick(self.task, None, blind_by)
+        return best or max(blind_by, key=blind_by.__getitem__, default=None)
+
     def parts(self, modality: str | None = None) -> dict[str, float]:
         """The model's other metrics."""
         return {
@@ -66,7 +75,7 @@ class Outcome:
         }
 
     def to_json(self) -> dict[str, Any]:
-        blind_by = self.blind_by
+        blind_by, best = self.blind_by, self.best_baseline
         return {
             "mode": self.mode,
             "task": self.task.value,
@@ -80,7 +89,9 @@ class Outcome:
             "truncated": self.truncated,
             "empty": self.empty,
             "answers": self.answers,
-            "blind": max(blind_by.values(), default=None),
+            "blind": None if best is None else blind_by[best],
+            "blind_is": best,
+            "blind_chosen_on": None if best is None else self.choice.chosen_on,
             "blind_by": blind_by,
         }
 
@@ -128,6 +139,7 @@ def _build_strict_outcome(
         unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
         truncated=truncated,
         empty=empty,
+        choice=scored.choice,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
+from clinkd.scoring.blind_choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
 from clinkd.scoring.measures.absence import find_structures
@@ -120,11 +121,13 @@ class _ScoreRow:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """All answers, counted once; tables by modality and by source are sums of these counts."""
+    """All answers, counted once; tables by modality and by source are sums of these counts. `choice`: of the best
+    image-blind baseline."""
 
     samples: Sequence[Sample]
     rows: tuple[_ScoreRow, ...]
     replicates: int
+    choice: BlindChoice = field(default_factory=BlindChoice)
 
     def scores(self) -> list[Score]:
         """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
@@ -137,7 +140,18 @@ class ScoredAnswers:
                 results += _make_scores(
                     row, self._estimate_figures(row, modalities, self._replicates_by_modality.get(row.key))
                 )
-        return results
+        return self._mark_chosen_baselines(results)
+
+    def _mark_chosen_baselines(self, scores: Sequence[Score]) -> list[Score]:
+        """The scores, those of the best baseline of each task and modality marked with where it was chosen."""
+        metrics = {task: self.find_primary_metric(task) for task in Task}
+        present: dict[tuple[Task, Modality | None], list[str]] = {}
+        for s in scores:
+            if not is_choice(s.row) and s.value is not None and s.metric == metrics[s.task]:
+                present.setdefault((s.task, s.modality), []).append(s.row)
+        best = {key: self.choice.pick(*key, names) for key, names in present.items()}
+        marked = None if self.choice.chosen_on == "test" else self.choice.chosen_on
+        return [replace(s, chosen_on=marked) if s.row == best.get((s.task, s.modality)) else s for s in scores]
 
     def sums(self, task: Task, measure: Measure) -> dict[str, Sums]:
         """Counts of the model's answers by column, for each modality with answers, in the order of `Modality`; empty
@@ -197,7 +211,8 @@ class ScoredAnswers:
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
-            "the best baseline of that source in pairs: where it spans 0, nothing is known to be seen in its images.",
+            "the best baseline (of the task, or of the source where none was chosen before the test) in pairs: where "
+            "it spans 0, the answers do not show that the images of the source were used.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
@@ -217,7 +232,9 @@ class ScoredAnswers:
             figure = figures[source]
             pairs = {baseline: pair for baseline, both in apart.items() if (pair := both.at(source))}
             computed = [baseline for baseline in pairs if not np.isnan(pairs[baseline].theirs)]
-            best = max(computed, key=lambda baseline: pairs[baseline].theirs, default=None)
+            best = self.choice.pick(task, None, computed) or max(
+                computed, key=lambda baseline: pairs[baseline].theirs, default=None
+            )
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
             interval = _scale_interval(figure.intervals[place])
             cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")

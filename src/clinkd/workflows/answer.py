@@ -54,6 +54,7 @@ class Answers:
     train: Sequence[Sample] = ()
     root: Path | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    validation: Sequence[Sample] = ()  # on which the best of the image-blind baselines is chosen
     doubts: Sequence[str] = ()  # sentences on boxes that may be written otherwise than declared
     output: DetectorOutput = field(default_factory=DetectorOutput)  # boxes of COCO results as they stand
 
@@ -70,6 +71,7 @@ class TestSet:
     pictured: bool  # its images were opened, so they exist
     names: CocoNames | None
     notes: Counter[str]
+    validation: Sequence[Sample] = ()  # on which the best of the image-blind baselines is chosen
 
     __test__ = False  # no test, whatever its name says to pytest
 
@@ -84,7 +86,8 @@ class TestSet:
         lexicon = lexicon_of([*self.samples, *self.train])
         root = self.root if self.pictured else None
         return Answers(
-            system, self.description, source, self.samples, predictions, rows, lexicon, self.train, root, self.notes
+            system, self.description, source, self.samples, predictions, rows, lexicon, self.train, root, self.notes,
+            self.validation,
         )  # fmt: skip
 
 
@@ -179,7 +182,8 @@ def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> Tes
         )
     train = [s for s in samples if s.split == "train"] if split in ("test", "validation") else []
     names = CocoNames.of(source) if source.form == "coco" else None
-    return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told)
+    validation = [s for s in samples if s.split == "validation"] if split == "test" else []
+    return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told, validation)
 
 
 def read_answers(

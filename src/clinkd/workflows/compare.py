@@ -160,6 +160,7 @@ def _read_run_system(run: Run, chosen: ComparedAnswers, mode: Mode) -> System:
         return System(name, test_set, _read_results(run.scores()))
     train = read_split(run.stage("prepare"), "train")
     answers = collect_run_answers(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
+    answers = replace(answers, validation=read_split(run.stage("prepare"), "validation"))
     evaluation = evaluate(answers, ["official"], run.config.evaluate)
     return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in evaluation.outcomes})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.pipeline.cautions import caution_few_groups
-from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
+from clinkd.pipeline.prepared import BLIND_CHOICE, EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, ImageRef, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.remote import PlainPage
@@ -19,17 +19,17 @@ from clinkd.reporting.figures import rename_classes
 from clinkd.reporting.gallery import choose_gallery, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import (
-    BLIND_MEANS,
     MISSING,
     NOT_COMPUTED,
     ScoreIndex,
     as_cell,
+    describe_blind,
     describe_scores,
     format_signed,
     tabulate_scores,
 )
 from clinkd.scoring import official
-from clinkd.scoring.baselines import make_image_blind_baselines
+from clinkd.scoring.blind_choice import answer_blindly
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.detection import Detection, measure_detection
 from clinkd.scoring.measure import Rules
@@ -97,11 +97,14 @@ def evaluate(
     captions; without it the function starts its own."""
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
-        baselines = make_image_blind_baselines(answers.train, answers.samples)
+        rules = Rules(config.iou, answers.lexicon)
+        baselines, choice = answer_blindly(answers.train, answers.validation, answers.samples, rules)
         outcomes = _score_by_scripts(answers, baselines, config.replicates, scorer) if "official" in modes else []
+        outcomes = [replace(o, choice=choice) for o in outcomes]
         if "strict" not in modes:
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
+    scored = replace(scored, choice=choice)
     scores, gains, by_sample = scored.scores(), scored.gains(), scored.each()
     tables = tabulate_scores(scores, gains, any(len(p.candidates) > 1 for p in answers.predictions))
     if len({s.source for s in answers.samples}) > 1:
@@ -148,8 +151,7 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
     )
     rows, notes = [], []
     for o in outcomes:
-        score, blind_by = o.score(), o.blind_by
-        best = max(blind_by, key=blind_by.__getitem__, default=None)
+        score, blind_by, best = o.score(), o.blind_by, o.best_baseline
         rows.append(
             (
                 *(o.task.value, _TITLES[o.mode], o.metric, f"{o.answers:,}"),
@@ -161,10 +163,8 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
-    notes.append(
-        f"x100, mean over modalities with questions; intervals: bootstrap by image. {BLIND_MEANS} What is not above it "
-        "was not seen in the image."
-    )
+    notes.append("x100, mean over modalities with questions; intervals: bootstrap by image.")
+    notes += describe_blind({o.choice.chosen_on for o in outcomes if o.blind_by})
     return Table(f"{answers.system} on {answers.test_set}", columns, tuple(rows), tuple(notes))
 
 
@@ -195,6 +195,7 @@ def write(evaluation: Evaluation, folder: Path, images: Path | None = None) -> N
     write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
     write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
+    write_json(folder / BLIND_CHOICE, evaluation.outcomes[0].choice.to_json())
     official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
     strict_table = (
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}

@@ -29,7 +29,7 @@ def read_classes(item: SampleAnswer, lexicon: Lexicon) -> tuple[set[str], set[st
     names, known = _list_classes(truth_names(item.sample, lexicon)), _list_classes(lexicon.names)
     new = [n for n in names if n not in known]
     affirmed = affirmed_names(unify(item.answer.answer.words), (*new, *known) if new else known)
-    return {answer_key(n) for n in names}, {answer_key(n) for n in affirmed}
+    return {" ".join(answer_key(n)) for n in names}, {" ".join(answer_key(n)) for n in affirmed}
 
 
 def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
