@@ -12,12 +12,13 @@ import pytest
 
 from clinkd import cli
 from clinkd.config import EvaluateConfig
-from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Modality, Task
 from clinkd.scoring import released
+from clinkd.scoring.answer_files import HowToRead
 from clinkd.scoring.outcome import Mode, Outcome
 from clinkd.workflows import answer as answering
 from clinkd.workflows import evaluate as evaluating
+from clinkd.workflows.answer import ReleasedFiles
 
 BOX = "<box>(100,100),(300,300)</box>"
 FEW = EvaluateConfig(replicates=20)
@@ -36,9 +37,18 @@ def written(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def scored(folder: Path, task: Task, *rows: dict[str, Any], boxes: str = "qwen-vl") -> dict[Mode, Outcome]:
+def released_files(
+    file: Path, task: Task = Task.VG, boxes: str = "qwen-vl", truth: str = "qwen-vl", aside: Path | None = None
+) -> ReleasedFiles:
+    return ReleasedFiles({task: file}, HowToRead(truth, flag="--truth-boxes"), HowToRead(boxes), quarantine=aside)
+
+
+def scored(
+    folder: Path, task: Task, *rows: dict[str, Any], boxes: str = "qwen-vl", truth: str = "qwen-vl"
+) -> dict[Mode, Outcome]:
     numbered = [{**r, "id": n, "image": r["image"].replace("1.png", f"{n}.png")} for n, r in enumerate(rows)]
-    answers = answering.read_released(written(folder, *numbered), task, boxes, ("official", "strict"), None)
+    given = released_files(written(folder, *numbered), task, boxes, truth)
+    answers = answering.read_released(given)
     return {o.mode: o for o in evaluating.evaluate(answers, config=FEW).outcomes}
 
 
@@ -140,14 +150,14 @@ def test_captions_keep_every_paragraph_and_no_line_is_shifted(tmp_path: Path) ->
         (row("x", "  ", id=7), "row 2, id 7: annotation.*nothing to judge by"),
         (row("x", id=7, image=""), "row 2, id 7: image.*empty"),
         ([1, 2], "row 2.*object"),
-        (row("x", "<box>(100,100),(100,200)</box>", id=7), "row 2, id 7: annotation.*--boxes qwen-vl"),
+        (row("x", "<box>(100,100),(100,200)</box>", id=7), "row 2, id 7: annotation.*--truth-boxes qwen-vl"),
     ],
 )
 def test_a_bad_row_is_named_or_set_aside_but_never_skipped(tmp_path: Path, bad: Any, named: str) -> None:
     file, aside = written(tmp_path, row(BOX), bad, row("x", id=3)), tmp_path / "aside.jsonl"
     with pytest.raises(BadInput, match=named):
-        answering.read_released(file, Task.VG, "qwen-vl", ("strict",), None)
-    answers = answering.read_released(file, Task.VG, "qwen-vl", ("strict",), aside)
+        answering.read_released(released_files(file), ("strict",))
+    answers = answering.read_released(released_files(file, aside=aside), ("strict",))
     assert len(answers.samples) == 2 and 1 in answers.notes.values()
     (kept,) = [json.loads(line) for line in aside.open()]
     assert kept["row"] == 2 and kept["raw"]
@@ -155,11 +165,11 @@ def test_a_bad_row_is_named_or_set_aside_but_never_skipped(tmp_path: Path, bad: 
 
 def test_a_file_with_nothing_to_score_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no row of it can be used"):
-        answering.read_released(written(tmp_path, {"id": 1}), Task.VG, "qwen-vl", ("strict",), tmp_path / "aside")
+        answering.read_released(released_files(written(tmp_path, {"id": 1}), aside=tmp_path / "aside"), ("strict",))
     with pytest.raises(BadInput, match="no such file"):
         released.read_lines(tmp_path / "none.jsonl")
     with pytest.raises(BadInput, match="--boxes qwen2.5-vl: pixels"):
-        answering.read_released(written(tmp_path, row(BOX)), Task.VG, "qwen2.5-vl", ("strict",), None)
+        answering.read_released(released_files(written(tmp_path, row(BOX)), boxes="qwen2.5-vl"), ("strict",))
 
 
 def test_a_json_list_reads_as_lines_do(tmp_path: Path) -> None:
@@ -170,7 +180,7 @@ def test_a_json_list_reads_as_lines_do(tmp_path: Path) -> None:
 
 def test_the_declared_frame_decides_and_not_the_truth(tmp_path: Path) -> None:
     fractions = row("[0.1, 0.1, 0.3, 0.3]", "[0.1, 0.1, 0.3, 0.3]")
-    assert strict_hits(scored(tmp_path, Task.VG, fractions, boxes="normalised")["strict"]) == (1, 1)
+    assert strict_hits(scored(tmp_path, Task.VG, fractions, boxes="normalised", truth="normalised")["strict"]) == (1, 1)
     found = scored(tmp_path, Task.VG, row("[0.1, 0.1, 0.3, 0.3]"))["strict"]
     assert strict_hits(found) == (0, 1) and found.unparsed == 1
 
@@ -179,12 +189,12 @@ def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
     rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="heat_1.png"), row("x", id=1)]
     rows += [row(f"{BOX}<|im_end|>\n", id=n) for n in (5, 6)]
     lines = released.read_lines(written(tmp_path, *rows))
-    found = released.read_questions(lines, Task.VG, make_codec("qwen-vl"), "file")
+    found = released.read_questions(lines, Task.VG, HowToRead(), HowToRead())
     assert [p.answer.truncated for p in found.predictions] == [False, False, True, True, False, False]
     assert found.samples[2].modality is Modality.OTHER and len({s.id for s in found.samples}) == 6
-    told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.told.items()}
+    told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.notes.items()}
     assert told["answers without an end token where most have one"] == 2 and told["answers"] == 1
-    assert found.told["rows with id, image and question of another row; each is counted"] == 2
+    assert found.notes["rows with id, image and question of another row; each is counted"] == 2
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
