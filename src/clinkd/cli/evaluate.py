@@ -77,8 +77,7 @@ def _add_answers(group: Any) -> None:
     group.add_argument(
         "--truth-boxes",
         metavar="FAMILY",
-        help="how --data, or the truths of the papers' rows, write "
-        "boxes (qwen-vl); --boxes: how the answers do",
+        help="how --data, or the truths of the papers' rows, write boxes (qwen-vl); --boxes: how the answers do",
     )
     group.add_argument("--least", type=float, default=0.0, help="COCO boxes with a lower score are left out")
     group.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="a knob of answer")
@@ -200,7 +199,9 @@ def _read_test_set(args: argparse.Namespace) -> TestSet:
     from clinkd.workflows import answer as answering
 
     if args.task and len(args.task) > 1:
-        raise BadInput(f"--task {' '.join(args.task)}: several are for the papers' rows; --data has its own tasks, or one")
+        raise BadInput(
+            f"--task {' '.join(args.task)}: several are for the papers' rows; --data has its own tasks, or one"
+        )
     task = args.task[0] if args.task else None
     of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": [], "task": task})
     return answering.read_test_set(source_of(of_data, args.data), args.split)

@@ -61,7 +61,9 @@ class Hosted:
             for sample, (_, masked), reply in zip(samples, requests, replies, strict=True):
                 if not reply.texts and not reply.cut:
                     notes[f"questions without an answer ({reply.why}), which count as wrong"] += 1
-                predictions.append(Prediction(sample.id, (_read_candidate(sample, reply, masked, notes),), by=self.chat.model))
+                predictions.append(
+                    Prediction(sample.id, (_read_candidate(sample, reply, masked, notes),), by=self.chat.model)
+                )
                 advance()
         return predictions
 

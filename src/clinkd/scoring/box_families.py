@@ -114,6 +114,7 @@ def read_answer(
     if declared.unit is None and size is None:
         raise BadInput(f"--boxes {family}: pixels; the size of the image must be known")
     places: list[_Place] = []
+    known: set[Box] = set()
     unread: list[str] = []
     repeated = 0
 
@@ -127,10 +128,11 @@ def read_answer(
             place = _place(coordinates, declared, size)
             if place is None:
                 unread.append(match.group().strip())
-            elif place.box in (p.box for p in places) and not keep_repeats:
+            elif place.box in known and not keep_repeats:
                 repeated += 1
             else:
                 places.append(place)
+                known.add(place.box)
                 words.append(coordinates.label + _PLACE)
         if not found and claims_a_box(match):
             unread.append(match.group().strip())

@@ -64,10 +64,12 @@ _TOKENS = (
     r"|\{(?:<\d+>)+\}|(?:<[xy]_?\d+>\s*)+"
 )
 _KEY = r"""["']?\b(?:[xy]_?(?:[012]|min|max|center)?|[xy](?:min|max)|c[xy]|left|top|right|bottom|width|height|w|h)\b["']?"""
-_CORNER = rf"(?:\s+corner)?(?:\s+(?:is|at|is\s+at|of))?\W{{0,4}}{_POINT}\W{{0,4}}(?:and\W{{1,2}}|to\W{{1,2}})?(?:the\s+)?"
+_CORNER = (
+    rf"(?:\s+corner)?(?:\s+(?:is|at|is\s+at|of))?\W{{0,4}}{_POINT}\W{{0,4}}(?:and\W{{1,2}}|to\W{{1,2}})?(?:the\s+)?"
+)
 NOTATIONS = re.compile(
     rf"""
-    (?P<points><points?\b[^>]*/>|<points?\b[^>]*>(?:(?!</point).)*(?:</points?>)?)
+    (?P<points><points?\b[^<>]*/>|<points?\b[^<>]*>(?:(?!</point).)*(?:</points?>)?)
     |(?P<element><(?:box|bbox|bounding_box|bndbox|rect|region|object|detection)\s[^<>]*=[^<>]*>|(?:{_ELEMENT}){{4}})
     |(?P<tokens>{_TOKENS})
     |(?P<tag>{_OPEN}(?P<inside>[^<]*+(?={_CLOSE})|[\s\d.,;()\[\]{{}}+\-%]++)(?P<end>{_CLOSE})?)
@@ -108,9 +110,9 @@ def read_notation(match: re.Match[str]) -> tuple[Coordinates, ...]:
     if kind == "tag":
         return tuple(_read_tag(match))
     if kind == "object":
-        return tuple(_read_value(_parse_object(piece), percent))
+        return tuple(_read_value(_parse_object(piece)))
     if kind in ("element", "named"):
-        return tuple(_read_value(_list_members(piece), percent))
+        return tuple(_read_value(_list_members(piece)))
     if kind == "list":
         return tuple(_read_lists(_parse_lists(piece), percent))
     numbers = _find_numbers(piece)
@@ -267,8 +269,14 @@ _KEYED = re.compile(
     re.I,
 )
 _XML = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>")
-_LEFT, _TOP = ("xmin", "left", "xleft", "minx", "startx", "xtl", "l"), ("ymin", "top", "ytop", "miny", "starty", "ytl", "t")
-_RIGHT, _BOTTOM = ("xmax", "right", "xright", "maxx", "endx", "xbr", "r"), ("ymax", "bottom", "ybottom", "maxy", "endy", "ybr", "b")
+_LEFT, _TOP = (
+    ("xmin", "left", "xleft", "minx", "startx", "xtl", "l"),
+    ("ymin", "top", "ytop", "miny", "starty", "ytl", "t"),
+)
+_RIGHT, _BOTTOM = (
+    ("xmax", "right", "xright", "maxx", "endx", "xbr", "r"),
+    ("ymax", "bottom", "ybottom", "maxy", "endy", "ybr", "b"),
+)
 _SIZE = (("width", "w", "boxwidth"), ("height", "h", "boxheight"))
 _NAMED: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
     ("xyxy", (("x0",), ("y0",), ("x1",), ("y1",))),
@@ -325,25 +333,28 @@ def _list_members(piece: str) -> dict[str, str]:
     return dict([*keyed, *_XML.findall(piece)])
 
 
-def _read_value(value: Any, percent: bool) -> Iterator[Coordinates]:
+def _read_value(value: Any) -> Iterator[Coordinates]:
     """The boxes of an object, or of the objects and lists within it."""
     if isinstance(value, list):
         if all(isinstance(part, list | int | float) for part in value):
-            yield from _read_list(value, percent)
+            yield from _read_list(value, False)
         else:
             for part in value:
-                yield from _read_value(part, percent)
+                yield from _read_value(part)
     elif isinstance(value, dict):
         members = {_fold_key(str(key)): member for key, member in value.items()}
+        percent = any("%" in str(member) for key, member in members.items() if key not in (*_SCORES, *_LABELS))
         boxes = tuple(_read_members(members, percent))
         score = next((s for key in _SCORES if (s := _read_score(members.get(key))) is not None), None)
         label = next((str(members[key]).strip("\"'") for key in _LABELS if isinstance(members.get(key), str)), "")
         label = re.sub(r"[\[\]]", " ", label)
         for box in boxes:
-            yield Coordinates(box.values, box.order, box.percent, label or box.label, box.score or score)
+            yield Coordinates(
+                box.values, box.order, box.percent, label or box.label, score if box.score is None else box.score
+            )
         if not boxes:
             for member in value.values():
-                yield from _read_value(member, percent) if isinstance(member, dict | list) else ()
+                yield from _read_value(member) if isinstance(member, dict | list) else ()
 
 
 def _read_members(members: Mapping[str, Any], percent: bool) -> Iterator[Coordinates]:
@@ -386,7 +397,7 @@ def _read_listed(value: Any, percent: bool, order: Order | None) -> Iterator[Coo
     elif isinstance(value, list) and not any(isinstance(part, dict | str) for part in value):
         yield from _read_list(value, percent, order)
     else:
-        yield from _read_value(value, percent)
+        yield from _read_value(value)
 
 
 def _read_named(members: Mapping[str, Any], percent: bool) -> Iterator[Coordinates]:

@@ -27,7 +27,9 @@ _STARTS = re.compile(
     r"(?:(?:assistant|model)[ \t]*+(?:<\|end_header_id\|>\s*|\n\s*)|assistant\s*:\s*)?",
     re.I,
 )
-_SPECIAL_TOKENS = re.compile(r"<(?:pad|unk|image)>|<\|(?:pad|unk|(?:begin|end)_of_solution|(?:image|vision|video)_\w+)\|>")
+_SPECIAL_TOKENS = re.compile(
+    r"<(?:pad|unk|image)>|<\|(?:pad|unk|(?:begin|end)_of_solution|(?:image|vision|video)_\w+)\|>"
+)
 _ANSWER_TAG = re.compile(r"<(answer|final_answer|response|conclusion|solution)>(.*?)(?:</\1>|\Z)", re.S | re.I)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _STATED = re.compile(

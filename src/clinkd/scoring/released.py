@@ -160,9 +160,7 @@ class ReleasedQuestions(NamedTuple):
         return Lexicon(tuple(dict.fromkeys(n for s in self.samples if s.task is Task.ROC for n in s.names)))
 
 
-def find_unreadable_truths(
-    lines: ReleasedLines, task: Task, truth: HowToRead
-) -> list[tuple[ReleasedRow, FieldError]]:
+def find_unreadable_truths(lines: ReleasedLines, task: Task, truth: HowToRead) -> list[tuple[ReleasedRow, FieldError]]:
     """Rows whose truth has a box that the declared family cannot read; they cannot be scored strictly.
 
     Raises BadInput where the family has pixels, and the size of an image is not known.
@@ -200,9 +198,7 @@ def read_questions(
         turn = Turn(task, _read_question(line, task, truth), read.answer)
         names = _read_names(row.annotation, task)
         samples.append(
-            Sample(
-                name, (line.image,), modality or Modality.OTHER, (turn,), row.image, names=names, split="test"
-            )
+            Sample(name, (line.image,), modality or Modality.OTHER, (turn,), row.image, names=names, split="test")
         )
         candidate = read_candidate(row.response, task, how, size_for(line.image, how), notes, cut)
         predictions.append(Prediction(name, (candidate,), by=lines.file.name))

@@ -16,7 +16,16 @@ from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_scores, format_signed, tabulate_scores
+from clinkd.reporting.tables import (
+    AVERAGED,
+    MISSING,
+    NOT_COMPUTED,
+    as_cell,
+    describe_scores,
+    format_signed,
+    mean_of_all,
+    tabulate_scores,
+)
 from clinkd.scoring import official
 from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
@@ -44,6 +53,14 @@ class Evaluation:
         """What a reader must know before the scores, a sentence each."""
         return [*self.answers.doubts, *caution_few_groups(self.answers.samples)]
 
+    @property
+    def averages(self) -> dict[Mode, float | None]:
+        """The mean of the paper's four tasks, as in its Table 1, by mode; None where one is not computed, and nothing
+        where one is not asked."""
+        scores = {(o.mode, o.task): o.score() for o in self.outcomes}
+        modes = [m for m in MODES if all((m, task) in scores for task in AVERAGED)]
+        return {m: mean_of_all([scores[m, task] for task in AVERAGED]) for m in modes}
+
     def to_json(self) -> dict[str, Any]:
         """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
@@ -53,12 +70,12 @@ class Evaluation:
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
         for outcome in self.outcomes:
             by_mode[outcome.mode][outcome.task.value] = outcome.to_json()
-        return {**by_mode, **about}
+        return {**by_mode, **({"average": self.averages} if self.averages else {}), **about}
 
     def tables(self) -> list[Table]:
         """Each task as the scripts score it above the same answers scored strictly; then by modality."""
         ordered = sorted(self.outcomes, key=lambda o: (list(Task).index(o.task), MODES.index(o.mode)))
-        return [_tabulate_overall(self.answers, ordered), _tabulate_modalities(ordered)]
+        return [_tabulate_overall(self.answers, ordered, self.averages), _tabulate_modalities(ordered)]
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -112,7 +129,7 @@ def _score_by_scripts(
 _TITLES = {"official": "the papers' scripts", "strict": "strict"}
 
 
-def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
+def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: Mapping[Mode, float | None]) -> Table:
     columns = (
         *("", "scored by", "metric", "answers", "score", "95 %", "best blind baseline", "above it"),
         *("no box read", "cut", "empty"),
@@ -131,6 +148,9 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
             )
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
+    for mode, average in averages.items():
+        cells = ("average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED))
+        rows.append(cells + (MISSING,) * (len(columns) - len(cells)))
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append(
         "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
