@@ -205,7 +205,7 @@ def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
 
 FIELD = Path(__file__).parents[2] / "shared" / "cases" / "evaluation" / "field"
 READ = [  # file, task, declared family, score, words of a caution
-    *((f"perfect_reasoner_{task.lower()}{cut}", task, None, 100, "") for task in ("VG", "ROC", "QA") for cut in ("", "_cut")),
+    *((f"perfect_reasoner_{t.lower()}{cut}", t, None, 100, "") for t in ("VG", "ROC", "QA") for cut in ("", "_cut")),
     ("think_vg", "VG", None, 100, ""), ("think_qa", "QA", None, 100, ""), ("xml_think_variants", "ROC", None, 100, ""),
     ("refuses_truth_no", "QA", None, 0, ""), ("repeated_box", "VG", None, 100, ""),
     ("points_as_box", "VG", None, 0, "no box was read in any of 3"), ("overshoot_1001", "VG", None, 100, ""),

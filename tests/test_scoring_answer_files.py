@@ -204,8 +204,9 @@ FORMS = {
         "response": text, "correct": False, "answer_type": "OPEN",
     },
     "OpenAI's responses": lambda n, text: {
-        "custom_id": f"s{n}", "error": None, "response": {"status_code": 200, "body": {"status": "completed", "output": [
-            {"type": "reasoning", "summary": []}, {"type": "message", "content": [{"type": "output_text", "text": text}]},
+        "custom_id": f"s{n}", "error": None, "response": {"body": {"status": "completed", "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "content": [{"type": "output_text", "text": text}]},
         ]}},
     },
     "Anthropic": lambda n, text: {

@@ -305,8 +305,8 @@ def size_for(image: ImageRef, how: HowToRead) -> Size | None:
         return None
     if not image.width or not image.height:
         raise BadInput(
-            f"{how.flag} {how.boxes}: pixels, and the size of {image.path} is not known; let images be opened (--images "
-            "FOLDER), or give width and height in each row"
+            f"{how.flag} {how.boxes}: pixels, and the size of {image.path} is not known; let images be opened "
+            "(--images FOLDER), or give width and height in each row"
         )
     if how.boxes == RESIZED:
         return smart_resize(image.width, image.height, min_pixels=how.min_pixels, max_pixels=how.max_pixels)
@@ -314,7 +314,7 @@ def size_for(image: ImageRef, how: HowToRead) -> Size | None:
 
 
 # the first family of each unit and order, and the one whose pixels are others
-_FRAMES = (*{(known.unit, known.order): name for name, known in reversed(FAMILIES.items())}.values(), RESIZED)
+_FRAMES = (*{(known.unit, known.order): name for name, known in reversed([*FAMILIES.items()])}.values(), RESIZED)
 _MOST_COMPARED = 300  # answers
 _CLEARLY = 0.3  # mean overlap by another frame, and twice that by the declared one
 _HARDLY = 0.05  # mean overlap by the declared frame

@@ -184,7 +184,8 @@ def _place(found: Coordinates, family: BoxFamily, size: Size | None) -> _Place |
         corners = (a - c / 2) / width, (b - d / 2) / height, (a + c / 2) / width, (b + d / 2) / height
     else:
         a, b, c, d = (b, a, d, c) if order == "yxyx" else (a, b, c, d)
-        corners = tuple((v + offset) / n for v, n in zip((a, b, c, d), (width, height) * 2, strict=True))
+        a, b, c, d = (v + offset for v in (a, b, c, d))
+        corners = a / width, b / height, c / width, d / height
     if not (min(corners) >= -OVER and max(corners) <= 1 + OVER):
         return None
     clipped = tuple(min(max(v, 0.0), 1.0) for v in corners)

@@ -63,7 +63,10 @@ _TOKENS = (
     r"(?:<\|LOC_BEGIN\|>)?(?:<\|LOC_\d+\|>\s*)+(?:<\|LOC_END\|>)?|(?:<loc_?\d+>\s*)+|(?:<patch_index_\d+>\s*)+"
     r"|\{(?:<\d+>)+\}|(?:<[xy]_?\d+>\s*)+"
 )
-_KEY = r"""["']?\b(?:[xy]_?(?:[012]|min|max|center)?|[xy](?:min|max)|c[xy]|left|top|right|bottom|width|height|w|h)\b["']?"""
+_KEY = (
+    r"""["']?\b(?:[xy]_?(?:[012]|min|max|center)?|[xy](?:min|max)|c[xy]|left|top|right|bottom|width|height|w|h)"""
+    r"""\b["']?"""
+)
 _CORNER = (
     rf"(?:\s+corner)?(?:\s+(?:is|at|is\s+at|of))?\W{{0,4}}{_POINT}\W{{0,4}}(?:and\W{{1,2}}|to\W{{1,2}})?(?:the\s+)?"
 )
@@ -264,7 +267,8 @@ def _read_tag(match: re.Match[str]) -> Iterator[Coordinates]:
 # ---- objects --------------------------------------------------------------------------------------------------------
 
 _KEYED = re.compile(
-    r"""(?:["'](?P<quoted>[A-Za-z_][\w -]*)["']|(?P<key>\b[A-Za-z_][\w-]*))\s*[:=]\s*(?P<value>\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]|"[^"]*"|'[^']*'"""
+    r"""(?:["'](?P<quoted>[A-Za-z_][\w -]*)["']|(?P<key>\b[A-Za-z_][\w-]*))\s*[:=]\s*"""
+    r"""(?P<value>\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]|"[^"]*"|'[^']*'"""
     rf"""|{_NUM}\s*%?(?!\s*,\s*\d))""",  # 1,024 is no 1
     re.I,
 )
@@ -360,7 +364,7 @@ def _read_value(value: Any) -> Iterator[Coordinates]:
 def _read_members(members: Mapping[str, Any], percent: bool) -> Iterator[Coordinates]:
     """The boxes that the keys of an object name."""
     for key, value in members.items():
-        if key in _LISTED or key.endswith(tuple(_ORDERS)) and not isinstance(value, int | float):
+        if key in _LISTED or (key.endswith(tuple(_ORDERS)) and not isinstance(value, int | float)):
             order = next((_ORDERS[name] for name in _ORDERS if key.endswith(name)), None)
             yield from _read_listed(value, percent, order)
             return

@@ -34,7 +34,8 @@ _ANSWER_TAG = re.compile(r"<(answer|final_answer|response|conclusion|solution)>(
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _STATED = re.compile(
     r"(?:^|[\n.!?*:)#]\s{0,4}+)\*{0,3}+\s{0,4}+(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:the\s+)?"
-    r"(?:(?:final|correct|best)\s+)?answer\s{0,4}(?:\*{0,3}\s{0,4}[:：]\s{0,4}\*{0,3}|\*{0,3}\s{0,4}\n|\s(?:is|would be)\b:?)\s*",
+    r"(?:(?:final|correct|best)\s+)?answer\s{0,4}"
+    r"(?:\*{0,3}\s{0,4}[:：]\s{0,4}\*{0,3}|\*{0,3}\s{0,4}\n|\s(?:is|would be)\b:?)\s*",
     re.I,
 )
 _FENCE = re.compile(r"```(?:json)?")

@@ -136,8 +136,8 @@ class ReleasedFiles:
     rows are set aside."""
 
     files: Mapping[Task, Path]
-    truth: HowToRead = HowToRead(flag="--truth-boxes")
-    how: HowToRead = HowToRead()
+    truth: HowToRead = field(default_factory=partial(HowToRead, flag="--truth-boxes"))
+    how: HowToRead = field(default_factory=HowToRead)
     images: Path | None = None
     quarantine: Path | None = None
 

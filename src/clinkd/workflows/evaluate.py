@@ -134,7 +134,8 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: M
         *("", "scored by", "metric", "answers", "score", "95 %", "best blind baseline", "above it"),
         *("no box read", "cut", "empty"),
     )
-    rows, notes = [], []
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for o in outcomes:
         score, blind_by = o.score(), o.blind_by
         best = max(blind_by, key=blind_by.__getitem__, default=None)
@@ -149,8 +150,8 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: M
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
     for mode, average in averages.items():
-        cells = ("average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED))
-        rows.append(cells + (MISSING,) * (len(columns) - len(cells)))
+        cells = "average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED)
+        rows.append((*cells, *(MISSING,) * (len(columns) - len(cells))))
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append(
         "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
