@@ -102,6 +102,14 @@ _PLACE = "\ue000"  # of a box, until the brackets of JSON around it are gone
 _JSON_AROUND = re.compile(r"""(?:\{ ?["']\w+["'] ?: ?)?\[? ?(?P<inside>[^\[\]{}]*+)\]? ?\}?""")
 
 
+# four numbers in a notation that is none of ours: with units, in a table or on lines of their own
+_LIKE_A_BOX = re.compile(
+    r"(?:\d[\d.]*+ ?(?:px|pixels?)? ?[,;|/] ?){3}\d[\d.]*"
+    r"|(?:\b(?:x|y|left|top|right|bottom)\w{0,4}\W{1,4}\d[\d.]*+(?: ?px)?\W{0,8}){4}",
+    re.I,
+)
+
+
 def read_answer(
     raw: str, family: str, size: Size | None = None, marked_only: bool = False, keep_repeats: bool = False
 ) -> ReadAnswer:
@@ -144,6 +152,8 @@ def read_answer(
     text = " ".join(text.split())
     if places and (around := _JSON_AROUND.fullmatch(text)):
         text = around["inside"].strip()
+    if not (places or unread or marked_only) and (like := _LIKE_A_BOX.search(text)):
+        unread.append(like.group())
     text = text.replace(_PLACE, BOX_MARK)
     scores = [p.score for p in places if p.score is not None]
     return ReadAnswer(
