@@ -121,7 +121,7 @@ def main() -> None:
         def score_all() -> None:
             with CaptionScorer() as captions:
                 for task, file in files.items():
-                    answers = answering.read_released(file, task, "qwen-vl", MODES, None)
+                    answers = answering.read_released(answering.ReleasedFiles({task: file}), MODES)
                     start = time.perf_counter(), cpu()
                     found = evaluating.evaluate(answers, captions=captions)
                     scores = {o.mode: o.score() for o in found.outcomes}

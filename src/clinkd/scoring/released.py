@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clinkd.data.codecs import Codec, Decoded
-from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.choices import find_choice_keys, read_closed
 from clinkd.data.readers.rows import (
@@ -28,24 +26,28 @@ from clinkd.data.readers.rows import (
     make_error_result,
     shorten_value,
 )
+from clinkd.data.readers.source import ImageResolver
 from clinkd.language.facts import Lexicon
-from clinkd.records import BadInput, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import BOX_MARK, BadInput, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.scoring.answer_files import HowToRead, find_cut_answers, find_frame_doubts, read_candidate, size_for
+from clinkd.scoring.box_families import ReadAnswer, read_answer
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.storage import replacing
 
 QUARANTINE = "quarantine"  # the mark of a bad row, as in `clinkd.data`
 FIELDS = ("image", "annotation", "response")
-_END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 # marks of turns and padding; marks of boxes and references are read, or dropped, with the boxes
 _SPECIAL_TOKENS = re.compile(r"<\|(?!box_|object_ref_)\w+\|>|</?s>|<(?:unk|pad|eos|bos)>")
 _REFERENCES = re.compile(r"<ref>(.*?)</ref>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.S)
 
 
 class ReleasedRow(NamedTuple):
-    """One good row: the papers' fields, the question, and the place in the file."""
+    """One good row: the papers' fields, the question, the image with its size where that is known, and the place in
+    the file."""
 
     answered: ReleasedAnswer
     question: str
+    image: ImageRef
     number: int
     raw: Any
     closed: bool | None = None  # whether the row calls its question closed
@@ -81,24 +83,27 @@ class ReleasedLines:
         if not self.good:
             raise BadInput(f"{self.file}: no answers in it; give one JSON object a line, with {', '.join(FIELDS)}")
 
-    def set_aside(self, file: Path) -> int:
-        """Write each bad row to `file`, with its error. Returns their number."""
-        with replacing(file) as lines:
-            for problem, raw in self.bad:
-                record = {"clinkd": QUARANTINE, **problem.to_json(), "raw": raw}
-                text = json.dumps(record, ensure_ascii=False, default=str)
-                lines.write(f"{text}\n".encode(errors="backslashreplace"))
-        return len(self.bad)
+
+def set_aside(bad: Sequence[tuple[RowError, Any]], file: Path) -> None:
+    """Write each bad row to `file`, with its error."""
+    with replacing(file) as lines:
+        for problem, raw in bad:
+            record = {"clinkd": QUARANTINE, **problem.to_json(), "raw": raw}
+            text = json.dumps(record, ensure_ascii=False, default=str)
+            lines.write(f"{text}\n".encode(errors="backslashreplace"))
 
 
-def read_lines(file: Path) -> ReleasedLines:
-    """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither."""
+def read_lines(file: Path, images: ImageResolver | None = None) -> ReleasedLines:
+    """The rows of JSON lines or of a JSON list; `images` finds the image of each.
+
+    Raises BadInput where the file is absent, empty or neither.
+    """
     good: list[ReleasedRow] = []
     bad: list[tuple[RowError, Any]] = []
     for row in json_rows(file):
         if isinstance(row, SourceRow):
             try:
-                good.append(_read_row(row))
+                good.append(_read_row(row, images))
                 continue
             except FieldError as fault:
                 row = make_error_result(row.file, row.number, fault, row.raw, row.value)
@@ -107,7 +112,7 @@ def read_lines(file: Path) -> ReleasedLines:
     return ReleasedLines(file, good, bad)
 
 
-def _read_row(row: SourceRow) -> ReleasedRow:
+def _read_row(row: SourceRow, images: ImageResolver | None) -> ReleasedRow:
     value = row.value
     for field in FIELDS:
         if field not in value:
@@ -126,80 +131,100 @@ def _read_row(row: SourceRow) -> ReleasedRow:
     if not isinstance(name, str | int | float):
         raise FieldError("id", name, "text or a number is wanted")
     answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"])
+    image = images.ref(value["image"]) if images else ImageRef(value["image"], *_read_size(value))
     closed = read_closed(value, find_choice_keys(tuple(value)).closed, Counter())
-    return ReleasedRow(answered, question, row.number, row.raw, closed)
+    return ReleasedRow(answered, question, image, row.number, row.raw, closed)
+
+
+def _read_size(value: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height of the image in pixels, where the row has both."""
+    sides = [value.get(key) for key in ("width", "height")]
+    for key, side in zip(("width", "height"), sides, strict=True):
+        if side is not None and (type(side) is not int or side < 1):
+            raise FieldError(key, side, "pixels of the image are wanted, a whole number")
+    return (sides[0], sides[1]) if None not in sides else (None, None)
 
 
 # ---- strict ---------------------------------------------------------------------------------------------------------
 
 
 class ReleasedQuestions(NamedTuple):
-    """Rows as samples with predictions, the lexicon to judge class names by, and notes on the reading, counted."""
+    """Rows as samples with predictions, notes on the reading, counted, and sentences on boxes that may be written
+    otherwise than declared."""
 
     samples: list[Sample]
     predictions: list[Prediction]
-    lexicon: Lexicon
-    told: Counter[str]
+    notes: Counter[str]
+    doubts: tuple[str, ...]
+
+    @property
+    def lexicon(self) -> Lexicon:
+        """The class names that answers are judged by: those of ROC."""
+        return Lexicon(tuple(dict.fromkeys(n for s in self.samples if s.task is Task.ROC for n in s.names)))
 
 
-def find_unreadable_truths(lines: ReleasedLines, task: Task, codec: Codec) -> list[tuple[ReleasedRow, FieldError]]:
-    """Rows whose truth the declared codec cannot read; they cannot be scored strictly."""
+def find_unreadable_truths(lines: ReleasedLines, task: Task, truth: HowToRead) -> list[tuple[ReleasedRow, FieldError]]:
+    """Rows whose truth has a box that the declared family cannot read; they cannot be scored strictly.
+
+    Raises BadInput where the family has pixels, and the size of an image is not known.
+    """
     faults = []
     for line in lines.good if task is Task.VG else ():
-        if unread := _read_boxed(line.answered.annotation, task, codec).unparsed_boxes:
-            why = f"no box that --boxes {codec.name} can read; correct it, or declare another"
+        if unread := _read_truth(line, line.answered.annotation, task, truth).unread:
+            why = f"no box that {truth.flag} {truth.boxes} can read; correct it, or declare another with --truth-boxes"
             faults.append((line, FieldError("annotation", unread[0], why)))
     return faults
 
 
-def read_questions(lines: ReleasedLines, task: Task, codec: Codec, by: str) -> ReleasedQuestions:
-    """Samples and predictions for the strict scores. The declared codec reads the truth, in any spelling.
-
-    Answers keep all their text except special tokens. Where most answers end with an end token, a length limit has cut
-    those that do not.
-    """
+def read_questions(
+    lines: ReleasedLines, task: Task, truth: HowToRead, how: HowToRead, prefix: str = ""
+) -> ReleasedQuestions:
+    """Samples and predictions for the strict scores. `truth`: how questions and truths write boxes; `how`: how the
+    answers do; `prefix`: of the ids, which tells the files of several tasks apart."""
     notes: Counter[str] = Counter()
-    has_end = [line.answered.response.rstrip().endswith(_END_TOKENS) for line in lines.good]
-    most_have_end = sum(has_end) * 2 > len(has_end)
+    were_cut = find_cut_answers([line.answered.response for line in lines.good], notes)
     ids = Counter(line.answered.id for line in lines.good)
     repeats = Counter((line.answered.id, line.answered.image, line.question) for line in lines.good)
     notes["rows with id, image and question of another row; each is counted"] += sum(
         n for n in repeats.values() if n > 1
     )
     samples, predictions = [], []
-    for line, complete in zip(lines.good, has_end, strict=True):
+    for line, cut in zip(lines.good, were_cut, strict=True):
         row, modality = line.answered, _find_modality(line.answered.modality)
-        name = row.id if ids[row.id] == 1 else f"{row.id} (row {line.number})"
+        name = prefix + (row.id if ids[row.id] == 1 else f"{row.id} (row {line.number})")
         notes["ids that stand in several rows, told apart by the row"] += ids[row.id] > 1
         if modality is None:
-            prefix = shorten_value(row.modality)
-            notes[f"answers of the modality {prefix!r}, which is none of ours and counts as other"] += 1
-        question = read_loosely(_drop_special_tokens(line.question), codec, bare=True).answer
-        turn = Turn(task, question, _read_boxed(row.annotation, task, codec).answer, closed=line.closed)
+            shown = shorten_value(row.modality)
+            notes[f"answers of the modality {shown!r}, which is none of ours and counts as other"] += 1
+        read = _read_truth(line, row.annotation, task, truth)
+        notes["boxes of truths a little over the border, cut there"] += read.clipped
+        turn = Turn(task, _read_question(line, task, truth), read.answer, closed=line.closed)
         names = _read_names(row.annotation, task)
         samples.append(
-            Sample(
-                name, (ImageRef(row.image),), modality or Modality.OTHER, (turn,), row.image, names=names, split="test"
-            )
+            Sample(name, (line.image,), modality or Modality.OTHER, (turn,), row.image, names=names, split="test")
         )
-        answer = _read_boxed(row.response, task, codec)
-        truncated = most_have_end and not complete
-        candidate = Candidate(row.response, answer.answer, unread=answer.unparsed_boxes, truncated=truncated)
-        predictions.append(Prediction(name, (candidate,), by=by))
-    notes["answers without an end token where most have one, taken as cut"] += sum(
-        p.answer.truncated for p in predictions
-    )
-    classes = (n for s in samples for n in s.names) if task is Task.ROC else ()
-    return ReleasedQuestions(samples, predictions, Lexicon(tuple(dict.fromkeys(classes))), +notes)
+        candidate = read_candidate(row.response, task, how, size_for(line.image, how), notes, cut)
+        predictions.append(Prediction(name, (candidate,), by=lines.file.name))
+    doubts = tuple(find_frame_doubts({p.id: p for p in predictions}, samples, how))
+    return ReleasedQuestions(samples, predictions, +notes, doubts)
 
 
 def _drop_special_tokens(text: str) -> str:
     return _SPECIAL_TOKENS.sub("", text)
 
 
-def _read_boxed(text: str, task: Task, codec: Codec) -> Decoded:
-    """A truth or an answer; only VG has boxes without marks."""
-    return read_loosely(_drop_special_tokens(text), codec, bare=task is Task.VG)
+def _read_truth(line: ReleasedRow, text: str, task: Task, truth: HowToRead) -> ReadAnswer:
+    """A truth; only VG has boxes without marks."""
+    size = size_for(line.image, truth)
+    plain = _drop_special_tokens(text)
+    return read_answer(plain, truth.boxes, size, marked_only=task is not Task.VG, keep_repeats=True)
+
+
+def _read_question(line: ReleasedRow, task: Task, truth: HowToRead) -> BoxedText:
+    """A question with its boxes, which only questions about a region have without marks; else its words."""
+    plain, about_region = _drop_special_tokens(line.question), task in (Task.ROC, Task.RC)
+    read = read_answer(plain, truth.boxes, size_for(line.image, truth), not about_region, keep_repeats=True)
+    return BoxedText(plain.replace(BOX_MARK, " ")) if read.unread else read.answer
 
 
 def _read_names(annotation: str, task: Task) -> tuple[str, ...]:

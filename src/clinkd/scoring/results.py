@@ -10,6 +10,7 @@ An answer without its question is refused, and so is a question without an answe
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -19,14 +20,23 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from clinkd.data.readers.annotated import require_four_numbers
 from clinkd.data.readers.coco import CocoNames
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result, table_rows
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    load_json_file,
+    make_error_result,
+    read_head,
+    table_rows,
+)
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
 from clinkd.scoring.answer_files import (
     TEXT_KEYS,
     AnswerRow,
     HowToRead,
+    LostAnswer,
     find_frame_doubts,
-    holds_answers,
+    find_text_key,
     make_predictions,
     match_rows,
     read_row,
@@ -75,7 +85,7 @@ def read_results(
     question without an answer unless `missing` is "wrong".
     """
     how, file = how or HowToRead(), files[0]
-    rows = [_require_good(row) for part in files for row in table_rows(part)]
+    rows = [row for part in files for row in _list_rows(part)]
     notes: Counter[str] = Counter()
     doubts: Sequence[str] = ()
     detected: list[DetectorBox] = []
@@ -86,16 +96,10 @@ def read_results(
         answers = _read_boxes(rows, data, least, notes, detected)
     elif "caption" in keys:
         answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
-    elif holds_answers(tuple(keys), how.columns):
-        matched = match_rows([_read_answer_row(row, how) for row in rows], data.samples, notes)
-        answers = make_predictions(matched, data.samples, how, notes)
-        doubts = find_frame_doubts(matched, answers, data.samples, how)
     else:
-        known = ", ".join(TEXT_KEYS)
-        raise BadInput(
-            f"{file}: its fields are {', '.join(keys)}, none of which is known to hold answers ({known}): name it with "
-            "--column response=FIELD; or give predictions of a run (candidates) or COCO results (bbox, or caption)"
-        )
+        matched = match_rows(_read_answer_rows(rows, missing, how, notes), data.samples, notes)
+        answers = make_predictions(matched, data.samples, how, notes)
+        doubts = tuple(find_frame_doubts(answers, data.samples, how))
     unanswered = [s for s in data.samples if s.id not in answers]
     if unanswered and missing == "refuse":
         raise BadInput(
@@ -112,10 +116,26 @@ def read_results(
     )
 
 
-def _require_good(row: SourceRow | RowResult) -> SourceRow:
-    if isinstance(row, RowResult):
-        raise BadInput(str(row.problem))
-    return row
+_WRAPPERS = ("logs", "results", "predictions", "answers", "outputs")  # keys of a list of rows in one object
+
+
+def _list_rows(file: Path) -> list[SourceRow]:
+    """The rows of a file; of the list in it where it is one object, as lmms-eval once wrote. Raises BadInput."""
+    if file.suffix.lower() == ".json" and file.is_file() and read_head(file).startswith("{"):
+        with contextlib.suppress(BadInput):  # it may be lines of JSON
+            whole = load_json_file(file)
+            if listed := next((whole[key] for key in _WRAPPERS if isinstance(whole.get(key), list)), None):
+                return [_require_row(file, number, value) for number, value in enumerate(listed, start=1)]
+    rows = []
+    for row in table_rows(file):
+        if isinstance(row, RowResult):
+            raise BadInput(str(row.problem))
+        rows.append(row)
+    return rows
+
+
+def _require_row(file: Path, number: int, value: Any) -> SourceRow:
+    return SourceRow(file, number, value if isinstance(value, dict) else {TEXT_KEYS[0]: value}, value)
 
 
 def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
@@ -126,11 +146,31 @@ def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
         raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem)) from None
 
 
-def _read_answer_row(row: SourceRow, how: HowToRead) -> AnswerRow:
-    def read(_: dict[str, Any]) -> AnswerRow:
-        return read_row(row, how.columns)
-
-    return _read_row(row, read)
+def _read_answer_rows(
+    rows: Sequence[SourceRow], missing: Missing, how: HowToRead, notes: Counter[str]
+) -> list[AnswerRow]:
+    """Each row with its answer; those whose request failed are left out if `missing` is "wrong"."""
+    by_file: dict[Path, list[SourceRow]] = defaultdict(list)
+    for row in rows:
+        by_file[row.file].append(row)
+    answers: list[AnswerRow] = []
+    for file, its_rows in by_file.items():
+        if (key := find_text_key(its_rows, how.columns, notes)) is None:
+            known = ", ".join(TEXT_KEYS)
+            raise BadInput(
+                f"{file}: its fields are {', '.join(its_rows[0].value)}, none of which is known to hold answers "
+                f"({known}): name it with --column response=FIELD; or give predictions of a run (candidates) or COCO "
+                "results (bbox, or caption)"
+            )
+        for row in its_rows:
+            try:
+                answers.append(read_row(row, how.columns, key))
+            except FieldError as fault:
+                if missing == "refuse" or not isinstance(fault, LostAnswer):
+                    problem = make_error_result(row.file, row.number, fault, None, row.value).problem
+                    raise BadInput(str(problem)) from None
+                notes["rows whose request failed, or whose answer is null"] += 1
+    return answers
 
 
 def _read_each(

@@ -19,6 +19,7 @@ from clinkd.reporting.figures import rename_classes
 from clinkd.reporting.gallery import choose_gallery, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import (
+    AVERAGED,
     MISSING,
     NOT_COMPUTED,
     ScoreIndex,
@@ -26,6 +27,7 @@ from clinkd.reporting.tables import (
     describe_blind,
     describe_scores,
     format_signed,
+    mean_of_all,
     tabulate_scores,
 )
 from clinkd.scoring import official
@@ -61,6 +63,14 @@ class Evaluation:
         """What a reader must know before the scores, a sentence each."""
         return [*self.answers.doubts, *caution_few_groups(self.answers.samples)]
 
+    @property
+    def averages(self) -> dict[Mode, float | None]:
+        """The mean of the paper's four tasks, as in its Table 1, by mode; None where one is not computed, and nothing
+        where one is not asked."""
+        scores = {(o.mode, o.task): o.score() for o in self.outcomes}
+        modes = [m for m in MODES if all((m, task) in scores for task in AVERAGED)]
+        return {m: mean_of_all([scores[m, task] for task in AVERAGED]) for m in modes}
+
     def to_json(self) -> dict[str, Any]:
         """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
@@ -71,12 +81,12 @@ class Evaluation:
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
         for outcome in self.outcomes:
             by_mode[outcome.mode][outcome.task.value] = outcome.to_json()
-        return {**by_mode, **about}
+        return {**by_mode, **({"average": self.averages} if self.averages else {}), **about}
 
     def tables(self) -> list[Table]:
         """Each task as the scripts score it above the same answers scored strictly; then by modality."""
         ordered = sorted(self.outcomes, key=lambda o: (list(Task).index(o.task), MODES.index(o.mode)))
-        overall = _tabulate_overall(self.answers, ordered)
+        overall = _tabulate_overall(self.answers, ordered, self.averages)
         if self.detection and self.detection.why:
             why = f"VG average precision (mAP) and FROC not computed: {self.detection.why}"
             overall = replace(overall, notes=(why, *overall.notes))
@@ -144,12 +154,13 @@ def _score_by_scripts(
 _TITLES = {"official": "the papers' scripts", "strict": "strict"}
 
 
-def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
+def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: Mapping[Mode, float | None]) -> Table:
     columns = (
         *("", "scored by", "metric", "answers", "score", "95 %", "best blind baseline", "above it"),
         *("no box read", "cut", "empty"),
     )
-    rows, notes = [], []
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for o in outcomes:
         score, blind_by, best = o.score(), o.blind_by, o.best_baseline
         rows.append(
@@ -162,6 +173,9 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
             )
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
+    for mode, average in averages.items():
+        cells = "average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED)
+        rows.append((*cells, *(MISSING,) * (len(columns) - len(cells))))
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append("x100, mean over modalities with questions; intervals: bootstrap by image.")
     notes += describe_blind({o.choice.chosen_on for o in outcomes if o.blind_by})
