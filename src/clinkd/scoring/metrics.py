@@ -20,7 +20,7 @@ from clinkd.scoring.measures.answers import ANSWERS, read_yes_no
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.flaws import FLAWS
 from clinkd.scoring.measures.names import NAMES
-from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, FACT_TUPLES, SPICE
+from clinkd.scoring.measures.texts import CAPTIONS, CHRF, CIDER, CLAIMS, FACT_TUPLES, SPICE
 
 __all__ = [
     "ANSWERS",
@@ -36,7 +36,7 @@ __all__ = [
     "read_yes_no",
 ]
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
+MEASURES = (BOXES, NAMES, CAPTIONS, CIDER, CHRF, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
 PRIMARY_METRIC = {
     task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of
 }

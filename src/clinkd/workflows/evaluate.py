@@ -131,6 +131,9 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
             )
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
+        notes += [
+            f"{o.task.value} {metric} not computed ({_TITLES[o.mode]}): {why}" for metric, why in o.not_computed.items()
+        ]
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append(
         "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
