@@ -10,7 +10,7 @@ figures of each pair of runs are compared by Student's t. Over the tasks p is co
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -22,7 +22,15 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 from clinkd.reporting.tables import TITLES, as_cell
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.metrics import list_shown_metrics
-from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spell_interval
+from clinkd.scoring.outside import make_stored_measure
+from clinkd.scoring.score import (
+    MODEL,
+    PairedDifference,
+    ScoredAnswers,
+    score_by_measures,
+    score_predictions,
+    spell_interval,
+)
 
 POWER = 0.8  # a two-sided test at 5 % finds the smallest difference that often
 LEVEL = 0.05
@@ -113,13 +121,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparedAnswers:
-    """Answers of a system and the rules of scoring. `root`: the folder of the images, where it is known."""
+    """Answers of a system and the rules of scoring. `root`: the folder of the images, where it is known. `outside`: by
+    outside scorer and sample the score of the chosen answer, 0..1."""
 
     name: str
     samples: Sequence[Sample]
     predictions: Sequence[Prediction]
     rules: Rules
     root: Path | None = None
+    outside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def compare_answers(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: int) -> Comparison:
@@ -132,11 +142,15 @@ def compare_answers(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: 
     mine, others = _require_chosen_answers(ours), _require_chosen_answers(theirs)
     config = EvaluateConfig(iou=ours.rules.iou, replicates=replicates)
     scored = score_predictions(ours.samples, mine, {_THEIRS: others}, ours.rules.lexicon, config)
+    kept = [n for n in ours.outside if n in theirs.outside]
+    stored = [make_stored_measure(n, [(others, theirs.outside[n]), (mine, ours.outside[n])]) for n in kept]
+    by_program = score_by_measures(stored, ours.samples, mine, {_THEIRS: others}, ours.rules, replicates)
+    scored = replace(scored, rows=(*scored.rows, *by_program.rows))
     metrics = {task: primary for task in Task if (primary := scored.find_primary_metric(task))}
     differences = [
         d
         for task in metrics
-        for metric in dict.fromkeys((metrics[task], *list_shown_metrics("comparison", task)))
+        for metric in dict.fromkeys((metrics[task], *list_shown_metrics("comparison", task), *kept))
         for d in _compare_metric(scored, task, metric)
     ]
     names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")

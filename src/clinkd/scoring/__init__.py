@@ -9,6 +9,7 @@ __all__ = [
     "metrics",
     "official",
     "outcome",
+    "outside",
     "released",
     "results",
     "score",

@@ -54,7 +54,8 @@ def compute_cider(pairs: Sequence[tuple[str, Sequence[str]]], documents: Sequenc
 
 
 class _Weighed(NamedTuple):
-    """A text as vectors of weighed n-grams, one for each length. `pairs`: of words; pycocoevalcap's length of a text."""
+    """A text as vectors of weighed n-grams, one for each length. `pairs`: of words, which is the length of a text to
+    pycocoevalcap."""
 
     weights: tuple[dict[tuple[str, ...], float], ...]
     norms: tuple[float, ...]

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.pipeline.cautions import caution_few_groups
-from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
+from clinkd.pipeline.prepared import EVALUATION, OUTSIDE, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_scores, format_signed, tabulate_scores
+from clinkd.reporting.tables import (
+    MISSING,
+    NOT_COMPUTED,
+    as_cell,
+    describe_metrics,
+    describe_scores,
+    format_signed,
+    tabulate_outside,
+    tabulate_scores,
+)
 from clinkd.scoring import official
 from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
-from clinkd.scoring.score import Gain, score_predictions, spell_interval
+from clinkd.scoring.outside import TASKS, OutsideScorer, make_outside_measure
+from clinkd.scoring.score import Gain, ScoredAnswers, score_by_measures, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, hash_samples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from."""
+    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from.
+    `outside`: by outside scorer and sample the score of the model's answer, as the program gave it."""
 
     answers: Answers
     outcomes: Sequence[Outcome]
@@ -38,6 +49,7 @@ class Evaluation:
     gains: Sequence[Gain] = ()
     strict_tables: Sequence[Table] = ()
     iou: float = EvaluateConfig().iou
+    outside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def cautions(self) -> list[str]:
@@ -48,6 +60,8 @@ class Evaluation:
         """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
         about["cautions"] = self.cautions
+        if self.outside:
+            about["scorers"] = describe_metrics(self.scores, tuple(self.outside))
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -58,7 +72,8 @@ class Evaluation:
     def tables(self) -> list[Table]:
         """Each task as the scripts score it above the same answers scored strictly; then by modality."""
         ordered = sorted(self.outcomes, key=lambda o: (list(Task).index(o.task), MODES.index(o.mode)))
-        return [_tabulate_overall(self.answers, ordered), _tabulate_modalities(ordered)]
+        tables = [_tabulate_overall(self.answers, ordered), _tabulate_modalities(ordered)]
+        return [*tables, *([tabulate_outside(self.scores, tuple(self.outside))] if self.outside else [])]
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -69,22 +84,43 @@ def evaluate(
     modes: Sequence[Mode] = MODES,
     config: EvaluateConfig | None = None,
     captions: CaptionScorer | None = None,
+    outside: Sequence[OutsideScorer] = (),
 ) -> Evaluation:
     """Score answers in one mode or both. What cannot be computed has a reason in its place. `captions`: the scorer of
-    captions; without it the function starts its own."""
+    captions; without it the function starts its own. `outside`: programs that score them, too, in mode strict.
+
+    Raises BadInput where one of these programs fails.
+    """
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
         baselines = make_image_blind_baselines(answers.train, answers.samples)
+        scored_outside = _score_outside(answers, baselines, config, outside)  # first: what fails here ends it all
         outcomes = _score_by_scripts(answers, baselines, config.replicates, scorer) if "official" in modes else []
         if "strict" not in modes:
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
+    scored = replace(scored, rows=(*scored.rows, *scored_outside.rows))
     scores, gains = scored.scores(), scored.gains()
     tables = tabulate_scores(scores, gains)
     if len({s.source for s in answers.samples}) > 1:
         tables.append(scored.by_source())
     outcomes += strict_outcomes(scored, scores, answers.predictions)
-    return Evaluation(answers, outcomes, scores, gains, tables, config.iou)
+    each = scored_outside.each()
+    kept = {s.name: {id: figures[s.name] for id, figures in each.items()} for s in outside}
+    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, kept)
+
+
+def _score_outside(
+    answers: Answers,
+    baselines: Mapping[str, Sequence[Prediction]],
+    config: EvaluateConfig,
+    outside: Sequence[OutsideScorer],
+) -> ScoredAnswers:
+    if outside and not any(s.task in TASKS for s in answers.samples):
+        raise BadInput(f"--scorer {outside[0].name}: a scorer reads words, and every question asks for boxes (VG)")
+    chosen = [make_outside_measure(scorer) for scorer in outside]
+    rules = Rules(config.iou, answers.lexicon)
+    return score_by_measures(chosen, answers.samples, answers.predictions, baselines, rules, config.replicates)
 
 
 def _score_by_scripts(
@@ -163,6 +199,11 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
     write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
+    if evaluation.outside:
+        rows = ({"scorer": n, "id": id, "score": v} for n, of in evaluation.outside.items() for id, v in of.items())
+        write_lines(folder / OUTSIDE, rows)
+    else:
+        (folder / OUTSIDE).unlink(missing_ok=True)  # of an earlier evaluation
     official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
     strict_table = (
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
