@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,16 @@ def test_what_is_listed_is_all_there_is() -> None:
     assert [read_modality(p) for p in prefixes.split()] == list(PAPER_MODALITIES)
     assert {f"Test_{name.upper()}.json" for name in TESTS} <= set(re.findall(r"`(Test_\w+\.json)`", TEXT))
     assert [name for name in FAMILIES if f"`{name}`" not in TEXT and f"`{name.partition('-')[0]}`" not in TEXT] == []
+
+
+def test_the_outside_scorer_that_is_shown_scores_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (scorer,) = re.findall(r'--scorer "(.*?)"', TEXT)
+    (tmp_path / "word_f1.py").write_text(script)
+    command = scorer.replace("python word_f1.py", f"{sys.executable} {tmp_path / 'word_f1.py'}")
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({**ROW, "annotation": "A small cyst.", "response": "a large cyst."}))
+    words = ("--task", "QA", "--replicates", "0", "--scorer", command)
+    assert main(["evaluate", "--predictions", str(file), *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scorers"]["word F1"]["QA"]["score"] == pytest.approx(200 / 3)

@@ -33,7 +33,7 @@ from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
 from clinkd.scoring.measure import JUDGED, Rules, SampleAnswer
 from clinkd.scoring.measures import boxes as box_measure
-from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, SPICE
+from clinkd.scoring.measures.texts import CAPTIONS, CIDER, CLAIMS, SPICE
 from clinkd.scoring.outcome import strict_outcomes
 from clinkd.scoring.score import MODEL, Gain, score_predictions
 
@@ -317,10 +317,12 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
-def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) -> None:
+def test_the_mbmr_of_a_corpus_is_of_each_modality(scorer: captions.CaptionScorer) -> None:
     counted: dict[Caption, captions.Counts] = {}
 
     class Spy(captions.CaptionScorer):
+        tokenized = scorer.tokenized
+
         def counts(self, captions: Sequence[Caption]) -> captions.Counts:
             assert not counted, "METEOR is asked once for all rows"
             counts = scorer.counts(captions)
@@ -336,7 +338,7 @@ def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) ->
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
     sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
     ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)
-    found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR", "model")}
+    found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR (corpus)", "model")}
     assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 
 
@@ -467,7 +469,7 @@ def fingerprint() -> str:
         rows = [(m.name, m.primary_of, m.stands_in, m.better, m.missing, m.shown) for m in measure.rows]
         figures = measure.figures(draw.integers(1, 100, size=(20, len(measure.columns))).astype(float))
         told.append((measure.tasks, rows, [f"{v:.9g}" for v in figures.ravel()]))
-        if measure not in (CAPTIONS, SPICE):  # programs of others, pinned elsewhere
+        if measure not in (CAPTIONS, CIDER, SPICE):  # programs of others, pinned elsewhere
             task = measure.tasks[0]
             said = answers.get(task, [BoxedText(t) for t in texts])
             items = [sample(i, task, t, facts=(CYST,)) for i, t in enumerate(s for s in said for _ in said)]

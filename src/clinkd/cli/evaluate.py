@@ -117,6 +117,17 @@ def _add_endpoint(group: Any) -> None:
 def _add_scores(group: Any) -> None:
     group.add_argument("--mode", choices=["official", "strict"], help="one way of scoring (both)")
     group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, and score the rest")
+    group.add_argument(
+        "--scorer",
+        action="append",
+        default=[],
+        metavar="NAME=CMD",
+        help="a program that gets each truth and answer as a line of JSON, and prints a number for each; it sees the "
+        "texts of patients. May be given several times",
+    )
+    group.add_argument(
+        "--scorer-timeout", type=float, default=3600.0, metavar="SECONDS", help="most time of one of them (3600)"
+    )
     group.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates (1000); 0: none")
     group.add_argument("--json", action="store_true", help="print the scores for a program")
     group.add_argument("--out", type=Path, metavar="DIR", help="write answers, scores, tables and a page there")
@@ -126,11 +137,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     from clinkd.config import EvaluateConfig
     from clinkd.pipeline.cautions import read_cautions
     from clinkd.scoring.outcome import MODES
+    from clinkd.scoring.outside import parse_scorers
     from clinkd.workflows import answer as answering
     from clinkd.workflows import evaluate as evaluating
 
     if args.replicates < 0:
         raise BadInput(f"--replicates {args.replicates}: 0 or more are wanted")
+    scorers = parse_scorers(args.scorer, args.scorer_timeout)
+    if scorers and args.mode == "official":
+        raise BadInput("--scorer: the papers' scripts know no other program; leave out --mode official")
     may_write("--quarantine", args.quarantine, QUARANTINE)
     if args.out is not None:
         evaluating.may_write(args.out)
@@ -145,7 +160,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         show_leaving(preview, f"{preview.wrong} questions")
         return 0
     evaluation = evaluating.evaluate(
-        _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates)
+        _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates), outside=scorers
     )
     if args.out is not None:
         evaluating.write(evaluation, args.out, args.images)

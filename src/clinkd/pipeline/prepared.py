@@ -17,7 +17,7 @@ from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.records import BadInput, ImageRef, Prediction, Sample, Score, Split
 
 DATA = "data.json"
-PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
+PREDICTIONS, SCORED, OUTSIDE = "predictions.jsonl", "scores.jsonl", "outside_scores.jsonl"
 BASELINES = "baselines.jsonl"  # beside the pooled predictions of a cross-validation
 BLIND_CHOICE = "blind_choice.json"  # of the best baseline; in `score`, and beside those baselines
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`

@@ -13,7 +13,7 @@ _METRICS = {
     "Recall": "the share of the truth that was answered",
     "Recall@0.5": "the share of true boxes that an answered box overlaps by half or more (IoU 0.5)",
     "SPICE": "F1 of the things, properties and relations that sentence and truth state",
-    "mBMR": "mean of three measures of shared words: BLEU, METEOR and ROUGE",
+    "mBMR": "mean of three measures of the words that answer and truth share: BLEU, METEOR and ROUGE",
     "Facts F1": "F1 of the facts that answer and truth state, in the words of the data set",
     "Accuracy": "the share of right answers",
 }

@@ -25,11 +25,13 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Task
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.metrics import list_shown_metrics
+from clinkd.scoring.outside import make_stored_measure
 from clinkd.scoring.score import (
     MODEL,
     PairedDifference,
     ScoredAnswers,
     pair_answers,
+    score_by_measures,
     score_predictions,
     spell_interval,
 )
@@ -159,13 +161,15 @@ def correct_by_holm(p: Mapping[Key, float]) -> dict[Key, float]:
 
 @dataclass(frozen=True)
 class ComparedAnswers:
-    """Answers of a system and the rules of scoring. `root`: the folder of the images, where it is known."""
+    """Answers of a system and the rules of scoring. `root`: the folder of the images, where it is known. `outside`: by
+    outside scorer and sample the score of the chosen answer, 0..1."""
 
     name: str
     samples: Sequence[Sample]
     predictions: Sequence[Prediction]
     rules: Rules
     root: Path | None = None
+    outside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> dict[Hashable, int]:
@@ -207,6 +211,9 @@ def score_systems(systems: Iterable[ComparedAnswers], replicates: int) -> Iterat
             chosen = _require_chosen_answers(answers)
             config = EvaluateConfig(iou=answers.rules.iou, replicates=replicates)
             scored = score_predictions(answers.samples, chosen, {}, lexicon, config, scorer)
+            stored = [make_stored_measure(name, [(chosen, scores)]) for name, scores in answers.outside.items()]
+            outside = score_by_measures(stored, answers.samples, chosen, {}, answers.rules, replicates)
+            scored = replace(scored, rows=(*scored.rows, *outside.rows))
             yield ScoredSystem(answers.name, answers, scored)
 
 
@@ -268,10 +275,11 @@ def compare_pair(ours: ScoredSystem, theirs: ScoredSystem, tests: int = 1) -> Co
     paired = pair_answers(ours.scored, theirs.scored, places, _THEIRS)
     exchanges = max(EXCHANGES, _EXCHANGES_A_TEST * tests) if paired.replicates >= 2 else 0
     primary = {task: metric for task in Task if (metric := paired.find_primary_metric(task, (MODEL, _THEIRS)))}
+    outside = [name for name in ours.answers.outside if name in theirs.answers.outside]
     differences = [
         d
         for task in primary
-        for metric in dict.fromkeys((primary[task], *list_shown_metrics("comparison", task)))
+        for metric in dict.fromkeys((primary[task], *list_shown_metrics("comparison", task), *outside))
         for d in _compare_metric(paired, task, metric, exchanges)
     ]
     primary = _keep_compared(primary, differences)

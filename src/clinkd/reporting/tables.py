@@ -133,6 +133,20 @@ def describe_scores(
     return result
 
 
+def describe_metrics(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Any]:
+    """By metric and task, x100: the model's score and its interval, each image-blind baseline, and the modalities."""
+    score_index = ScoreIndex(scores)
+    result: dict[str, Any] = {metric: {} for metric in metrics}
+    for metric, task in ((m, t) for m in metrics for t in Task if score_index.get(MODEL, t, m)):
+        figures = _describe_task(score_index, task, metric)
+        for modality in (None, *score_index.modalities(task, metric)):
+            model_score = score_index.get(MODEL, task, metric, modality)
+            figure = figures["by_modality"][modality.value] if modality else figures
+            figure |= {"interval": model_score and model_score.interval, "answers": model_score and model_score.count}
+        result[metric][task.value] = figures
+    return result
+
+
 def _describe_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[str, Any]:
     gain_by_key = {(g.task, g.metric, g.row): g for g in gains}
     result: dict[str, Any] = {}
@@ -184,6 +198,19 @@ def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices
     tables += [outside] if outside.rows else []
     tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
     return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
+
+
+def tabulate_outside(scores: Sequence[Score], metrics: Sequence[str]) -> Table:
+    """What outside scorers made of the answers, by task."""
+    score_index, lines = ScoreIndex(scores), []
+    for task, metric in ((t, m) for t in Task for m in metrics):
+        if (score := score_index.get(MODEL, task, metric)) and score.value is not None:
+            best, blind = score_index.best_baseline(task, metric), score_index.blind(task, metric)
+            cells = (f"{score.count:,}", as_cell(score.value), _format_interval(score))
+            above = format_signed(None if blind is None else score.value - blind)
+            lines.append((task.value, metric, *cells, f"{as_cell(blind)} ({best})" if best else MISSING, above))
+    columns = ("", "metric", "answers", "score", "95 %", "best blind baseline", "above it")
+    return Table("outside scorers", columns, tuple(lines), ("x100, mean over modalities with questions.",))
 
 
 def _build_table(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> Table:

@@ -11,6 +11,7 @@ __all__ = [
     "metrics",
     "official",
     "outcome",
+    "outside",
     "plotted",
     "released",
     "results",

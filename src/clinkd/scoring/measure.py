@@ -32,6 +32,7 @@ FACTS, WORDS, CLASS = "Facts F1", "mBMR", "Class F1"
 JUDGED = 0  # the first column of every measure
 # The reason given where a figure has nothing to divide by: no such question, or nothing in questions and answers.
 NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
+SAME_TRUTHS = "all truths are the same text, and CIDEr weighs words by how few of the truths have them"
 
 
 class SampleAnswer(NamedTuple):

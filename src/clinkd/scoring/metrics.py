@@ -21,7 +21,7 @@ from clinkd.scoring.measures.answers import ANSWERS, is_right
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.flaws import FLAWS
 from clinkd.scoring.measures.names import NAMES
-from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, FACT_TUPLES, SPICE
+from clinkd.scoring.measures.texts import CAPTIONS, CHRF, CIDER, CLAIMS, FACT_TUPLES, SPICE
 
 __all__ = [
     "ANSWERS",
@@ -37,7 +37,7 @@ __all__ = [
     "metrics_of",
 ]
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, ABSENCE, HALLUCINATION, FLAWS)
+MEASURES = (*(BOXES, NAMES, CAPTIONS, CIDER, CHRF, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, ABSENCE, HALLUCINATION, FLAWS),)
 PRIMARY_METRIC = {
     task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of
 }

@@ -27,7 +27,7 @@ from clinkd.scoring.captions import (
     by_column,
     caption_figures,
 )
-from clinkd.scoring.measure import make_ratio
+from clinkd.scoring.measure import SAME_TRUTHS, make_ratio
 from clinkd.scoring.outcome import Figures, Outcome
 from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
@@ -128,8 +128,10 @@ def evaluate(
         except NotComputed as reason:
             return replace(outcome, figures=blind, why=str(reason))
         caption_figures_by_modality = _compute_caption_figures(counted, scorer) if task is Task.MIA else {}
+    has_cider = task is not Task.MIA or (MODEL, "CIDEr", None) in caption_figures_by_modality
     return replace(
         outcome,
+        not_computed={} if has_cider else {"CIDEr": f"in a modality {SAME_TRUTHS}"},
         totals={m: int(sums[counted.columns[0]]) for m, sums in counted.sums_by_modality.items()},
         figures={
             **blind,
@@ -224,15 +226,19 @@ def _make_caption(row: ReleasedAnswer) -> Caption:
 
 
 def _compute_caption_figures(counted: _CountedAnswers, scorer: CaptionScorer) -> Figures:
-    """MIA: what the scripts print beside the score, for each modality and in the mean over them."""
-    captions = {m: [_make_caption(counted.rows[i]) for i in places] for m, places in counted.places.items()}
+    """MIA: what the scripts print beside the score, for each modality and in the mean over them. CIDEr is left out
+    where a modality has a single truth: they print 0 there, also for a perfect answer."""
     figures: Figures = {}
-    for modality, cider in scorer.cider(captions).items():
-        values = {**caption_figures(counted.sums_by_modality[modality]), "CIDEr": np.float64(cider)}
+    for modality, places in counted.places.items():
+        values = dict(caption_figures(counted.sums_by_modality[modality]))
+        cider = scorer.cider([_make_caption(counted.rows[i]) for i in places])
+        values |= {} if cider is None else {"CIDEr": cider.mean()}
         for name, value in values.items():
             figures[MODEL, PARTS.get(name, name), modality] = 100 * float(value)
     for name in dict.fromkeys(name for _, name, _ in figures):
-        figures[MODEL, name, None] = sum(figures[MODEL, name, m] for m in counted.places) / len(counted.places)
+        by_modality = [figures[MODEL, name, m] for m in counted.places if (MODEL, name, m) in figures]
+        if len(by_modality) == len(counted.places):  # a mean over some of them would be another figure
+            figures[MODEL, name, None] = sum(by_modality) / len(by_modality)
     return figures
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from clinkd.records import Prediction, Sample, Score, Task
 from clinkd.scoring.blind_choice import BlindChoice
+from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice
 
@@ -40,6 +41,7 @@ class Outcome:
     hits: Mapping[str, int] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     why: str | None = None
+    not_computed: Mapping[str, str] = field(default_factory=dict)
     answers: int = 0
     unparsed: int = 0
     truncated: int = 0
@@ -85,6 +87,7 @@ class Outcome:
             "interval": list(self.interval) if self.interval else None,
             "by_modality": {modality: self._describe_modality(modality) for modality in self.totals},
             "parts": self.parts(),
+            "not_computed": dict(self.not_computed),
             "unparsed": self.unparsed,
             "truncated": self.truncated,
             "empty": self.empty,
@@ -118,6 +121,7 @@ def _build_strict_outcome(
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
     measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
+    why = mean.why if mean else None
     items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
     answers, truncated, empty = (
         int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
@@ -134,7 +138,12 @@ def _build_strict_outcome(
         },
         hits={m: int(sum(sums[c] for c in hit_columns)) for m, sums in items.items() if hit_columns},
         interval=mean.interval if mean else None,
-        why=mean.why if mean else None,
+        why=why,
+        not_computed={
+            s.metric: s.why
+            for s in scores
+            if (s.row, s.modality) == (MODEL, None) and s.why and s.why not in (NOT_ASKED, NOTHING_SAID, why)
+        },
         answers=answers,
         unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
         truncated=truncated,

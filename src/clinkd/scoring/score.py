@@ -17,7 +17,6 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table,
 from clinkd.scoring.blind_choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
-from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
@@ -425,7 +424,21 @@ def score_predictions(
     captions: CaptionScorer | None = None,
 ) -> ScoredAnswers:
     """Count every answer with every measure of its task. METEOR and the tokenizer start once for all rows, unless
-    `captions` brings them.
+    `captions` brings them. Raises BadInput as `score_by_measures`."""
+    with CaptionScorer.opened(captions) as scorer:
+        rules = Rules(config.iou, lexicon, scorer)
+        return score_by_measures(measures(config.spice), samples, predictions, baselines, rules, config.replicates)
+
+
+def score_by_measures(
+    chosen_measures: Sequence[Measure],
+    samples: Sequence[Sample],
+    predictions: Iterable[Prediction],
+    baselines: Mapping[str, Iterable[Prediction]],
+    rules: Rules,
+    replicates: int,
+) -> ScoredAnswers:
+    """Count every answer with those of the measures that are of its task.
 
     Every sample needs a prediction; a baseline may lack some. Raises BadInput naming the first sample without an
     answer, or a prediction that belongs to no sample.
@@ -445,10 +458,8 @@ def score_predictions(
             i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"baseline {name!r}").items()
         }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
-    with CaptionScorer.opened(captions) as scorer:
-        rules = Rules(config.iou, lexicon, scorer, find_structures(samples, lexicon))
-        counted = (_count_measure(measure, items, picks, candidates, rules) for measure in measures(config.spice))
-        return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), config.replicates)
+    counted = (_count_measure(measure, items, picks, candidates, rules) for measure in chosen_measures)
+    return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), replicates)
 
 
 class _UniqueAnswers:

@@ -14,6 +14,7 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.prepared import (
     EVALUATION,
+    OUTSIDE,
     PREDICTIONS,
     SAMPLES,
     read_data_source,
@@ -97,7 +98,16 @@ def read_answers(source: Run | Path) -> ComparedAnswers:
     samples = [Sample.from_json(line) for line in JsonLines(source / SAMPLES).read()]
     lexicon = Lexicon.from_json(record["lexicon"]) if "lexicon" in record else _collect_lexicon(samples)
     rules = Rules(record.get("iou", EvaluateConfig().iou), lexicon)
-    return ComparedAnswers(str(record.get("system") or source.name), samples, read_predictions(source), rules)
+    name, predictions = str(record.get("system") or source.name), read_predictions(source)
+    return ComparedAnswers(name, samples, predictions, rules, outside=_read_outside_scores(source / OUTSIDE))
+
+
+def _read_outside_scores(file: Path) -> dict[str, dict[str, float]]:
+    """By outside scorer and sample the score of the chosen answer; empty where no program scored."""
+    scores: dict[str, dict[str, float]] = {}
+    for row in JsonLines(file).read() if file.is_file() else ():
+        scores.setdefault(row["scorer"], {})[row["id"]] = row["score"]
+    return scores
 
 
 def find_evaluated(wanted: str, runs: Path) -> Run | Path:

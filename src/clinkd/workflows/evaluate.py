@@ -10,7 +10,15 @@ from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.pipeline.cautions import caution_few_groups
-from clinkd.pipeline.prepared import BLIND_CHOICE, EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
+from clinkd.pipeline.prepared import (
+    BLIND_CHOICE,
+    EVALUATION,
+    OUTSIDE,
+    PREDICTIONS,
+    SAMPLES,
+    SCORED,
+    read_identifying_texts,
+)
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, ImageRef, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.remote import PlainPage
@@ -25,9 +33,11 @@ from clinkd.reporting.tables import (
     ScoreIndex,
     as_cell,
     describe_blind,
+    describe_metrics,
     describe_scores,
     format_signed,
     mean_of_all,
+    tabulate_outside,
     tabulate_scores,
 )
 from clinkd.scoring import official
@@ -38,15 +48,17 @@ from clinkd.scoring.measure import Rules
 from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
+from clinkd.scoring.outside import TASKS, OutsideScorer, make_outside_measure
 from clinkd.scoring.plotted import describe_figures
-from clinkd.scoring.score import Gain, score_predictions, spell_interval
+from clinkd.scoring.score import Gain, ScoredAnswers, score_by_measures, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, hash_samples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from."""
+    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from.
+    `outside`: by outside scorer and sample the score of the model's answer, as the program gave it."""
 
     answers: Answers
     outcomes: Sequence[Outcome]
@@ -57,6 +69,7 @@ class Evaluation:
     detection: Detection | None = None
     by_sample: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # figures of each answer, 0..1
     figures: Mapping[str, Any] = field(default_factory=dict)  # the numbers of the page's figures
+    outside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def cautions(self) -> list[str]:
@@ -76,6 +89,8 @@ class Evaluation:
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
         about["cautions"] = self.cautions
         about |= {"detection": self.detection.to_json()} if self.detection else {}
+        if self.outside:
+            about["scorers"] = describe_metrics(self.scores, tuple(self.outside))
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -91,7 +106,8 @@ class Evaluation:
             why = f"VG average precision (mAP) and FROC not computed: {self.detection.why}"
             overall = replace(overall, notes=(why, *overall.notes))
         detection = self.detection.tables() if self.detection else []
-        return [overall, _tabulate_modalities(ordered), *detection]
+        outside = [tabulate_outside(self.scores, tuple(self.outside))] if self.outside else []
+        return [overall, _tabulate_modalities(ordered), *detection, *outside]
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -102,19 +118,24 @@ def evaluate(
     modes: Sequence[Mode] = MODES,
     config: EvaluateConfig | None = None,
     captions: CaptionScorer | None = None,
+    outside: Sequence[OutsideScorer] = (),
 ) -> Evaluation:
     """Score answers in one mode or both. What cannot be computed has a reason in its place. `captions`: the scorer of
-    captions; without it the function starts its own."""
+    captions; without it the function starts its own. `outside`: programs that score them, too, in mode strict.
+
+    Raises BadInput where one of these programs fails.
+    """
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
         rules = Rules(config.iou, answers.lexicon)
         baselines, choice = answer_blindly(answers.train, answers.validation, answers.samples, rules)
+        scored_outside = _score_outside(answers, baselines, config, outside)  # first: what fails here ends it all
         outcomes = _score_by_scripts(answers, baselines, config.replicates, scorer) if "official" in modes else []
         outcomes = [replace(o, choice=choice) for o in outcomes]
         if "strict" not in modes:
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
-    scored = replace(scored, choice=choice)
+    scored = replace(scored, choice=choice, rows=(*scored.rows, *scored_outside.rows))
     scores, gains, by_sample = scored.scores(), scored.gains(), scored.each()
     tables = tabulate_scores(scores, gains, any(len(p.candidates) > 1 for p in answers.predictions))
     if len({s.source for s in answers.samples}) > 1:
@@ -122,11 +143,24 @@ def evaluate(
     outcomes += strict_outcomes(scored, scores, answers.predictions)
     best = ScoreIndex(scores).best_baseline(Task.VG, PRIMARY_METRIC[Task.VG])
     blind = (best, baselines[best]) if best else None
-    figures = describe_figures(
-        answers.samples, answers.predictions, blind, by_sample, answers.lexicon, config.replicates
-    )
+    drawn = describe_figures(answers.samples, answers.predictions, blind, by_sample, answers.lexicon, config.replicates)
     detection = measure_detection(answers.samples, answers.predictions, config.iou, answers.output)
-    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection, by_sample, figures)
+    each = scored_outside.each()
+    kept = {s.name: {id: figures[s.name] for id, figures in each.items()} for s in outside}
+    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection, by_sample, drawn, kept)
+
+
+def _score_outside(
+    answers: Answers,
+    baselines: Mapping[str, Sequence[Prediction]],
+    config: EvaluateConfig,
+    outside: Sequence[OutsideScorer],
+) -> ScoredAnswers:
+    if outside and not any(s.task in TASKS for s in answers.samples):
+        raise BadInput(f"--scorer {outside[0].name}: a scorer reads words, and every question asks for boxes (VG)")
+    chosen = [make_outside_measure(scorer) for scorer in outside]
+    rules = Rules(config.iou, answers.lexicon)
+    return score_by_measures(chosen, answers.samples, answers.predictions, baselines, rules, config.replicates)
 
 
 def _score_by_scripts(
@@ -176,6 +210,9 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: M
     for mode, average in averages.items():
         cells = "average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED)
         rows.append((*cells, *(MISSING,) * (len(columns) - len(cells))))
+        notes += [
+            f"{o.task.value} {metric} not computed ({_TITLES[o.mode]}): {why}" for metric, why in o.not_computed.items()
+        ]
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append("x100, mean over modalities with questions; intervals: bootstrap by image.")
     notes += describe_blind({o.choice.chosen_on for o in outcomes if o.blind_by})
@@ -210,6 +247,11 @@ def write(evaluation: Evaluation, folder: Path, images: Path | None = None) -> N
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
     write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
     write_json(folder / BLIND_CHOICE, evaluation.outcomes[0].choice.to_json())
+    if evaluation.outside:
+        rows = ({"scorer": n, "id": id, "score": v} for n, of in evaluation.outside.items() for id, v in of.items())
+        write_lines(folder / OUTSIDE, rows)
+    else:
+        (folder / OUTSIDE).unlink(missing_ok=True)  # of an earlier evaluation
     official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
     strict_table = (
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
