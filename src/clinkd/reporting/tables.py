@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
-from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 from clinkd.storage import write_csv

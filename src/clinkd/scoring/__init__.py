@@ -4,6 +4,7 @@ __all__ = [
     "answer_files",
     "baselines",
     "captions",
+    "intervals",
     "jars",
     "measure",
     "metrics",

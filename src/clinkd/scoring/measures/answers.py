@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 
@@ -18,10 +20,10 @@ from clinkd.scoring.measure import (
     IN_COMPARISON,
     Measure,
     Metric,
+    Ratio,
     Rules,
     SampleAnswer,
     count_each,
-    divide,
     make_ratio,
 )
 
@@ -61,16 +63,17 @@ def read_yes_no(answer: str, truth: str) -> str | None:
     return verdicts.get(words[0]) or (stated.pop() if len(stated) == 1 else None) if words else None
 
 
-def _make_mean(column: str, *lengths: str) -> Callable[[Sums], Counts]:
+def _make_mean(column: str, *lengths: str) -> Ratio:
     """The mean of a column over the questions with an answer of these lengths."""
-
-    def figure(s: Sums) -> Counts:
-        parts, questions = ([s[f"{length} {c}"] for length in lengths] for c in (column, "questions"))
-        return divide(np.sum(parts, axis=0), np.sum(questions, axis=0))
-
-    return figure
+    total, questions = (partial(_add_columns, [f"{length} {c}" for length in lengths]) for c in (column, "questions"))
+    return Ratio(total, questions, binary=column == "equal")
 
 
+def _add_columns(columns: Sequence[str], sums: Sums) -> Counts:
+    return np.sum([sums[column] for column in columns], axis=0)
+
+
+_RIGHT = ("right yes/no", "short equal", "long equal")
 _OPEN = ("short", "long")
 ANSWERS = Measure(
     (Task.QA,),
@@ -79,7 +82,7 @@ ANSWERS = Measure(
     (
         Metric(
             "Accuracy",
-            lambda s: divide(s["right yes/no"] + (s["short equal"] + s["long equal"]), s["answers"]),
+            Ratio(partial(_add_columns, _RIGHT), itemgetter("answers")),
             primary_of=(Task.QA,),
             shown=IN_COMPARISON,
         ),

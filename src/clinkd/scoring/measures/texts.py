@@ -104,7 +104,7 @@ SPICE = Measure(
     (Task.RC,),
     SPICE_COLUMNS,
     _count_spice,
-    (Metric("SPICE", make_ratio("F-score", "answers"), primary_of=(Task.RC,), shown=IN_COMPARISON),),
+    (Metric("SPICE", make_ratio("F-score", "answers", binary=False), primary_of=(Task.RC,), shown=IN_COMPARISON),),
 )
 
 
