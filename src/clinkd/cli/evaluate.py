@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,8 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
         if len(args.predictions) > 1:
             raise BadInput("--predictions: several files answer the questions of --data; give it, or one file")
         [file] = args.predictions
-        return answering.read_released(file, _read_task(args), boxes, modes, args.quarantine, args.system)
+        answers = answering.read_released(file, _read_task(args), boxes, modes, args.quarantine, args.group)
+        return replace(answers, system=args.system or answers.system)
     test = _read_test_set(args)
     if args.predictions is not None:
         how = _read_how(args)

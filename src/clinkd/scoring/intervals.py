@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv, ndtr, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -71,6 +70,8 @@ def share_interval(hits_KG: Floats, items_KG: Floats, binary: bool = True) -> Fl
 def _estimate_group_variance(residual_KG: Floats, groups_K: NDArray[np.intp], w_K: Floats) -> tuple[Floats, Floats]:
     """[...] the variance of the mean by the groups, and the square of Student's t for it. Groups may lie in several
     strata."""
+    from scipy.special import stdtrit  # here: what needs no interval starts without it
+
     own_K = (residual_KG**2).sum(-1)
     within_K = np.where(groups_K > 1, own_K * groups_K / np.maximum(1, groups_K - 1), w_K**2 / 4)
     shared = (residual_KG.sum(-2) ** 2).sum(-1) - own_K.sum(-1)  # of groups in several strata
@@ -89,6 +90,8 @@ def _solve_score(p: Floats, x: Floats) -> tuple[Floats, Floats]:
 
 def _poisson_limit(p: Floats, apart: Floats, x: Floats) -> Floats:
     """The lower limit of a share of few hits, in effective items; 1 where there are none or many."""
+    from scipy.special import gammaincinv
+
     with np.errstate(divide="ignore", invalid="ignore"):
         hits, items = p / apart, _Z2 / x
         few = (hits > 0) & (hits <= np.where(items > 50, _FEW[1], _FEW[0]) + 1e-9)
@@ -102,6 +105,8 @@ def percentile_levels(groups: int) -> Floats:
     wider than the normal. The expanded percentile interval (Hesterberg 2015, "What teachers should know about the
     bootstrap", section 4.4) takes the normal's tail beyond t sqrt(G / (G - 1)) instead.
     """
+    from scipy.special import ndtr, stdtrit
+
     tail = 100 * ndtr(-stdtrit(groups - 1, 0.975) * np.sqrt(groups / (groups - 1)))
     return np.array([tail, 100 - tail])
 
@@ -109,5 +114,5 @@ def percentile_levels(groups: int) -> Floats:
 def wilson_interval(part: float, whole: float) -> tuple[float, float]:
     """The 95 % interval of a share of independent items (Wilson 1927), 0..1. It also holds near 0 and 1, and for few
     items."""
-    low, high = _solve_score(np.float64(part / whole), np.float64(_Z2 / whole))
+    low, high = _solve_score(np.array(part / whole), np.array(_Z2 / whole))
     return float(low), float(high)

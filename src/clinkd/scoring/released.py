@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 from clinkd.data.codecs import Codec, Decoded
 from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.annotated import match_group, parse_group
 from clinkd.data.readers.rows import (
     FieldError,
     RowError,
+    RowResult,
     SourceRow,
     json_rows,
     make_error_result,
@@ -89,14 +91,20 @@ class ReleasedLines:
         return len(self.bad)
 
 
-def read_lines(file: Path) -> ReleasedLines:
-    """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither."""
+def read_lines(file: Path, group: str | None = None) -> ReleasedLines:
+    """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither.
+
+    `group`: the field that names the patient, where any row has it, else an expression that finds it in the image's
+    name; intervals are over these. Without it each image is a group.
+    """
     good: list[ReleasedRow] = []
     bad: list[tuple[RowError, Any]] = []
-    for row in json_rows(file):
+    rows = list(json_rows(file))
+    find_group = _choose_group(group, rows)
+    for row in rows:
         if isinstance(row, SourceRow):
             try:
-                good.append(_read_row(row))
+                good.append(_read_row(row, find_group(row.value)))
                 continue
             except FieldError as fault:
                 row = make_error_result(row.file, row.number, fault, row.raw, row.value)
@@ -105,7 +113,22 @@ def read_lines(file: Path) -> ReleasedLines:
     return ReleasedLines(file, good, bad)
 
 
-def _read_row(row: SourceRow) -> ReleasedRow:
+def _choose_group(group: str | None, rows: Iterable[SourceRow | RowResult]) -> Callable[[Mapping[str, Any]], str]:
+    """How to find the group of a row; "" means its image. Raises BadInput for an expression that is none."""
+    if group is None:
+        return lambda value: ""
+    if any(isinstance(row, SourceRow) and group in row.value for row in rows):
+        return lambda value: parse_group(value.get(group), group)
+    try:
+        re.compile(group)
+    except re.error as error:
+        raise BadInput(
+            f"--group {group}: no field of the rows, and not a regular expression for their images ({error})"
+        ) from None
+    return lambda value: match_group(group, str(value.get("image", "")))
+
+
+def _read_row(row: SourceRow, group: str) -> ReleasedRow:
     value = row.value
     for field in FIELDS:
         if field not in value:
@@ -123,7 +146,7 @@ def _read_row(row: SourceRow) -> ReleasedRow:
         raise FieldError("question", question, "text is wanted")
     if not isinstance(name, str | int | float):
         raise FieldError("id", name, "text or a number is wanted")
-    answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"])
+    answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"], group)
     return ReleasedRow(answered, question, row.number, row.raw)
 
 
@@ -176,7 +199,13 @@ def read_questions(lines: ReleasedLines, task: Task, codec: Codec, by: str) -> R
         names = _read_names(row.annotation, task)
         samples.append(
             Sample(
-                name, (ImageRef(row.image),), modality or Modality.OTHER, (turn,), row.image, names=names, split="test"
+                name,
+                (ImageRef(row.image),),
+                modality or Modality.OTHER,
+                (turn,),
+                row.group or row.image,
+                names=names,
+                split="test",
             )
         )
         answer = _read_boxed(row.response, task, codec)

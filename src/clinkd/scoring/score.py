@@ -323,7 +323,7 @@ class ScoredAnswers:
         intervals = np.full((*values.shape, 2), np.nan)
         if others := [f for f, metric in enumerate(row.measure.rows) if not isinstance(metric.figure, Ratio)]:
             by_bootstrap = _compute_percentiles(drawn[:, :, others], groups)
-            intervals[:, others] = _widen_points(values[:, others], by_bootstrap, groups)
+            intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
         sums_GK = row.measure.name_sums(self._sum_by_group(row, codes))
         for f, metric in enumerate(row.measure.rows):
             if isinstance(ratio := metric.figure, Ratio):
@@ -576,7 +576,7 @@ def _compute_percentiles(replicates: Counts, groups: NDArray[np.intp]) -> Counts
     return ends
 
 
-def _widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
+def widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
     """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
 
     Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the

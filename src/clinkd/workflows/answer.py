@@ -130,14 +130,14 @@ def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
 
 
 def read_released(
-    file: Path, task: Task, boxes: str, modes: Sequence[Mode], quarantine: Path | None, system: str | None = None
+    file: Path, task: Task, boxes: str, modes: Sequence[Mode], quarantine: Path | None, group: str | None = None
 ) -> Answers:
-    """Answers to one task in the papers' form.
+    """Answers to one task in the papers' form. `group`: see `released.read_lines`.
 
     Raises BadInput with the first row that cannot be used, unless they are set aside in the file `quarantine`.
     """
     spelled_as = _loose_codec(boxes)
-    lines = released.read_lines(file)
+    lines = released.read_lines(file, group)
     if "strict" in modes:
         lines = lines.without(released.find_unreadable_truths(lines, task, spelled_as))
     if quarantine is None:
@@ -149,8 +149,7 @@ def read_released(
     told = read.told + Counter({"bad rows, set aside": aside})
     rows = {s.id: row for s, row in zip(read.samples, lines.rows, strict=True)}
     source = {"kind": "released", "file": file.name, "boxes": boxes}
-    name = system or file.stem
-    return Answers(name, file.name, source, read.samples, read.predictions, rows, read.lexicon, notes=told)
+    return Answers(file.stem, file.name, source, read.samples, read.predictions, rows, read.lexicon, notes=told)
 
 
 def _loose_codec(boxes: str) -> Codec:

@@ -70,7 +70,7 @@ def _make_mean(column: str, *lengths: str) -> Ratio:
 
 
 def _add_columns(columns: Sequence[str], sums: Sums) -> Counts:
-    return np.sum([sums[column] for column in columns], axis=0)
+    return np.asarray(np.sum([sums[column] for column in columns], axis=0))
 
 
 _RIGHT = ("right yes/no", "short equal", "long equal")
