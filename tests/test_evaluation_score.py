@@ -35,7 +35,7 @@ from clinkd.scoring.measure import JUDGED, Rules, SampleAnswer
 from clinkd.scoring.measures import boxes as box_measure
 from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, SPICE
 from clinkd.scoring.outcome import strict_outcomes
-from clinkd.scoring.score import MODEL, Gain, score_predictions
+from clinkd.scoring.score import MODEL, ONE_GROUP, Gain, score_predictions
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -656,6 +656,8 @@ def test_a_modality_of_one_patient_has_no_interval_beside_one_of_many() -> None:
     scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000)).scores()
     given = {s.modality: s.interval is not None for s in scores if (s.metric, s.row) == ("Recall", "model")}
     assert given == {Modality.CT: True, Modality.PET: False, None: True}
+    reasons = {s.modality: s.why for s in scores if (s.metric, s.row) == ("Recall", "model")}
+    assert reasons == {Modality.CT: None, Modality.PET: ONE_GROUP, None: None}
 
 
 def test_by_source_stands_beside_the_best_twin() -> None:

@@ -330,7 +330,7 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
             count = str(model_score.count if model_score else 0)
             lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
     titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.baselines()))
-    notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
+    notes = ("x100, mean over modalities. Intervals over images (patients where known): by score, else bootstrap.",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 
 

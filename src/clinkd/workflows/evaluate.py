@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
-from clinkd.pipeline.cautions import caution_few_groups
+from clinkd.pipeline.cautions import caution_few_groups, count_groups
 from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
@@ -132,9 +132,10 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
+    number, noun = count_groups(answers.samples)
     notes.append(
-        "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
-        "the image: what is not above the best of them was not seen in it."
+        f"x100, mean over modalities with questions; 95 % intervals over {number:,} {noun}. A blind "
+        "baseline answers without the image: what is not above the best of them was not seen in it."
     )
     return Table(f"{answers.system} on {answers.test_set}", columns, tuple(rows), tuple(notes))
 
