@@ -185,7 +185,7 @@ def test_the_groups_of_rows_are_a_field_or_found_in_the_image_and_widen_the_inte
     [
         ("patient", "row 2, id 2: patient"),
         ("nowhere", "row 1, id 1: image.*--group nowhere finds no patient"),
-        ("(", r"--group \\(: no field of the rows, and not a regular expression"),
+        ("(", r"--group \(: no field of the rows, and not a regular expression"),
     ],
 )
 def test_a_row_without_its_group_is_named(tmp_path: Path, group: str, named: str) -> None:

@@ -33,8 +33,8 @@ def share_interval(hits_KG: Floats, items_KG: Floats, binary: bool = True) -> Fl
     Only what the groups add is estimated from few of them: it has Student's t, with Satterthwaite's degrees of freedom
     over the strata. Where few items are hits, or few are not, the groups say little of how their items depend on each
     other: as much as .75 items tell speaks for whole groups that stand and fall together. So a perfect score has the
-    interval of as many perfect groups. A count of at most 3 hits, or misses, has the Poisson limit of Brown, Cai and DasGupta
-    (2001), without which Wilson's covers 92 % there.
+    interval of as many perfect groups. A count of at most 3 hits, or misses, has the Poisson limit of Brown, Cai and
+    DasGupta (2001), without which Wilson's covers 92 % there.
 
     Hits of a group are from 0 to its items. Not `binary`: an item is a value from 0 to 1, whose variance may be far
     smaller than p q, so B is left out. A stratum without items does not count; of one with a single group only the
