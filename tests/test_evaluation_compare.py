@@ -71,7 +71,9 @@ def test_over_seeds_is_the_paired_t_test():
     assert found.p == pytest.approx(oracle.pvalue) and found.pairs == 5
     assert found.interval == pytest.approx(tuple(oracle.confidence_interval(0.95)))
     error = statistics.stdev([a - b for a, b in zip(ours, theirs, strict=True)]) / 5**0.5
-    assert found.smallest == pytest.approx((stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * error)
+    shift = found.smallest / error  # noncentrality
+    power = stats.nct.sf(stats.t.ppf(0.975, 4), 4, shift) + stats.nct.cdf(stats.t.ppf(0.025, 4), 4, shift)
+    assert power == pytest.approx(0.8, abs=1e-5)
     swapped = compare_paired_values(theirs, ours)
     assert (swapped.mean, swapped.p, swapped.smallest) == pytest.approx((-found.mean, found.p, found.smallest))
 
@@ -95,12 +97,24 @@ def test_pairs_that_never_vary():
     )
 
 
-def test_the_smallest_difference_is_seen_about_as_often_as_said():
-    """With the spread estimated from few pairs the power is near 80 %, not exactly; with many it is."""
-    rng = np.random.default_rng(0)
-    smallest = (stats.t.ppf(0.975, 29) + stats.t.ppf(0.8, 29)) / 30**0.5
-    seen = [compare_paired_values(list(row), [0.0] * 30).p < 0.05 for row in rng.normal(smallest, 1, (800, 30))]
-    assert np.mean(seen) == pytest.approx(0.8, abs=0.05)
+def smallest_of(pairs: int) -> float:
+    """The smallest difference, in standard deviations."""
+    values = [1.0, -1.0] * (pairs // 2) + [0.0] * (pairs % 2)
+    return compare_paired_values(values, [0.0] * pairs).smallest / statistics.stdev(values)
+
+
+@pytest.mark.parametrize(("pairs", "effect"), [(15, 0.8), (34, 0.5), (199, 0.2)])
+def test_the_smallest_difference_is_that_of_the_tables_of_power(pairs: int, effect: float) -> None:
+    """G*Power and R's power.t.test: paired, two-sided, 5 %, power 80 %: so many pairs are the least for this effect."""
+    assert smallest_of(pairs) <= effect < smallest_of(pairs - 1)
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 30])
+def test_the_smallest_difference_is_seen_in_80_of_100_repetitions(pairs: int) -> None:
+    """By brute force; (t.975 + t.8) / sqrt(n) would be seen in 76 % at 3 pairs."""
+    drawn = np.random.default_rng(0).normal(smallest_of(pairs), 1, (40_000, pairs))
+    t = drawn.mean(1) / (drawn.std(1, ddof=1) / pairs**0.5)
+    assert np.mean(abs(t) > stats.t.ppf(0.975, pairs - 1)) == pytest.approx(0.8, abs=4 * (0.16 / 40_000) ** 0.5)
 
 
 def test_pooled_seeds():

@@ -177,6 +177,38 @@ def test_a_file_with_nothing_to_score_is_refused(tmp_path: Path) -> None:
         answering.read_released(released_files(written(tmp_path, row(BOX)), boxes="qwen2.5-vl"), ("strict",))
 
 
+def test_the_groups_of_rows_are_a_field_or_found_in_the_image_and_widen_the_intervals(tmp_path: Path) -> None:
+    rows = [
+        row(BOX if n % 4 < 2 else "no", id=n, image=f"ct_p{n // 4 % 8}--{n}.png", patient=n % 4 + 1) for n in range(32)
+    ]
+    file = written(tmp_path, *rows)
+
+    def widths(group: str | None) -> list[float]:
+        answers = answering.read_released(file, Task.VG, "qwen-vl", ("official", "strict"), None, group)
+        outcomes = evaluating.evaluate(answers, config=FEW).outcomes
+        return [o.interval[1] - o.interval[0] for o in outcomes if o.interval]
+
+    by_image, by_field, by_name = widths(None), widths("patient"), widths("ct_(p[0-9])")
+    assert len(by_image) == 2 and all(a > 1.5 * b for a, b in zip(by_field, by_image, strict=True))
+    assert all(a < b for a, b in zip(by_name, by_field, strict=True))
+    answers = answering.read_released(file, Task.VG, "qwen-vl", ("strict",), None, "patient")
+    assert {s.group for s in answers.samples} == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("group", "named"),
+    [
+        ("patient", "row 2, id 2: patient"),
+        ("nowhere", "row 1, id 1: image.*--group nowhere finds no patient"),
+        ("(", r"--group \(: no field of the rows, and not a regular expression"),
+    ],
+)
+def test_a_row_without_its_group_is_named(tmp_path: Path, group: str, named: str) -> None:
+    file = written(tmp_path, row(BOX, patient="a"), row(BOX, id=2))
+    with pytest.raises(BadInput, match=named):
+        answering.read_released(file, Task.VG, "qwen-vl", ("strict",), None, group)
+
+
 def test_a_json_list_reads_as_lines_do(tmp_path: Path) -> None:
     rows = [row(BOX), row("no", id=2)]
     (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))

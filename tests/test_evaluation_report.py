@@ -42,7 +42,8 @@ from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, tabulate_scores, to_csv, to_markdown
 from clinkd.reporting.viewer.page import SCRIPT, table
-from clinkd.scoring.measure import Rules, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import Gain
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"

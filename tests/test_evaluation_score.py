@@ -31,11 +31,12 @@ from clinkd.records import (
 from clinkd.reporting.tables import describe_scores
 from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
+from clinkd.scoring.intervals import percentile_levels
 from clinkd.scoring.measure import JUDGED, Rules, SampleAnswer
 from clinkd.scoring.measures import boxes as box_measure
 from clinkd.scoring.measures.texts import CAPTIONS, CIDER, CLAIMS, SPICE
 from clinkd.scoring.outcome import strict_outcomes
-from clinkd.scoring.score import MODEL, Gain, score_predictions
+from clinkd.scoring.score import MODEL, ONE_GROUP, Gain, score_predictions
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -583,7 +584,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
-    assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, [2.5, 97.5])))
+    assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, percentile_levels(30))))
 
 
 def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
@@ -660,6 +661,8 @@ def test_a_modality_of_one_patient_has_no_interval_beside_one_of_many() -> None:
     scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000)).scores()
     given = {s.modality: s.interval is not None for s in scores if (s.metric, s.row) == ("Recall", "model")}
     assert given == {Modality.CT: True, Modality.PET: False, None: True}
+    reasons = {s.modality: s.why for s in scores if (s.metric, s.row) == ("Recall", "model")}
+    assert reasons == {Modality.CT: None, Modality.PET: ONE_GROUP, None: None}
 
 
 def test_by_source_stands_beside_the_best_twin() -> None:

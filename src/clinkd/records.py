@@ -402,8 +402,8 @@ class Score(Record):
     modality: Modality | None
     value: Number | None
     count: int  # of items
-    why: str | None = None
-    interval: tuple[Number, Number] | None = None  # 95 %, bootstrap by image
+    why: str | None = None  # there is no value, or no interval
+    interval: tuple[Number, Number] | None = None  # 95 %, over patients or images
     chosen_on: Literal["validation", "training"] | None = None
 
 

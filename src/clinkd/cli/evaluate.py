@@ -252,7 +252,8 @@ def _find_released(args: argparse.Namespace) -> ReleasedFiles:
     truth = HowToRead(args.truth_boxes or RELEASED, {}, args.min_pixels, args.max_pixels, "--truth-boxes")
     how = truth._replace(boxes=args.boxes or truth.boxes, flag="--boxes")
     images = args.images if not args.no_images else None
-    return ReleasedFiles(dict(zip(tasks, args.predictions, strict=True)), truth, how, images, args.quarantine)
+    files = dict(zip(tasks, args.predictions, strict=True))
+    return ReleasedFiles(files, truth, how, images, args.group, args.quarantine)
 
 
 def _build_chat_config(args: argparse.Namespace) -> ChatConfig:

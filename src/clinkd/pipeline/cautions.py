@@ -31,9 +31,15 @@ def read_cautions(scores: Mapping[str, Any]) -> list[str]:
 
 def caution_few_groups(test: Sequence[Sample]) -> list[str]:
     """A caution if the test split has too few groups: images, or patients where one has several images."""
-    number = len({s.group for s in test})
-    noun = "patient" if len({i.path for s in test for i in s.images}) > number else "image"
-    return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
+    number, noun = count_groups(test)
+    return [f"{number} test {noun}: no conclusion"] if number < LEAST_GROUPS else []
+
+
+def count_groups(samples: Sequence[Sample]) -> tuple[int, str]:
+    """The number of groups, over which intervals are, and what they are: images, or patients where one has several."""
+    number = len({s.group for s in samples})
+    noun = "patient" if len({i.path for s in samples for i in s.images}) > number else "image"
+    return number, f"{noun}{'s' * (number != 1)}"
 
 
 def caution_languages(test: Sequence[Sample]) -> list[str]:

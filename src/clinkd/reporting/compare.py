@@ -51,8 +51,8 @@ class MetricDifference:
     """Ours - theirs of one metric, x100: of a modality, or of the mean over them (None).
 
     `count`: of questions, or of seeds. `smallest`: the true difference that as much data tells from 0 in 80 % of
-    repetitions; over images it is (1.96 + .84) times the spread of the replicates, and None where nothing varies. A
-    value that could not be computed is None. `pools`: ours and theirs over the seeds.
+    repetitions; over images it is (1.96 + .84) times the spread of the replicates, over seeds that of `SeedDifference`,
+    and None where nothing varies. A value that could not be computed is None. `pools`: ours and theirs over the seeds.
     """
 
     task: Task
@@ -341,8 +341,9 @@ class SeedDifference(NamedTuple):
     """Several seeds of two systems, in pairs: `mean` of ours - theirs, in the unit of the values.
 
     `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
-    pairs of this spread tell from 0 in 80 % of repetitions: (t.975 + t.8) sd / sqrt(n), with n - 1 degrees
-    of freedom. All three are None for a single pair, whose spread is not known.
+    pairs of this spread tell from 0 in 80 % of repetitions: sd / sqrt(n) times the noncentrality at which the
+    noncentral t exceeds t.975 in 80 %, with n - 1 degrees of freedom (Cohen 1988). All three are None for a single
+    pair, whose spread is not known.
     """
 
     mean: float
@@ -372,10 +373,10 @@ def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> See
     mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
     if sd is None:
         return SeedDifference(mean, None, None, None, 1)
-    from scipy.special import stdtr  # here: what needs no interval starts without it
+    from scipy.special import nctdtrinc, stdtr  # here: what needs no interval starts without it
 
     error = sd / seeds**0.5
-    smallest = (_compute_t_quantile(0.975, seeds) + _compute_t_quantile(POWER, seeds)) * error
+    smallest = float(nctdtrinc(seeds - 1, 1 - POWER, _compute_t_quantile(1 - LEVEL / 2, seeds))) * error
     p = float(2 * stdtr(seeds - 1, -abs(mean) / error)) if error else float(mean == 0)  # all alike: sure, or no change
     return SeedDifference(mean, interval, p, smallest, seeds)
 

@@ -92,7 +92,7 @@ def draw_score_charts(score_index: ScoreIndex) -> Html:
             modalities = score_index.modalities(task, metric)
             bars_of_task = [_build_bar(TITLES[m], score_index, task, metric, m) for m in modalities]
             bar_charts.append(render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
-    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image."]))
+    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals over images (patients where known)."]))
 
 
 def _build_bar(label: str, score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None = None) -> Bar:

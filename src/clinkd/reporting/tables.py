@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
-from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 from clinkd.storage import write_csv
@@ -396,7 +397,7 @@ def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:
             count = str(model_score.count if model_score else 0)
             lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
     titles = ("Model", *chosen.values(), *(f"Blind: {t}" for t in score_index.baselines()))
-    notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
+    notes = ("x100, mean over modalities. Intervals over images (patients where known): by score, else bootstrap.",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 
 

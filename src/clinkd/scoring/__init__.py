@@ -6,6 +6,7 @@ __all__ = [
     "blind_choice",
     "captions",
     "detection",
+    "intervals",
     "jars",
     "measure",
     "metrics",

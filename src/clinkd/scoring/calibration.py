@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clinkd.records import Prediction, Sample, Task
 from clinkd.scoring.captions import Counts
-from clinkd.scoring.measure import wilson_interval
+from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.score import CHUNK, draw_group_weights
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, iou_of_corners
 from clinkd.records import Box, Candidate, ImageRef, Prediction, Sample, Table, Task
 from clinkd.scoring.captions import Counts
-from clinkd.scoring.measure import SampleAnswer, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import SampleAnswer
 from clinkd.scoring.measures.boxes import count_found
 from clinkd.scoring.score import draw_group_weights, spell_interval
 

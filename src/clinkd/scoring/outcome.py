@@ -27,7 +27,7 @@ _ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns 
 class Outcome:
     """The figures of a task by row (the model, or an image-blind baseline), metric and modality; None stands for the
     mean over the modalities with items. A figure that could not be computed is left out; `why` gives the reason for
-    the primary metric, `metric`. `interval`: 95 %, bootstrap by image.
+    the primary metric, `metric`. `interval`: 95 %, over patients or images.
 
     By modality, `totals` counts the items (truth boxes for VG, else answers), and `hits` those that were found, where
     this is counted. `unparsed`: answers without a readable box, where one was asked for; they are misses.

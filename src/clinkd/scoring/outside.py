@@ -27,7 +27,7 @@ import psutil
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, BoxedText, Modality, Prediction, Task
 from clinkd.scoring.captions import Counts
-from clinkd.scoring.measure import Measure, Metric, Rules, SampleAnswer, make_ratio
+from clinkd.scoring.measure import Mean, Measure, Metric, Rules, SampleAnswer
 from clinkd.scoring.metrics import MEASURES
 from clinkd.storage import progress, visible
 
@@ -116,7 +116,7 @@ def make_stored_measure(name: str, scored: Sequence[tuple[Sequence[Prediction], 
 
 
 def _make_measure(name: str, count: Callable[[Sequence[SampleAnswer], Rules], Counts]) -> Measure:
-    return Measure(TASKS, _COLUMNS, count, (Metric(name, make_ratio("score", "answers")),))
+    return Measure(TASKS, _COLUMNS, count, (Metric(name, Mean("score", "answers")),))
 
 
 def _make_pair(item: SampleAnswer) -> TextPair:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.annotated import match_group, parse_group
 from clinkd.data.readers.choices import find_choice_keys, read_closed
 from clinkd.data.readers.rows import (
     FieldError,
     RowError,
+    RowResult,
     SourceRow,
     json_rows,
     make_error_result,
@@ -93,17 +95,20 @@ def set_aside(bad: Sequence[tuple[RowError, Any]], file: Path) -> None:
             lines.write(f"{text}\n".encode(errors="backslashreplace"))
 
 
-def read_lines(file: Path, images: ImageResolver | None = None) -> ReleasedLines:
-    """The rows of JSON lines or of a JSON list; `images` finds the image of each.
+def read_lines(file: Path, images: ImageResolver | None = None, group: str | None = None) -> ReleasedLines:
+    """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither.
 
-    Raises BadInput where the file is absent, empty or neither.
+    `images` finds the image of each row. `group`: the field that names the patient, where any row has it, else an
+    expression that finds it in the image's name; intervals are over these. Without it each image is a group.
     """
     good: list[ReleasedRow] = []
     bad: list[tuple[RowError, Any]] = []
-    for row in json_rows(file):
+    rows = list(json_rows(file))
+    find_group = _choose_group(group, rows)
+    for row in rows:
         if isinstance(row, SourceRow):
             try:
-                good.append(_read_row(row, images))
+                good.append(_read_row(row, images, find_group(row.value)))
                 continue
             except FieldError as fault:
                 row = make_error_result(row.file, row.number, fault, row.raw, row.value)
@@ -112,7 +117,22 @@ def read_lines(file: Path, images: ImageResolver | None = None) -> ReleasedLines
     return ReleasedLines(file, good, bad)
 
 
-def _read_row(row: SourceRow, images: ImageResolver | None) -> ReleasedRow:
+def _choose_group(group: str | None, rows: Iterable[SourceRow | RowResult]) -> Callable[[Mapping[str, Any]], str]:
+    """How to find the group of a row; "" means its image. Raises BadInput for an expression that is none."""
+    if group is None:
+        return lambda value: ""
+    if any(isinstance(row, SourceRow) and group in row.value for row in rows):
+        return lambda value: parse_group(value.get(group), group)
+    try:
+        re.compile(group)
+    except re.error as error:
+        raise BadInput(
+            f"--group {group}: no field of the rows, and not a regular expression for their images ({error})"
+        ) from None
+    return lambda value: match_group(group, str(value.get("image", "")))
+
+
+def _read_row(row: SourceRow, images: ImageResolver | None, group: str) -> ReleasedRow:
     value = row.value
     for field in FIELDS:
         if field not in value:
@@ -130,7 +150,7 @@ def _read_row(row: SourceRow, images: ImageResolver | None) -> ReleasedRow:
         raise FieldError("question", question, "text is wanted")
     if not isinstance(name, str | int | float):
         raise FieldError("id", name, "text or a number is wanted")
-    answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"])
+    answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"], group)
     image = images.ref(value["image"]) if images else ImageRef(value["image"], *_read_size(value))
     closed = read_closed(value, find_choice_keys(tuple(value)).closed, Counter())
     return ReleasedRow(answered, question, image, row.number, row.raw, closed)
@@ -201,7 +221,15 @@ def read_questions(
         turn = Turn(task, _read_question(line, task, truth), read.answer, closed=line.closed)
         names = _read_names(row.annotation, task)
         samples.append(
-            Sample(name, (line.image,), modality or Modality.OTHER, (turn,), row.image, names=names, split="test")
+            Sample(
+                name,
+                (line.image,),
+                modality or Modality.OTHER,
+                (turn,),
+                row.group or row.image,
+                names=names,
+                split="test",
+            )
         )
         candidate = read_candidate(row.response, task, how, size_for(line.image, how), notes, cut)
         predictions.append(Prediction(name, (candidate,), by=lines.file.name))

@@ -16,7 +16,8 @@ from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.blind_choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
+from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
+from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
@@ -24,6 +25,7 @@ MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
+ONE_GROUP = "of one patient or image alone: no interval"
 CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
@@ -32,6 +34,7 @@ class Estimate(NamedTuple):
 
     values: Counts  # [F]
     answers: int
+    groups: int
     intervals: Counts  # [F, 2], NaN where there is none
 
 
@@ -61,6 +64,7 @@ class PairedDifference:
 
     keys: tuple[str | None, ...]  # [K + 1], the last None
     answers: tuple[int, ...]  # [K + 1]
+    groups: NDArray[np.intp]  # [K + 1]
     ours: Counts  # [K + 1]
     theirs: Counts  # [K + 1]
     replicates: Counts  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
@@ -69,7 +73,7 @@ class PairedDifference:
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates)]
+        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates, self.groups)]
 
     def at(self, key: str) -> _KeyDifference | None:
         """The difference for one key; None where the two rows share no answers."""
@@ -175,8 +179,9 @@ class ScoredAnswers:
             own_figures, beam_figures = (
                 _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
             )
-            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1] for r in (row, beam))
-            ends = _compute_percentiles(own_replicates - beam_replicates[:, places])
+            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1:] for r in (row, beam))
+            groups = self._count_groups(row, _encode_keys(row, modalities)[0])[-1:]
+            [ends] = _compute_percentiles(own_replicates - beam_replicates[..., places], groups)
             for metric, value, interval in zip(
                 row.measure.metrics, own_figures - beam_figures[places], ends, strict=True
             ):
@@ -285,6 +290,7 @@ class ScoredAnswers:
         return PairedDifference(
             keys=(*(n for n, t in zip(names, has_answers, strict=True) if t), None),
             answers=(*answers[has_answers].tolist(), int(answers.sum())),
+            groups=self._count_groups(ours, codes)[kept],
             ours=figures(sums[0])[kept],
             theirs=figures(sums[1])[kept],
             replicates=(drawn[0] - drawn[1])[:, kept, column],
@@ -315,24 +321,42 @@ class ScoredAnswers:
     ) -> dict[str | None, Estimate]:
         """Figures of each key with answers, in the order of first appearance; under None the mean over those keys.
 
-        The intervals come from the replicates `drawn`, as `_bootstrap_figures` gives them.
+        Intervals: of shares by `share_interval`, of other metrics from the replicates `drawn`, as `_bootstrap_figures`
+        gives them; without replicates there are none.
         """
         if row.counts is None or not len(row.places):
             return {}
         codes, names = _encode_keys(row, keys)
         sums = _sum_by_key(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        no_replicates = np.zeros((0, len(names) + 1, values.shape[1]))
-        intervals = _compute_percentiles(no_replicates if drawn is None else drawn)
-        means = _mean_over_keys(values, 0)
-        intervals = _widen_points(np.vstack([values, means]), intervals, self._count_groups(row, codes))
+        means, groups = _mean_over_keys(values, 0), self._count_groups(row, codes)
+        intervals = np.full((len(names) + 1, values.shape[1], 2), np.nan)
+        if drawn is not None and len(drawn):
+            intervals = self._estimate_intervals(row, codes, np.vstack([values, means]), drawn)
         results: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
-                results[name] = Estimate(values[i], int(sums[i, JUDGED]), intervals[i])
+                results[name] = Estimate(values[i], int(sums[i, JUDGED]), int(groups[i]), intervals[i])
         if results:
-            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), intervals[-1])
+            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), int(groups[-1]), intervals[-1])
         return results
+
+    def _estimate_intervals(self, row: _ScoreRow, codes: NDArray[np.intp], values: Counts, drawn: Counts) -> Counts:
+        """[K + 1, F] values, [R, K + 1, F] replicates -> [K + 1, F, 2]"""
+        groups = self._count_groups(row, codes)
+        intervals = np.full((*values.shape, 2), np.nan)
+        if others := [f for f, metric in enumerate(row.measure.rows) if not isinstance(metric.figure, Ratio)]:
+            by_bootstrap = _compute_percentiles(drawn[:, :, others], groups)
+            intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
+        means = [f for f, metric in enumerate(row.measure.rows) if isinstance(metric.figure, Mean)]
+        intervals[:, means] = np.where(np.ptp(drawn[:, :, means], axis=0)[..., None] > 0, intervals[:, means], np.nan)
+        sums_GK = row.measure.name_sums(self._sum_by_group(row, codes))
+        for f, metric in enumerate(row.measure.rows):
+            if isinstance(ratio := metric.figure, Ratio):
+                hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
+                intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
+                intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
+        return intervals
 
     @cached_property
     def _replicates_by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
@@ -572,7 +596,8 @@ def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list
                 scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
             interval = _scale_interval(ends)
-            scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
+            why = ONE_GROUP if figure.groups == 1 and row.has_interval else None
+            scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, why, interval))
     return scores
 
 
@@ -606,16 +631,18 @@ def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -
     return sums
 
 
-def _compute_percentiles(replicates: Counts) -> Counts:
-    """[R, ...] replicates -> [..., 2] 2.5th and 97.5th percentiles; NaN where no replicate has a figure."""
-    if not len(replicates):
-        return np.full((*replicates.shape[1:], 2), np.nan)
-    has_figure = np.asarray(~np.isnan(replicates).all(axis=0))
-    ends = np.nanpercentile(np.where(has_figure, replicates, 0.0), [2.5, 97.5], axis=0)
-    return np.where(has_figure[..., None], np.moveaxis(ends, 0, -1), np.nan)
+def _compute_percentiles(replicates: Counts, groups: NDArray[np.intp]) -> Counts:
+    """[R, K, ...] replicates over [K] groups -> [K, ..., 2] ends of 95 % intervals; NaN where no replicate has a
+    figure."""
+    ends = np.full((*replicates.shape[1:], 2), np.nan)
+    for k, number in enumerate(groups.tolist() if len(replicates) else ()):
+        has_figure = np.asarray(~np.isnan(replicates[:, k]).all(axis=0))
+        found = np.nanpercentile(np.where(has_figure, replicates[:, k], 0.0), percentile_levels(max(2, number)), axis=0)
+        ends[k] = np.where(has_figure[..., None], np.moveaxis(found, 0, -1), np.nan)
+    return ends
 
 
-def _widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
+def widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
     """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
 
     Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the

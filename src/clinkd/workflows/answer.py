@@ -136,14 +136,17 @@ def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
 
 @dataclass(frozen=True)
 class ReleasedFiles:
-    """Files in the papers' form, one a task, that are one system. `truth` and `how`: how truths and answers write
-    boxes; `images`: the folder of the images, where their sizes are needed or pictures wanted; `quarantine`: where bad
-    rows are set aside."""
+    """Files in the papers' form, one a task, that are one system.
+
+    `truth` and `how`: how truths and answers write boxes. `images`: the folder of the images, where their sizes are
+    needed or pictures wanted. `group`: see `released.read_lines`. `quarantine`: where bad rows are set aside.
+    """
 
     files: Mapping[Task, Path]
     truth: HowToRead = field(default_factory=partial(HowToRead, flag="--truth-boxes"))
     how: HowToRead = field(default_factory=HowToRead)
     images: Path | None = None
+    group: str | None = None
     quarantine: Path | None = None
 
     def read_lines(self, strictly: bool) -> dict[Task, released.ReleasedLines]:
@@ -152,7 +155,7 @@ class ReleasedFiles:
         lines = {}
         for task, file in self.files.items():
             resolver = ImageResolver(Source(file, images=self.images)) if self.images else None
-            lines[task] = released.read_lines(file, resolver)
+            lines[task] = released.read_lines(file, resolver, self.group)
             if strictly:
                 faults = released.find_unreadable_truths(lines[task], task, self.truth)
                 lines[task] = lines[task].without(faults)

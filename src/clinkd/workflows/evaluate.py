@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clinkd.config import EvaluateConfig
-from clinkd.pipeline.cautions import caution_few_groups
+from clinkd.pipeline.cautions import caution_few_groups, count_groups
 from clinkd.pipeline.prepared import (
     BLIND_CHOICE,
     EVALUATION,
@@ -207,14 +207,15 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome], averages: M
             )
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
-    for mode, average in averages.items():
-        cells = "average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED)
-        rows.append((*cells, *(MISSING,) * (len(columns) - len(cells))))
         notes += [
             f"{o.task.value} {metric} not computed ({_TITLES[o.mode]}): {why}" for metric, why in o.not_computed.items()
         ]
+    for mode, average in averages.items():
+        cells = "average", _TITLES[mode], "mean of the four", MISSING, as_cell(average, NOT_COMPUTED)
+        rows.append((*cells, *(MISSING,) * (len(columns) - len(cells))))
     notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
-    notes.append("x100, mean over modalities with questions; intervals: bootstrap by image.")
+    number, noun = count_groups(answers.samples)
+    notes.append(f"x100, mean over modalities with questions; 95 % intervals over {number:,} {noun}.")
     notes += describe_blind({o.choice.chosen_on for o in outcomes if o.blind_by})
     return Table(f"{answers.system} on {answers.test_set}", columns, tuple(rows), tuple(notes))
 

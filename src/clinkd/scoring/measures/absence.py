@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
 
 from clinkd.language.facts import Lexicon
 from clinkd.language.languages import find_language, list_languages, read_verdict
@@ -13,15 +13,16 @@ from clinkd.language.negation import affirmed_names, denies, mentioned_names
 from clinkd.language.verdicts import read_yes_no
 from clinkd.language.words import normalise
 from clinkd.records import Candidate, Sample, Task
-from clinkd.scoring.captions import Counts, Sums
+from clinkd.scoring.captions import Counts
 from clinkd.scoring.final_answer import find_final_answer
 from clinkd.scoring.measure import (
     NOTHING_SAID,
     Measure,
     Metric,
+    Ratio,
     Rules,
     SampleAnswer,
-    divide,
+    make_f1,
     make_ratio,
     stack_counts,
 )
@@ -106,9 +107,9 @@ def _says_present(item: SampleAnswer) -> bool | None:
     return verdict == "yes" if verdict else None
 
 
-def _of_both_kinds(figure: Callable[[Sums], Counts]) -> Callable[[Sums], Counts]:
+def _of_both_kinds(figure: Ratio) -> Ratio:
     """A figure that says something only where present and absent structures are asked about."""
-    return lambda s: np.where((s["present"] > 0) & (s["absent"] > 0), figure(s), np.nan)
+    return replace(figure, whole=lambda s: figure.whole(s) * ((s["present"] > 0) & (s["absent"] > 0)))
 
 
 # As POPE (Li et al. 2023, "Evaluating object hallucination in large vision-language models"), in which yes is the
@@ -118,12 +119,12 @@ ABSENCE = Measure(
     _ABSENCE_COLUMNS,
     _count_absence,
     (
-        Metric("POPE accuracy", lambda s: divide(s["yes to present"] + s["no to absent"], s["answers"])),
+        Metric("POPE accuracy", Ratio(lambda s: s["yes to present"] + s["no to absent"], itemgetter("answers"))),
         Metric("POPE precision", _of_both_kinds(make_ratio("yes to present", "said yes")), missing=NOTHING_SAID),
         Metric("POPE recall", make_ratio("yes to present", "present")),
         Metric(
             "POPE F1",
-            _of_both_kinds(lambda s: divide(2 * s["yes to present"], s["present"] + s["said yes"])),
+            _of_both_kinds(make_f1("yes to present", "present", "said yes")),
         ),
         Metric("Yes ratio", _of_both_kinds(make_ratio("said yes", "answers")), better="lower"),
         Metric("Absence accuracy", make_ratio("no to absent", "absent")),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,10 @@ from clinkd.scoring.measure import (
     IN_COMPARISON,
     Measure,
     Metric,
+    Ratio,
     Rules,
     SampleAnswer,
     count_each,
-    divide,
     make_ratio,
 )
 
@@ -107,16 +108,17 @@ def _find_choice(sample: Sample) -> _ChoiceQuestion | None:
     return asked
 
 
-def _make_mean(column: str, *lengths: str) -> Callable[[Sums], Counts]:
+def _make_mean(column: str, *lengths: str) -> Ratio:
     """The mean of a column over the questions with an answer of these lengths."""
-
-    def figure(s: Sums) -> Counts:
-        parts, questions = ([s[f"{length} {c}"] for length in lengths] for c in (column, "questions"))
-        return divide(np.sum(parts, axis=0), np.sum(questions, axis=0))
-
-    return figure
+    total, questions = (partial(_add_columns, [f"{length} {c}" for length in lengths]) for c in (column, "questions"))
+    return Ratio(total, questions, binary=column == "equal")
 
 
+def _add_columns(columns: Sequence[str], sums: Sums) -> Counts:
+    return np.asarray(np.sum([sums[column] for column in columns], axis=0))
+
+
+_RIGHT = ("right yes/no", "short equal", "long equal")
 _OPEN = ("short", "long")
 ANSWERS = Measure(
     (Task.QA,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,15 @@ from clinkd.language.sides import has_no_sides
 from clinkd.records import Box, Task
 from clinkd.scoring.captions import (
     Counts,
-    Sums,
 )
 from clinkd.scoring.measure import (
     IN_COMPARISON,
     NOTHING_SAID,
     Measure,
     Metric,
+    Ratio,
     Rules,
     SampleAnswer,
-    divide,
     make_f1,
     make_ratio,
 )
@@ -193,10 +193,10 @@ def _compute_row_ious(a_B4: Counts, b_B4: Counts) -> Counts:
     return np.asarray(intersection / (_compute_areas(a_B4) + _compute_areas(b_B4) - intersection))
 
 
-def _compute_mean_iou(s: Sums) -> Counts:
-    """A spare or a missing box counts as an IoU of 0."""
-    return divide(s["their IoU"], s["truth boxes"] + s["answered boxes"] - s["touching"])
-
+# A spare or a missing box counts as an IoU of 0.
+_MEAN_IOU = Ratio(
+    itemgetter("their IoU"), lambda s: s["truth boxes"] + s["answered boxes"] - s["touching"], binary=False
+)
 
 BOXES = Measure(
     (Task.VG,),
@@ -212,7 +212,7 @@ BOXES = Measure(
         ),
         Metric("Precision", make_ratio("found", "answered boxes"), shown=IN_COMPARISON, missing=NOTHING_SAID),
         Metric("Recall", make_ratio("found", "truth boxes"), shown=("comparison", "ablation")),
-        Metric("mIoU", _compute_mean_iou, shown=("comparison", "question", "ablation")),
+        Metric("mIoU", _MEAN_IOU, shown=("comparison", "question", "ablation")),
         *(Metric(f"Recall@{iou}", make_ratio(f"found at {iou}", "truth boxes")) for iou in HIT_IOUS),
         *(
             Metric(f"F1@{name}", make_f1(f"found at {iou}", "truth boxes", "answered boxes"), missing=NOTHING_SAID)

@@ -31,6 +31,7 @@ from clinkd.scoring.measure import (
     NOTHING_SAID,
     SAME_TRUTHS,
     WORDS,
+    Mean,
     Measure,
     Metric,
     Rules,
@@ -91,7 +92,7 @@ CIDER = Measure(
     (Task.RC, Task.MIA),
     _CIDER_COLUMNS,
     _count_cider,
-    (Metric("CIDEr", make_ratio("CIDEr", "answers with a CIDEr"), missing=SAME_TRUTHS),),
+    (Metric("CIDEr", Mean("CIDEr", "answers with a CIDEr"), missing=SAME_TRUTHS),),
 )
 
 
@@ -173,7 +174,7 @@ SPICE = Measure(
     (Task.RC,),
     SPICE_COLUMNS,
     _count_spice,
-    (Metric("SPICE", make_ratio("F-score", "answers"), primary_of=(Task.RC,), shown=IN_COMPARISON),),
+    (Metric("SPICE", make_ratio("F-score", "answers", binary=False), primary_of=(Task.RC,), shown=IN_COMPARISON),),
 )
 
 
