@@ -19,8 +19,8 @@ from clinkd.data.readers.source import Source
 from clinkd.experiments import demo
 from clinkd.records import SPLITS, Sample, Table, Task
 from clinkd.reporting.tables import to_markdown
-from clinkd.scoring.baselines import BASELINES
-from clinkd.scoring.blind_choice import BlindTrial, answer_blindly, try_baselines
+from clinkd.scoring.blind.baselines import BASELINES
+from clinkd.scoring.blind.choice import BlindTrial, answer_blindly, try_baselines
 from clinkd.scoring.measure import Rules
 from clinkd.workflows.answer import lexicon_of, read_test_set
 

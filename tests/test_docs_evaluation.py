@@ -13,7 +13,7 @@ from clinkd.cli import _parser, main
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.conversations import TESTS
 from clinkd.records import PAPER_MODALITIES
-from clinkd.scoring.box_families import FAMILIES
+from clinkd.scoring.reading.box_families import FAMILIES
 
 TEXT = (Path(__file__).parent.parent / "docs" / "EVALUATION.md").read_text()
 ROW, PRINTED = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.S))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from clinkd.records import Box, BoxedText, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.baselines import (
+from clinkd.scoring.blind.baselines import (
     BASELINES,
     CONSTANT,
     IMAGES_SHUFFLED,

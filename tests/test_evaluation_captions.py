@@ -14,7 +14,7 @@ from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 from clinkd.scoring import captions
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed, by_column, caption_figures
 from clinkd.scoring.official import clean_released_answer
-from clinkd.scoring.released import read_lines
+from clinkd.scoring.reading.released import read_lines
 
 PLAIN = [
     Caption("A small cyst on the left side.", ("A large cyst on the left side of the liver.",)),

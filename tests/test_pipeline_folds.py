@@ -21,7 +21,7 @@ from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.prepared import BASELINES, PREDICTIONS, read_predictions, read_scores, read_split
 from clinkd.pipeline.runs import Run, find_finished_run, find_run
 from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
-from clinkd.scoring.baselines import MEDIAN_BOX, make_image_blind_baselines
+from clinkd.scoring.blind.baselines import MEDIAN_BOX, make_image_blind_baselines
 from clinkd.storage import JsonLines, write_json, write_lines
 from clinkd.workflows.ablate import _read_finished_run
 

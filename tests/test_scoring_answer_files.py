@@ -15,7 +15,8 @@ from clinkd.cli import main
 from clinkd.data.grids import Size
 from clinkd.data.readers.rows import FieldError, SourceRow
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
-from clinkd.scoring.answer_files import (
+from clinkd.scoring.final_answer import find_final_answer
+from clinkd.scoring.reading.answer_files import (
     HowToRead,
     LostAnswer,
     find_frame_doubts,
@@ -24,9 +25,8 @@ from clinkd.scoring.answer_files import (
     match_rows,
     read_row,
 )
-from clinkd.scoring.box_families import FAMILIES, OVER, read_answer
-from clinkd.scoring.final_answer import find_final_answer
-from clinkd.scoring.results import EvaluationData, read_results
+from clinkd.scoring.reading.box_families import FAMILIES, OVER, read_answer
+from clinkd.scoring.reading.results import EvaluationData, read_results
 
 SPELLINGS = Path(__file__).parents[2] / "shared" / "cases" / "evaluation" / "box_spellings.json"
 BOX = Box(0.1, 0.2, 0.4, 0.5)

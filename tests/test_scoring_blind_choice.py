@@ -11,8 +11,8 @@ from clinkd.language.facts import Lexicon
 from clinkd.pipeline.cautions import caution_blind
 from clinkd.records import BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Score, Task, Turn
 from clinkd.reporting.tables import ScoreIndex, describe_scores, tabulate_scores
-from clinkd.scoring.baselines import CONSTANT, IMAGES_SHUFFLED, LEARNED, OTHER_IMAGE, QUESTION_ONLY
-from clinkd.scoring.blind_choice import LEAST_OF_MODALITY, BlindChoice, BlindTrial, answer_blindly
+from clinkd.scoring.blind.baselines import CONSTANT, IMAGES_SHUFFLED, LEARNED, OTHER_IMAGE, QUESTION_ONLY
+from clinkd.scoring.blind.choice import LEAST_OF_MODALITY, BlindChoice, BlindTrial, answer_blindly
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.outcome import strict_outcomes
 from clinkd.scoring.score import score_predictions

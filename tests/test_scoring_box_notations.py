@@ -10,8 +10,8 @@ import pytest
 
 from clinkd.data.grids import Size
 from clinkd.records import BadInput
-from clinkd.scoring.box_families import read_answer
 from clinkd.scoring.final_answer import find_final_answer
+from clinkd.scoring.reading.box_families import read_answer
 
 CORNERS = (0.1, 0.2, 0.4, 0.5)
 SPELLED = [

@@ -29,8 +29,6 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.scoring.answer_files import HowToRead
-from clinkd.scoring.box_families import read_answer
 from clinkd.scoring.detection import (
     FALSE_POSITIVES,
     PRECISIONS,
@@ -38,6 +36,8 @@ from clinkd.scoring.detection import (
     measure_detection,
     recall_by_threshold,
 )
+from clinkd.scoring.reading.answer_files import HowToRead
+from clinkd.scoring.reading.box_families import read_answer
 from clinkd.workflows.answer import read_answers, read_test_set
 from clinkd.workflows.evaluate import evaluate
 

@@ -203,9 +203,9 @@ def test_scores_stand_beside_our_own_and_in_comparisons(tmp_path: Path, capsys: 
     table = json.loads((tmp_path / "bad" / "table.json").read_text())
     assert table["QA"]["metrics"]["exact"]["score"] == pytest.approx(100 / 3)
     assert "exact" in (tmp_path / "bad" / "report.html").read_text()
-    from clinkd.workflows.compare import compare
+    from clinkd.workflows.compare import HowToCompare, compare
 
-    (comparison,) = compare([str(tmp_path / "good"), str(tmp_path / "bad")], [], tmp_path)
+    (comparison,) = compare([str(tmp_path / "good"), str(tmp_path / "bad")], tmp_path, HowToCompare()).comparisons
     difference = comparison.get(Task.QA, "exact")
     assert difference and difference.value == pytest.approx(200 / 3) and difference.interval
     assert len(log.read_text().splitlines()) == 2, "a comparison starts no program"

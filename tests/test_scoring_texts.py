@@ -174,7 +174,7 @@ def test_a_short_perfect_row_of_the_field_scores_100(shared: Path, scorer: Capti
         file = shared / "cases" / "evaluation" / "field" / f"{name}.jsonl"
         if not file.is_file():
             pytest.skip("the cases are not here")
-        answers = answering.read_released(file, Task.MIA, "qwen-vl", ("official", "strict"), None)
+        answers = answering.read_released(answering.ReleasedFiles({Task.MIA: file}))
         for outcome in evaluating.evaluate(answers, captions=scorer).outcomes:
             assert outcome.score() == pytest.approx(100)
             assert ("CIDEr" in outcome.parts()) is computed is ("CIDEr" not in outcome.not_computed)

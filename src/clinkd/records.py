@@ -32,6 +32,10 @@ class Record:
         """The record as plain values, for `json.dumps`."""
         return {name: _plain(getattr(self, name)) for name in type(self).__slots__}
 
+    def _leave_out_empty(self, *names: str) -> dict[str, Any]:
+        """`to_json` without those of the named fields, newer than the others, that are empty or None."""
+        return {name: v for name, v in Record.to_json(self).items() if name not in names or v not in ([], None)}
+
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """The record of a value that `to_json` returned. Keys without a field are left out.
@@ -279,7 +283,7 @@ class Turn(Record):
         return OPTION_LETTERS[self.options.index(self.answer.text)] if self.answer.text in self.options else ""
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in Record.to_json(self).items() if value not in ([], None)}
+        return self._leave_out_empty("options", "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,8 +346,7 @@ class Candidate(Record):
             raise BadInput(f"{len(self.box_scores)} box_scores but {len(self.answer.boxes)} boxes")
 
     def to_json(self) -> dict[str, Any]:
-        value = Record.to_json(self)
-        return value if self.box_scores else {name: v for name, v in value.items() if name != "box_scores"}
+        return self._leave_out_empty("box_scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +408,9 @@ class Score(Record):
     why: str | None = None  # there is no value, or no interval
     interval: tuple[Number, Number] | None = None  # 95 %, over patients or images
     chosen_on: Literal["validation", "training"] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return self._leave_out_empty("chosen_on")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from clinkd.spelling import suggest
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
-    from clinkd.scoring.answer_files import HowToRead
     from clinkd.scoring.outcome import Mode
+    from clinkd.scoring.reading.answer_files import HowToRead
     from clinkd.workflows.answer import Answers, ReleasedFiles, TestSet
 
 _CHAT_KNOBS = (  # knobs with a flag of the same name
@@ -226,7 +226,7 @@ def _read_test_set(args: argparse.Namespace) -> TestSet:
 
 def _read_how(args: argparse.Namespace) -> HowToRead:
     from clinkd.data.readers.source import parse_columns
-    from clinkd.scoring.answer_files import COLUMNS, HowToRead
+    from clinkd.scoring.reading.answer_files import COLUMNS, HowToRead
 
     columns = parse_columns(args.column)
     if unknown := next((ours for ours in columns if ours not in COLUMNS), None):
@@ -236,7 +236,7 @@ def _read_how(args: argparse.Namespace) -> HowToRead:
 
 def _find_released(args: argparse.Namespace) -> ReleasedFiles:
     """The files in the papers' form, with the task of each."""
-    from clinkd.scoring.answer_files import HowToRead
+    from clinkd.scoring.reading.answer_files import HowToRead
     from clinkd.workflows.answer import ReleasedFiles
 
     if args.column:

@@ -13,7 +13,7 @@ from typing import Any
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.remote import Chat, Masked, Message, Reply, Scrubber, user_message
-from clinkd.scoring.answer_files import HowToRead, read_candidate
+from clinkd.scoring.reading.answer_files import HowToRead, read_candidate
 from clinkd.storage import progress
 
 PROMPT_VERSION = 1  # raised where the words below change

@@ -10,7 +10,7 @@ from typing import Any
 from clinkd.language.foreign import list_foreign_languages
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import Sample, Task
-from clinkd.scoring.baselines import IMAGES_SHUFFLED
+from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
 
 LEAST_GROUPS = 10  # of a test split, for any conclusion
 PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}

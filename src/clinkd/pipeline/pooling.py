@@ -23,8 +23,8 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.records import SPLITS, Prediction, Sample, Split
-from clinkd.scoring.baselines import IMAGES_SHUFFLED
-from clinkd.scoring.blind_choice import BlindChoice, answer_blindly
+from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
+from clinkd.scoring.blind.choice import BlindChoice, answer_blindly
 from clinkd.scoring.measure import Rules
 from clinkd.storage import write_json, write_lines
 

@@ -1,9 +1,7 @@
 """Numbers of answers: metrics, scores, image-blind baselines, captions, the papers' own scripts. No pages, no torch."""
 
 __all__ = [
-    "answer_files",
-    "baselines",
-    "blind_choice",
+    "blind",
     "captions",
     "detection",
     "intervals",
@@ -14,8 +12,7 @@ __all__ = [
     "outcome",
     "outside",
     "plotted",
-    "released",
-    "results",
+    "reading",
     "score",
     "spice",
 ]

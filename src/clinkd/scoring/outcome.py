@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clinkd.records import Prediction, Sample, Score, Task
-from clinkd.scoring.blind_choice import BlindChoice
+from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice

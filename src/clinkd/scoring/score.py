@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
-from clinkd.scoring.blind_choice import BlindChoice
+from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer

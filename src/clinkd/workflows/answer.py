@@ -25,12 +25,13 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import Chat, Journal
-from clinkd.scoring import released
-from clinkd.scoring.answer_files import HowToRead, find_frame_doubts
 from clinkd.scoring.detection import DetectorOutput
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import MODES, Mode
-from clinkd.scoring.results import EvaluationData, Missing, read_results
+from clinkd.scoring.reading import released
+from clinkd.scoring.reading.answer_files import HowToRead, find_frame_doubts
+from clinkd.scoring.reading.box_families import choose_family
+from clinkd.scoring.reading.results import EvaluationData, Missing, read_results
 from clinkd.settings import override
 from clinkd.storage import read_json, write_json
 from clinkd.workflows.correct import OutgoingPreview
@@ -149,12 +150,18 @@ class ReleasedFiles:
     group: str | None = None
     quarantine: Path | None = None
 
+    @property
+    def sized_images(self) -> Path | None:
+        """The folder of the images, where boxes are pixels: then each image must be there."""
+        in_pixels = [choose_family(how.boxes, how.flag).unit is None for how in (self.truth, self.how)]
+        return self.images if any(in_pixels) else None
+
     def read_lines(self, strictly: bool) -> dict[Task, released.ReleasedLines]:
         """The rows of each file, without those that cannot be used. Raises BadInput with the first of these, unless
         they are set aside."""
         lines = {}
         for task, file in self.files.items():
-            resolver = ImageResolver(Source(file, images=self.images)) if self.images else None
+            resolver = ImageResolver(Source(file, images=self.images)) if self.sized_images else None
             lines[task] = released.read_lines(file, resolver, self.group)
             if strictly:
                 faults = released.find_unreadable_truths(lines[task], task, self.truth)
@@ -188,8 +195,8 @@ def read_released(given: ReleasedFiles, modes: Sequence[Mode] = MODES, system: s
     first, names = next(iter(given.files.values())), ", ".join(file.name for file in given.files.values())
     source = {"kind": "released", "file": names, "truth_boxes": given.truth.boxes, "boxes": given.how.boxes}
     return Answers(
-        system or first.stem, names, source, read.samples, read.predictions, by_id, read.lexicon, root=given.images,
-        notes=read.notes, doubts=read.doubts,
+        system or first.stem, names, source, read.samples, read.predictions, by_id, read.lexicon,
+        root=given.sized_images, notes=read.notes, doubts=read.doubts,
     )  # fmt: skip
 
 

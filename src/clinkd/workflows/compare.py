@@ -160,7 +160,8 @@ def _name_ids_by_task(answers: ComparedAnswers) -> ComparedAnswers:
     name = {s.id: f"{s.task.value} {s.id}" for s in answers.samples}
     samples = [replace(s, id=name[s.id]) for s in answers.samples]
     predictions = [replace(p, id=name.get(p.id, p.id)) for p in answers.predictions]
-    return replace(answers, samples=samples, predictions=predictions)
+    outside = {by: {name.get(id, id): score for id, score in of.items()} for by, of in answers.outside.items()}
+    return replace(answers, samples=samples, predictions=predictions, outside=outside)
 
 
 def _read_run_system(run: Run, chosen: ComparedAnswers, mode: Mode) -> System:

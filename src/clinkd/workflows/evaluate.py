@@ -41,7 +41,7 @@ from clinkd.reporting.tables import (
     tabulate_scores,
 )
 from clinkd.scoring import official
-from clinkd.scoring.blind_choice import answer_blindly
+from clinkd.scoring.blind.choice import answer_blindly
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.detection import Detection, measure_detection
 from clinkd.scoring.measure import Rules

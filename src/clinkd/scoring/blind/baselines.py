@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, iou_of_corners
 from clinkd.language.words import normalise
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Modality, Prediction, Sample, Task
-from clinkd.scoring.learned import LEAST_KNOWN, MOST_KNOWN, LearnedBaseline, make_indicator
+from clinkd.scoring.blind.learned import LEAST_KNOWN, MOST_KNOWN, LearnedBaseline, make_indicator
 
 OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY = "other image", "median box", "constant", "question only"
 LEARNED, IMAGES_SHUFFLED = "learned", "images shuffled"

@@ -31,9 +31,9 @@ from clinkd.data.readers.rows import (
 from clinkd.data.readers.source import ImageResolver
 from clinkd.language.facts import Lexicon
 from clinkd.records import BOX_MARK, BadInput, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.answer_files import HowToRead, find_cut_answers, find_frame_doubts, read_candidate, size_for
-from clinkd.scoring.box_families import ReadAnswer, read_answer
 from clinkd.scoring.official import ReleasedAnswer
+from clinkd.scoring.reading.answer_files import HowToRead, find_cut_answers, find_frame_doubts, read_candidate, size_for
+from clinkd.scoring.reading.box_families import ReadAnswer, read_answer
 from clinkd.storage import replacing
 
 QUARANTINE = "quarantine"  # the mark of a bad row, as in `clinkd.data`

@@ -15,7 +15,7 @@ import numpy as np
 
 from clinkd.language.words import normalise
 from clinkd.records import Modality, Prediction, Record, Sample, Task
-from clinkd.scoring.baselines import (
+from clinkd.scoring.blind.baselines import (
     BASELINES,
     Kind,
     answer_by_other_images,

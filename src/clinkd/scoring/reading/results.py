@@ -30,7 +30,8 @@ from clinkd.data.readers.rows import (
     table_rows,
 )
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
-from clinkd.scoring.answer_files import (
+from clinkd.scoring.detection import DetectorBox, DetectorOutput
+from clinkd.scoring.reading.answer_files import (
     TEXT_KEYS,
     AnswerRow,
     HowToRead,
@@ -41,7 +42,6 @@ from clinkd.scoring.answer_files import (
     match_rows,
     read_row,
 )
-from clinkd.scoring.detection import DetectorBox, DetectorOutput
 
 Missing = Literal["refuse", "wrong"]
 CAPTIONED = (Task.MIA, Task.RC)

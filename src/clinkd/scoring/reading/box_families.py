@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from clinkd.data.grids import Size
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
-from clinkd.scoring.box_notations import (
+from clinkd.scoring.reading.box_notations import (
     MARKS,
     NOTATIONS,
     PLAIN,

@@ -27,8 +27,8 @@ from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
 from clinkd.data.readers.rows import FieldError, SourceRow, shorten_value, use_cell
 from clinkd.records import BadInput, Box, Candidate, ImageRef, Prediction, Sample, Task
-from clinkd.scoring.box_families import FAMILIES, choose_family, read_answer
 from clinkd.scoring.final_answer import ends_whole, find_final_answer
+from clinkd.scoring.reading.box_families import FAMILIES, choose_family, read_answer
 
 COLUMNS = ("id", "response", "question", "image")  # what --column may name
 TEXT_KEYS = (  # "answer" is the last, as many harnesses keep the truth there

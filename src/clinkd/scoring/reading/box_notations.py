@@ -350,12 +350,13 @@ def _read_value(value: Any) -> Iterator[Coordinates]:
         percent = any("%" in str(member) for key, member in members.items() if key not in (*_SCORES, *_LABELS))
         boxes = tuple(_read_members(members, percent))
         score = next((s for key in _SCORES if (s := _read_score(members.get(key))) is not None), None)
+        scores = [_read_score(part) for part in listed] if isinstance(listed := members.get("scores"), list) else []
+        own = scores if len(scores) == len(boxes) else [None] * len(boxes)
         label = next((str(members[key]).strip("\"'") for key in _LABELS if isinstance(members.get(key), str)), "")
         label = re.sub(r"[\[\]]", " ", label)
-        for box in boxes:
-            yield Coordinates(
-                box.values, box.order, box.percent, label or box.label, score if box.score is None else box.score
-            )
+        for box, stated in zip(boxes, own, strict=True):
+            confidence = next((s for s in (box.score, stated, score) if s is not None), None)
+            yield Coordinates(box.values, box.order, box.percent, label or box.label, confidence)
         if not boxes:
             for member in value.values():
                 yield from _read_value(member) if isinstance(member, dict | list) else ()
