@@ -150,11 +150,11 @@ def test_with_shuffled_images_the_model_answers_each_question_once(done):
 
 def test_a_run_is_no_better_than_itself(done, capsys):
     assert main(["compare", "demo", str(done.runs / "demo"), "--runs", str(done.runs), "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
+    (told,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert (told["ours"], told["theirs"]) == ("demo (1)", "demo (2)")
     assert {"VG", "ROC", "RC", "MIA"} <= told["tasks"].keys()
     for task in told["tasks"].values():
-        head = task["metrics"][task["headline"]]
+        head = task["metrics"][task["metric"]]
         assert (head["difference"], head["interval"], head["p"], task["p_holm"]) == (0, [0, 0], 1, 1)
 
 
