@@ -239,6 +239,7 @@ def test_omni_med_vqa(tmp_path: Path) -> None:
 def test_options_go_through_an_import_an_export_and_back(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     row = {"image": "a.png", "question": "Which lung?", "options": ["left lung", "right lung"], "answer": "B"}
+    row |= {"answer_type": "CLOSED"}
     source = Source(write_json(tmp_path, row), modality=Modality.CT)
     import_data([source], tmp_path / "set", Checks())
     stored = [json.loads(line) for line in (tmp_path / "set" / "samples.jsonl").read_text().splitlines()]
@@ -256,6 +257,15 @@ def test_options_go_through_an_import_an_export_and_back(tmp_path: Path) -> None
     (tmp_path / "samples.jsonl").write_text(json.dumps(stored[0]))
     (bad,) = read(tmp_path / "samples.jsonl", form="samples")[0]
     assert bad.problem is not None and bad.problem.field == "turns[0].options"
+
+
+def test_a_conversation_of_one_question_tells_whether_it_is_closed(tmp_path: Path) -> None:
+    ask, answer = {"from": "human", "value": "<image>Is it?"}, {"from": "gpt", "value": "Yes"}
+    talks = [[ask, answer], [ask, answer, {"from": "human", "value": "Is it?"}, answer]]
+    rows = [{"id": f"{len(t)}", "image": "a.png", "conversations": t, "answer_type": "CLOSED"} for t in talks]
+    results, told = read(write_json(tmp_path, *rows), form="sharegpt")
+    assert [{s.turns[0].closed for s in result.samples} for result in results] == [{True}, {None}]
+    assert told == {"keys 'answer_type', which are not used": 1}
 
 
 def test_a_letter_of_a_conversation_is_told(tmp_path: Path) -> None:

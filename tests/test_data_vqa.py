@@ -97,11 +97,12 @@ def test_vqa_rad(tmp_path: Path) -> None:
         (rad()["question"], "4"),
     ]
     assert [s.modality for s in found] == [Modality.MR] * 4 + [Modality.CT]
-    used = ["qid", "phrase_type", "image_name", "question", "answer"]
+    used = ["qid", "phrase_type", "image_name", "question", "answer", "answer_type"]
     assert told == {"answers that are numbers, taken as text": 2} | unused(rad(), 5, used)
     assert found[3].images[0].path == found[3].group == "VQA_RAD Image Folder/synpic2.jpg"
     for s in found:
         assert (s.task, s.source, s.images[0].width, s.images[0].height) == (Task.QA, "vqarad", 40, 20)
+        assert s.turns[0].closed is True
         assert Sample.from_json(s.to_json()) == s
     assert [s.split for s in samples(read(file, modality=Modality.MR, split="validation")[0])] == [
         "validation", "test", "test", "validation", "validation",
@@ -136,7 +137,8 @@ def test_slake(tmp_path: Path) -> None:
     entries, told = read(tmp_path)
     found = samples(entries)
     assert len(entries) == 5 and not any(e.problem for e in entries)
-    used = ["qid", "img_name", "question", "answer", "q_lang", "modality"]
+    assert {s.turns[0].closed for s in found} == {False}
+    used = ["qid", "img_name", "question", "answer", "q_lang", "modality", "answer_type"]
     assert told == {"questions in zh, left out": 1} | unused(slake(), 4, used)
     assert {s.id: s.split for s in found} == {
         "train-0": "train", "validate-2": "validation", "validate-3": "validation", "test-4": "test",

@@ -54,6 +54,30 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+# ---- the log --------------------------------------------------------------------------------------------------------
+
+COMMAND = re.compile(r"`(?:clinkd|make|pytest|(?:\S*/)?python) [^`]+`")
+
+
+def find_untold_tables(text: str) -> list[str]:
+    """The first line of each table that has neither a command nor a reason why it is not to be repeated: in itself, or
+    in the text that stands between it and the next table or heading on either side."""
+    blocks = re.split(r"^(#+ .*|(?:\|.*\n)+)", text, flags=re.M)  # text, heading or table, text, ...
+    untold = []
+    for place in range(1, len(blocks), 2):
+        around = " ".join(" ".join(blocks[place - 1 : place + 2]).split())
+        told = COMMAND.search(around) or "not to be repeated" in around.lower()
+        untold += [blocks[place].splitlines()[0]] if blocks[place].startswith("|") and not told else []
+    return untold
+
+
+def test_each_table_of_the_log_can_be_made_again_or_says_why_not() -> None:
+    assert find_untold_tables((ROOT / "LOG.md").read_text(encoding="utf-8")) == []
+    table = "| a |\n|---|\n| 1 |\n"
+    assert find_untold_tables(f"`clinkd run demo`\n\n## Later\n\n{table}\nIt is so.\n") == ["| a |"]
+    assert find_untold_tables(f"By `make demo`:\n\n{table}\n{table}\n(Not to be\nrepeated: lost.)\n") == []
+
+
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 

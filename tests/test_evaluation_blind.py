@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from clinkd.records import Box, BoxedText, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.baselines import (
+from clinkd.scoring.blind.baselines import (
     BASELINES,
     CONSTANT,
     IMAGES_SHUFFLED,
+    LEARNED,
     MEDIAN_BOX,
     OTHER_IMAGE,
     QUESTION_ONLY,
@@ -179,7 +180,7 @@ def test_without_training_nobody_is_answered_from_the_own_group() -> None:
         for g in range(10) for i in range(2) for task in Task
     ]  # fmt: skip
     before = {baseline: answers(rows) for baseline, rows in make_image_blind_baselines([], test).items()}
-    assert before.keys() == set(BASELINES) - {IMAGES_SHUFFLED} and all(len(a) for a in before.values())
+    assert before.keys() == set(BASELINES) - {IMAGES_SHUFFLED, LEARNED} and all(len(a) for a in before.values())
     elsewhere = 0
     for group in sorted({s.group for s in test}):
         other = {s.id: question(s.task, 0, dice, group) for s in test if s.group == group}
@@ -226,6 +227,73 @@ def test_a_lone_image_of_a_modality_is_answered_from_others_and_a_lone_image_fro
     assert make_image_blind_baselines([], test) == {}
     row, _ = make_image_blind_baselines([], [*test, sample("a", Task.QA, "Which organ?", "lung")])[CONSTANT]
     assert row.answer.answer.text == "lung" and "no other image of the modality" in row.by
+
+
+# ---- learned --------------------------------------------------------------------------------------------------------
+
+
+def wide_or_tall(i: int, dice: random.Random) -> Sample:
+    """A name that is told by the form of its box alone, wherever and however large that is."""
+    long, short, wide = dice.uniform(0.08, 0.14), dice.uniform(0.02, 0.06), dice.random() < 0.5
+    width, height = (long, short) if wide else (short, long)
+    x, y = dice.uniform(0, 1 - width), dice.uniform(0, 1 - height)
+    modality = dice.choice([Modality.CT, Modality.MR])
+    question = BoxedText("What is at [box]?", (Box(x, y, x + width, y + height),))
+    return sample(f"s{i}", Task.ROC, question, "rib" if wide else "spine", modality=modality)
+
+
+def test_a_forest_learns_what_a_look_up_does_not_find() -> None:
+    dice = random.Random(3)
+    train, test = [wide_or_tall(i, dice) for i in range(150)], [wide_or_tall(1000 + i, dice) for i in range(60)]
+    found = make_image_blind_baselines(train, test)
+    right = {name: sum(answers(rows)[s.id] == s.answer for s in test) for name, rows in found.items()}
+    assert right[LEARNED] >= 55 > right[QUESTION_ONLY]
+    assert found == make_image_blind_baselines(train, test)
+
+
+def test_a_forest_says_boxes_by_the_name_and_only_options_that_are_there() -> None:
+    dice = random.Random(4)
+    pair = (square(0.1, 0.1), square(0.6, 0.1))
+    train = [where("liver", square(dice.uniform(0.1, 0.14), 0.5), f"l{i}") for i in range(30)]
+    train += [sample(f"r{i}", Task.VG, "Where are the lungs?", BoxedText("[box] [box]", pair), names=("lungs",))
+              for i in range(30)]  # fmt: skip
+    test = [where("liver", square(0, 0), "x"), replace(train[-1], id="y", group="y")]
+    found = answers(make_image_blind_baselines(train, test)[LEARNED])
+    assert found["y"].boxes == pair and found["x"].boxes[0].to_json() == pytest.approx([0.12, 0.5, 0.32, 0.7], abs=0.03)
+
+    def choice(name: str, right: str, *options: str) -> Sample:
+        item = sample(name, Task.QA, f"Which? A: {options[0]} B: {options[1]}", right)
+        return replace(item, turns=(replace(item.turns[0], options=options),))
+
+    train = [choice(f"t{i}", ("cyst", "stone")[i % 2], "cyst", "stone") for i in range(45)]
+    known, unknown = choice("k", "mass", "mass", "stone"), choice("u", "mass", "mass", "scar")
+    found = answers(make_image_blind_baselines(train, [known, unknown])[LEARNED])
+    assert found["k"].text == "stone"  # said before, as the mass was not
+    assert found["u"].text == "mass"  # none was said before: "A" was right more often
+
+
+def test_a_forest_never_answers_from_the_own_group() -> None:
+    """Other truths for a whole group change no answer to it, and other truths of test questions none at all."""
+    dice = random.Random(7)
+    tasks = (Task.VG, Task.RC)
+    known = [question(task, i, dice, f"g{g}") for g in range(12) for i in range(6) for task in tasks]
+    before = answers(make_image_blind_baselines([], known)[LEARNED])
+    elsewhere = 0
+    for group in ("g1",):
+        other = {s.id: question(s.task, 0, dice, group) for s in known if s.group == group}
+        changed = [
+            replace(s, turns=(replace(s.turns[0], answer=other[s.id].answer),), facts=other[s.id].facts)
+            if s.id in other else s for s in known
+        ]  # fmt: skip
+        after = answers(make_image_blind_baselines([], changed)[LEARNED])
+        assert after.keys() == before.keys() == {s.id for s in known}
+        assert all(after[i] == before[i] for i in other)
+        elsewhere += sum(after[i] != before[i] for i in before if i not in other)
+    assert elsewhere
+    same_group = [replace(s, id=f"x{s.id}", group="g1") for s in known if s.group == "g1"]
+    alone = [s for s in known if s.group != "g1"]
+    apart = answers(make_image_blind_baselines(known, same_group)[LEARNED])
+    assert all(a.text in {s.answer.text for s in alone} for a in apart.values())
 
 
 # ---- with another image ---------------------------------------------------------------------------------------------

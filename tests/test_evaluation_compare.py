@@ -7,13 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from clinkd.cli import main
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import (
@@ -31,16 +29,17 @@ from clinkd.records import (
 from clinkd.reporting import compare
 from clinkd.reporting.compare import (
     ComparedAnswers,
-    compare_answers,
+    compare_pair,
     compare_paired_values,
     compare_seeds,
-    comparison_json,
-    comparison_tables,
+    correct_together,
+    find_hindrance,
     pool_values,
+    score_systems,
 )
+from clinkd.reporting.systems import ComparedSystems, tabulate_differences
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import score_predictions
-from clinkd.storage import write_json, write_lines
 
 LEXICON = Lexicon(("liver", "cyst"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -72,7 +71,9 @@ def test_over_seeds_is_the_paired_t_test():
     assert found.p == pytest.approx(oracle.pvalue) and found.pairs == 5
     assert found.interval == pytest.approx(tuple(oracle.confidence_interval(0.95)))
     error = statistics.stdev([a - b for a, b in zip(ours, theirs, strict=True)]) / 5**0.5
-    assert found.smallest == pytest.approx((stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * error)
+    shift = found.smallest / error  # noncentrality
+    power = stats.nct.sf(stats.t.ppf(0.975, 4), 4, shift) + stats.nct.cdf(stats.t.ppf(0.025, 4), 4, shift)
+    assert power == pytest.approx(0.8, abs=1e-5)
     swapped = compare_paired_values(theirs, ours)
     assert (swapped.mean, swapped.p, swapped.smallest) == pytest.approx((-found.mean, found.p, found.smallest))
 
@@ -96,12 +97,24 @@ def test_pairs_that_never_vary():
     )
 
 
-def test_the_smallest_difference_is_seen_about_as_often_as_said():
-    """With the spread estimated from few pairs the power is near 80 %, not exactly; with many it is."""
-    rng = np.random.default_rng(0)
-    smallest = (stats.t.ppf(0.975, 29) + stats.t.ppf(0.8, 29)) / 30**0.5
-    seen = [compare_paired_values(list(row), [0.0] * 30).p < 0.05 for row in rng.normal(smallest, 1, (800, 30))]
-    assert np.mean(seen) == pytest.approx(0.8, abs=0.05)
+def smallest_of(pairs: int) -> float:
+    """The smallest difference, in standard deviations."""
+    values = [1.0, -1.0] * (pairs // 2) + [0.0] * (pairs % 2)
+    return compare_paired_values(values, [0.0] * pairs).smallest / statistics.stdev(values)
+
+
+@pytest.mark.parametrize(("pairs", "effect"), [(15, 0.8), (34, 0.5), (199, 0.2)])
+def test_the_smallest_difference_is_that_of_the_tables_of_power(pairs: int, effect: float) -> None:
+    """G*Power and R's power.t.test: paired, two-sided, 5 %, power 80 %: so many pairs are the least for this effect."""
+    assert smallest_of(pairs) <= effect < smallest_of(pairs - 1)
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 30])
+def test_the_smallest_difference_is_seen_in_80_of_100_repetitions(pairs: int) -> None:
+    """By brute force; (t.975 + t.8) / sqrt(n) would be seen in 76 % at 3 pairs."""
+    drawn = np.random.default_rng(0).normal(smallest_of(pairs), 1, (40_000, pairs))
+    t = drawn.mean(1) / (drawn.std(1, ddof=1) / pairs**0.5)
+    assert np.mean(abs(t) > stats.t.ppf(0.975, pairs - 1)) == pytest.approx(0.8, abs=4 * (0.16 / 40_000) ** 0.5)
 
 
 def test_pooled_seeds():
@@ -118,9 +131,14 @@ def system(name: str, samples: Sequence[Sample], predictions: Sequence[Predictio
     return ComparedAnswers(name, samples, predictions, Rules(0.5, LEXICON))
 
 
+def compared(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: int = CONFIG.replicates):
+    (found,) = correct_together([compare_pair(*score_systems((ours, theirs), replicates))])
+    return found
+
+
 def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], replicates: int = CONFIG.replicates):
     ours, theirs = system("ours", samples, answered(samples, a)), system("theirs", samples, answered(samples, b))
-    return compare_answers(ours, theirs, replicates)
+    return compared(ours, theirs, replicates)
 
 
 def test_a_difference_is_that_of_the_two_systems_own_scores():
@@ -149,6 +167,7 @@ def test_a_system_is_no_better_than_itself():
     head = found.get_primary(Task.ROC)
     assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, None)
     assert found.sentences() == ["ROC Recall: no difference in any part."]
+    assert two(samples[:3], [True] * 3, [False] * 3).get_primary(Task.ROC).interval is None  # no width is no knowledge
     few = two(samples[:3], [True] * 3, [False] * 3).sentences()
     assert len(few) == 1 and few[0].startswith(
         "ROC Recall: +100.0 in every part, yet too few to tell it from chance (p"
@@ -246,10 +265,10 @@ def test_only_what_was_answered_is_compared():
     samples = [asked(i, i) for i in range(6)]
     plain = answered(samples, [True] * 6)
     more = [replace(p, candidates=(Candidate("cyst", BoxedText("cyst")), *p.candidates), chosen=1) for p in plain]
-    found = compare_answers(system("a", samples, more), system("b", samples, plain), CONFIG.replicates)
+    found = compared(system("a", samples, more), system("b", samples, plain))
     assert (found.get_primary(Task.ROC).ours, found.get_primary(Task.ROC).value) == (100, 0)
     with pytest.raises(BadInput, match="b: 1 of 6 questions are not answered, the first is 's5'"):
-        compare_answers(system("a", samples, plain), system("b", samples, plain[:-1]), CONFIG.replicates)
+        compared(system("a", samples, plain), system("b", samples, plain[:-1]))
 
 
 def test_seeds_are_compared_by_their_figures():
@@ -259,68 +278,96 @@ def test_seeds_are_compared_by_their_figures():
         samples = [asked(i, i, task) for i, task in enumerate([Task.ROC, Task.VG] * 30)]
         pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, 0))
     assert pairs[0].get_primary(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
-    found = compare_seeds(pairs)
+    (found,) = correct_together([compare_seeds(pairs)])
     ours, theirs = [p.get_primary(Task.VG).ours for p in pairs], [p.get_primary(Task.VG).theirs for p in pairs]
     head, paired = found.get_primary(Task.VG), compare_paired_values(ours, theirs)
     assert (head.metric, head.modality, head.pools) == ("F1", None, (pool_values(ours), pool_values(theirs)))
     assert (head.value, head.interval, head.p, head.smallest, head.count) == paired
     assert found.corrected == compare.correct_by_holm({t: found.get_primary(t).p for t in found.primary_metrics})
     assert all("scores higher" in line for line in found.sentences())
-    table, *_ = comparison_tables(found)
-    assert table.rows[0][:2] == ("VG F1", "4") and "(sd " in table.rows[0][2]
-    told = comparison_json(found)
+    (table,) = tabulate_differences([found]).tasks
+    assert table.rows[0][:3] == ("ours - theirs", "VG F1", "4") and "(sd " in table.rows[0][3]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    (told,) = ComparedSystems("strict", [], [found]).to_json()["comparisons"]
     assert told["over"] == "seeds" and told["tasks"]["VG"]["metrics"]["F1"]["seeds"] == 4
-    assert json.loads(json.dumps(told, allow_nan=False))["tasks"]["ROC"]["headline"] == "Recall"
+    assert json.loads(json.dumps(told, allow_nan=False))["tasks"]["ROC"]["metric"] == "Recall"
 
 
-# ---- the verb -------------------------------------------------------------------------------------------------------
+# ---- several systems ------------------------------------------------------------------------------------------------
 
 
-def folder(place: Path, samples: Sequence[Sample], right: Sequence[bool], **told: object) -> Path:
-    """As `clinkd evaluate --out` writes it."""
-    place.mkdir()
-    write_lines(place / "samples.jsonl", (s.to_json() for s in samples))
-    write_lines(place / "predictions.jsonl", (p.to_json() for p in answered(samples, right)))
-    write_json(place / "evaluation.json", {"system": place.name, **told})
-    return place
+def test_what_two_systems_share_is_compared_as_if_there_were_no_more():
+    """Figures, intervals and p are those of the shared questions alone, in whatever order each system lists them."""
+    draw = np.random.default_rng(3)
+    samples = [asked(i, i // 2, (Task.ROC, Task.VG)[i % 2], (Modality.CT, Modality.PET)[i // 3 % 2]) for i in range(80)]
+    a, b = draw.random((2, 80)) < 0.6
+    ours, theirs = answered(samples, a), answered(samples, b)
+    first = system("ours", samples[:60], ours[:60])
+    second = system("theirs", samples[:19:-1], theirs[:19:-1])
+    found = compared(first, second)
+    alone = compared(system("ours", samples[20:60], ours[20:60]), system("theirs", samples[20:60], theirs[20:60]))
+    assert found.shared[Task.VG] == (20, 20, 30, 30) and found.shared[Task.ROC].questions == 20
+    for task, metric in found.primary_metrics.items():
+        for modality in (None, Modality.CT, Modality.PET):
+            assert found.get(task, metric, modality) == alone.get(task, metric, modality)
+    (table,) = tabulate_differences([found]).tasks
+    assert "ours and theirs share 20 questions of VG, of 30 and 30: the difference is over these alone." in table.notes
 
 
-def test_folders_of_answers_are_compared(tmp_path, capsys):
-    samples = [asked(i, i, modality=Modality.CT if i % 2 else Modality.PET) for i in range(24)]
-    places = [
-        folder(tmp_path / n, samples, [i % k != 0 for i in range(24)]) for n, k in (("a", 12), ("b", 2), ("c", 3))
-    ]
-    assert main(["compare", *map(str, places), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [(t["ours"], t["theirs"]) for t in told] == [("a", "b"), ("a", "c")]
-    of = told[0]["tasks"]["ROC"]
-    assert of["headline"] == "Recall" and of["p_holm"] < 0.01 and "a scores higher than b" in of["sentence"]
-    assert of["metrics"]["Recall"]["difference"] == pytest.approx(100 * (22 - 12) / 24)
-    assert set(of["metrics"]["Recall"]["by_modality"]) == {"ct", "pet"}
-    assert main(["compare", str(places[0]), str(places[1])]) == 0
-    shown = capsys.readouterr().out
-    assert "a beside b" in shown and "By modality" in shown and "a scores higher than b" in " ".join(shown.split())
-    seeds = ["compare", str(places[0]), str(places[2]), "--against", str(places[1]), str(places[1])]
-    assert main(seeds) == 0 and "a c beside b" in capsys.readouterr().out
+def test_patients_are_the_clusters_where_one_side_knows_them():
+    samples = [asked(i, i) for i in range(24)]
+    of_patients = [replace(s, group=f"p{i // 4}") for i, s in enumerate(samples)]
+    right = [i % 3 == 0 for i in range(24)]
+    known = compared(system("a", of_patients, answered(samples, right)), system("b", samples, answered(samples, right)))
+    assert known.shared[Task.ROC] == (24, 6, 24, 24)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["a"], "nothing to compare it with"),
-        (["a", "b", "--against", "a"], "--against: 1 for 2 runs"),
-        (["a", "other"], "a and other were asked different test questions, such as 's0'"),
-        (["a", "finer"], "evaluate.iou=0.5 of a is 0.7 in finer"),
-        (["a", "nowhere"], "nowhere: no run of that name or path"),
-    ],
-)
-def test_what_cannot_be_compared_is_told_in_a_line(tmp_path, capsys, monkeypatch, words, told):
-    monkeypatch.chdir(tmp_path)
+def test_questions_of_one_id_are_the_same_only_with_one_truth_and_image():
+    samples = [asked(i, i) for i in range(3)]
+    predictions = answered(samples, [True] * 3)
+    ours = system("ours", samples, predictions)
+    image = [replace(s, images=(ImageRef(f"other-{s.id}.png", 64, 64),)) for s in samples]
+    truth = [replace(s, turns=(replace(s.turns[0], answer=said("cyst")),)) for s in samples]
+    other_id = [replace(s, id=f"t{s.id}") for s in samples]
+    for others, told in ((image, "although both have one named 's0'"), (truth, "'s0'"), (other_id, "no question")):
+        assert told in (find_hindrance(ours, system("theirs", others, predictions)) or "")
+    assert find_hindrance(ours, system("theirs", [*image, *samples[2:]], predictions)) is None
+    moved = [replace(s, images=(replace(s.images[0], path=f"folder/{s.images[0].path}"),)) for s in samples]
+    assert find_hindrance(ours, system("theirs", moved, predictions)) is None
+
+
+def test_systems_that_share_questions_are_scored_by_the_words_of_all():
+    """One file of answers may name fewer classes than another: a score must not depend on that."""
     samples = [asked(i, i) for i in range(4)]
-    folder(tmp_path / "a", samples, [True] * 4)
-    folder(tmp_path / "b", samples, [True] * 4)
-    folder(tmp_path / "other", [replace(s, turns=asked(0, 0, Task.VG).turns) for s in samples], [True] * 4)
-    folder(tmp_path / "finer", samples, [True] * 4, iou=0.7)
-    assert main(["compare", *words]) == 2
-    *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("clinkd: ") and told in line
+    said_more = [Prediction(s.id, (Candidate("liver, cyst", said("liver, cyst")),)) for s in samples]
+    narrow = ComparedAnswers("narrow", samples, said_more, Rules(0.5, Lexicon(("liver",))))
+    wide = system("wide", samples, said_more)
+    renamed = [replace(s, id=f"t{s.id}") for s in samples], [replace(p, id=f"t{p.id}") for p in said_more]
+    apart = ComparedAnswers("apart", *renamed, narrow.rules)
+    scored = list(score_systems((narrow, wide, apart), 0))
+    rated = [list(one.rate_questions().values()) for one in scored]
+    assert rated[0] == rated[1] != rated[2]
+
+
+@pytest.mark.usefixtures("headlines_only")
+def test_holm_is_over_all_tasks_of_all_pairs():
+    draw = np.random.default_rng(5)
+    samples = [asked(i, i, (Task.ROC, Task.VG)[i % 2]) for i in range(80)]
+    quality = {"a": 0.9, "b": 0.7, "c": 0.6, "d": 0.5}
+    systems = [system(name, samples, answered(samples, draw.random(80) < q)) for name, q in quality.items()]
+    scored = list(score_systems(systems, 50))
+    pairs = [compare_pair(scored[0], other) for other in scored[1:]]
+    found = correct_together(pairs)
+    single = {(c.theirs, t): c.get_primary(t).p for c in found for t in c.primary_metrics}
+    assert len(single) == 6
+    assert {(c.theirs, t): p for c in found for t, p in c.corrected.items()} == compare.correct_by_holm(single)
+    assert min(p for c in found for p in c.corrected.values()) >= 6 * min(single.values()) * 0.999
+    matrix, (table,), _ = tabulate_differences(found)
+    assert [row[0] for row in matrix[0].rows] == ["b", "c", "d"] and "all 6 tests" in " ".join(table.notes)
+
+
+def test_p_can_be_small_enough_however_many_tests_there_are():
+    samples = [asked(i, i) for i in range(30)]
+    ours, theirs = (system(n, samples, answered(samples, [n == "a"] * 30)) for n in "ab")
+    scored = list(score_systems((ours, theirs), 50))
+    assert 200 * compare_pair(*scored, tests=200).get_primary(Task.ROC).p < 0.05

@@ -19,7 +19,7 @@ from clinkd.scoring.official import (
     count_classes,
     evaluate,
 )
-from clinkd.scoring.released import read_lines
+from clinkd.scoring.reading.released import read_lines
 
 
 def answered(truth: str, response: str) -> ReleasedAnswer:

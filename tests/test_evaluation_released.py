@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from clinkd import cli
 from clinkd.config import EvaluateConfig
-from clinkd.data.codecs import make_codec
+from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Task
-from clinkd.scoring import released
 from clinkd.scoring.outcome import Mode, Outcome
+from clinkd.scoring.reading import released
+from clinkd.scoring.reading.answer_files import HowToRead
+from clinkd.scoring.score import MODEL
 from clinkd.workflows import answer as answering
 from clinkd.workflows import evaluate as evaluating
+from clinkd.workflows.answer import Answers, ReleasedFiles
 
 BOX = "<box>(100,100),(300,300)</box>"
 FEW = EvaluateConfig(replicates=20)
@@ -36,9 +41,18 @@ def written(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def scored(folder: Path, task: Task, *rows: dict[str, Any], boxes: str = "qwen-vl") -> dict[Mode, Outcome]:
+def released_files(
+    file: Path, task: Task = Task.VG, boxes: str = "qwen-vl", truth: str = "qwen-vl", **more: Any
+) -> ReleasedFiles:
+    return ReleasedFiles({task: file}, HowToRead(truth, flag="--truth-boxes"), HowToRead(boxes), **more)
+
+
+def scored(
+    folder: Path, task: Task, *rows: dict[str, Any], boxes: str = "qwen-vl", truth: str = "qwen-vl"
+) -> dict[Mode, Outcome]:
     numbered = [{**r, "id": n, "image": r["image"].replace("1.png", f"{n}.png")} for n, r in enumerate(rows)]
-    answers = answering.read_released(written(folder, *numbered), task, boxes, ("official", "strict"), None)
+    given = released_files(written(folder, *numbered), task, boxes, truth)
+    answers = answering.read_released(given)
     return {o.mode: o for o in evaluating.evaluate(answers, config=FEW).outcomes}
 
 
@@ -125,7 +139,8 @@ def test_captions_keep_every_paragraph_and_no_line_is_shifted(tmp_path: Path) ->
     assert ct == mr == pytest.approx(100)
     assert pet is not None and pet < 70  # "" is all that the scripts keep
     parts = list(found["official"].parts())
-    assert parts == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+    assert parts == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L"]
+    assert "CIDEr" in found["official"].not_computed  # one truth in each modality
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -140,14 +155,14 @@ def test_captions_keep_every_paragraph_and_no_line_is_shifted(tmp_path: Path) ->
         (row("x", "  ", id=7), "row 2, id 7: annotation.*nothing to judge by"),
         (row("x", id=7, image=""), "row 2, id 7: image.*empty"),
         ([1, 2], "row 2.*object"),
-        (row("x", "<box>(100,100),(100,200)</box>", id=7), "row 2, id 7: annotation.*--boxes qwen-vl"),
+        (row("x", "<box>(100,100),(100,200)</box>", id=7), "row 2, id 7: annotation.*--truth-boxes qwen-vl"),
     ],
 )
 def test_a_bad_row_is_named_or_set_aside_but_never_skipped(tmp_path: Path, bad: Any, named: str) -> None:
     file, aside = written(tmp_path, row(BOX), bad, row("x", id=3)), tmp_path / "aside.jsonl"
     with pytest.raises(BadInput, match=named):
-        answering.read_released(file, Task.VG, "qwen-vl", ("strict",), None)
-    answers = answering.read_released(file, Task.VG, "qwen-vl", ("strict",), aside)
+        answering.read_released(released_files(file), ("strict",))
+    answers = answering.read_released(released_files(file, quarantine=aside), ("strict",))
     assert len(answers.samples) == 2 and 1 in answers.notes.values()
     (kept,) = [json.loads(line) for line in aside.open()]
     assert kept["row"] == 2 and kept["raw"]
@@ -155,11 +170,45 @@ def test_a_bad_row_is_named_or_set_aside_but_never_skipped(tmp_path: Path, bad: 
 
 def test_a_file_with_nothing_to_score_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no row of it can be used"):
-        answering.read_released(written(tmp_path, {"id": 1}), Task.VG, "qwen-vl", ("strict",), tmp_path / "aside")
+        answering.read_released(
+            released_files(written(tmp_path, {"id": 1}), quarantine=tmp_path / "aside"), ("strict",)
+        )
     with pytest.raises(BadInput, match="no such file"):
         released.read_lines(tmp_path / "none.jsonl")
     with pytest.raises(BadInput, match="--boxes qwen2.5-vl: pixels"):
-        answering.read_released(written(tmp_path, row(BOX)), Task.VG, "qwen2.5-vl", ("strict",), None)
+        answering.read_released(released_files(written(tmp_path, row(BOX)), boxes="qwen2.5-vl"), ("strict",))
+
+
+def test_the_groups_of_rows_are_a_field_or_found_in_the_image_and_widen_the_intervals(tmp_path: Path) -> None:
+    rows = [
+        row(BOX if n % 4 < 2 else "no", id=n, image=f"ct_p{n // 4 % 8}--{n}.png", patient=n % 4 + 1) for n in range(32)
+    ]
+    file = written(tmp_path, *rows)
+
+    def widths(group: str | None) -> list[float]:
+        answers = answering.read_released(released_files(file, group=group))
+        outcomes = evaluating.evaluate(answers, config=FEW).outcomes
+        return [o.interval[1] - o.interval[0] for o in outcomes if o.interval]
+
+    by_image, by_field, by_name = widths(None), widths("patient"), widths("ct_(p[0-9])")
+    assert len(by_image) == 2 and all(a > 1.5 * b for a, b in zip(by_field, by_image, strict=True))
+    assert all(a < b for a, b in zip(by_name, by_field, strict=True))
+    answers = answering.read_released(released_files(file, group="patient"), ("strict",))
+    assert {s.group for s in answers.samples} == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("group", "named"),
+    [
+        ("patient", "row 2, id 2: patient"),
+        ("nowhere", "row 1, id 1: image.*--group nowhere finds no patient"),
+        ("(", r"--group \(: no field of the rows, and not a regular expression"),
+    ],
+)
+def test_a_row_without_its_group_is_named(tmp_path: Path, group: str, named: str) -> None:
+    file = written(tmp_path, row(BOX, patient="a"), row(BOX, id=2))
+    with pytest.raises(BadInput, match=named):
+        answering.read_released(released_files(file, group=group), ("strict",))
 
 
 def test_a_json_list_reads_as_lines_do(tmp_path: Path) -> None:
@@ -170,7 +219,7 @@ def test_a_json_list_reads_as_lines_do(tmp_path: Path) -> None:
 
 def test_the_declared_frame_decides_and_not_the_truth(tmp_path: Path) -> None:
     fractions = row("[0.1, 0.1, 0.3, 0.3]", "[0.1, 0.1, 0.3, 0.3]")
-    assert strict_hits(scored(tmp_path, Task.VG, fractions, boxes="normalised")["strict"]) == (1, 1)
+    assert strict_hits(scored(tmp_path, Task.VG, fractions, boxes="normalised", truth="normalised")["strict"]) == (1, 1)
     found = scored(tmp_path, Task.VG, row("[0.1, 0.1, 0.3, 0.3]"))["strict"]
     assert strict_hits(found) == (0, 1) and found.unparsed == 1
 
@@ -179,12 +228,152 @@ def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
     rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="heat_1.png"), row("x", id=1)]
     rows += [row(f"{BOX}<|im_end|>\n", id=n) for n in (5, 6)]
     lines = released.read_lines(written(tmp_path, *rows))
-    found = released.read_questions(lines, Task.VG, make_codec("qwen-vl"), "file")
+    found = released.read_questions(lines, Task.VG, HowToRead(), HowToRead())
     assert [p.answer.truncated for p in found.predictions] == [False, False, True, True, False, False]
     assert found.samples[2].modality is Modality.OTHER and len({s.id for s in found.samples}) == 6
-    told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.told.items()}
+    told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.notes.items()}
     assert told["answers without an end token where most have one"] == 2 and told["answers"] == 1
-    assert found.told["rows with id, image and question of another row; each is counted"] == 2
+    assert found.notes["rows with id, image and question of another row; each is counted"] == 2
+
+
+# ---- the one reader -------------------------------------------------------------------------------------------------
+
+FIELD = Path(__file__).parents[2] / "shared" / "cases" / "evaluation" / "field"
+READ = [  # file, task, declared family, score, words of a caution
+    *((f"perfect_reasoner_{t.lower()}{cut}", t, None, 100, "") for t in ("VG", "ROC", "QA") for cut in ("", "_cut")),
+    ("think_vg", "VG", None, 100, ""), ("think_qa", "QA", None, 75, ""), ("xml_think_variants", "ROC", None, 100, ""),
+    ("refuses_truth_no", "QA", None, 0, ""), ("repeated_box", "VG", None, 100, ""),
+    ("points_as_box", "VG", None, 0, "no box was read in any of 3"), ("overshoot_1001", "VG", None, 100, ""),
+    ("deepseek_99999", "VG", None, 0, "no box was read in any of 6"),
+    ("empty_counts", "VG", None, 0, "give --boxes fractions"), ("normalised_undeclared", "VG", "normalised", 100, ""),
+    ("norm_answer_thousandth_truth", "VG", "fractions", 100, ""), ("gemini", "VG", "gemini", 100, ""),
+    ("gemini", "VG", None, 0, "as gemini, medgemma) by 100%"), ("paligemma", "VG", "paligemma", 100, ""),
+    ("paligemma", "VG", None, 0, "give --boxes paligemma"), ("qwen25", "VG", None, 0, "--boxes pixels or"),
+    ("pixels_undeclared", "VG", None, 0, "--boxes pixels or"),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not FIELD.is_dir(), reason="the examples of the field are not there")
+@pytest.mark.parametrize(("name", "task", "family", "score", "caution"), READ)
+def test_answers_of_the_field_are_read_as_they_are_meant(
+    name: str, task: str, family: str | None, score: float, caution: str
+) -> None:
+    answers = answering.read_released(
+        released_files(FIELD / f"{name}.jsonl", Task(task), family or "qwen-vl"), ("strict",)
+    )
+    [outcome] = evaluating.evaluate(answers, ("strict",), EvaluateConfig(replicates=0)).outcomes
+    assert outcome.score() == score and outcome.empty == (20 if "refuses" in name else 0)
+    assert caution in " ".join(answers.doubts) and bool(answers.doubts) == bool(caution)
+
+
+def test_truths_and_answers_have_each_their_own_frame(tmp_path: Path) -> None:
+    rows = [row("[0.1, 0.1, 0.3, 0.3]"), row('[{"box_2d": [100, 100, 300, 300]}]'), row("[50, 25, 150, 75]")]
+    for given, family in zip(rows, ("fractions", "gemini", "pixels"), strict=True):
+        sized = {**given, "width": 500, "height": 250}
+        assert strict_hits(scored(tmp_path, Task.VG, sized, boxes=family)["strict"]) == (1, 1)
+    truth = row("[0.1, 0.1, 0.3, 0.3]", "[50, 25, 150, 75]", width=500, height=250)
+    assert strict_hits(scored(tmp_path, Task.VG, truth, boxes="fractions", truth="pixels")["strict"]) == (1, 1)
+
+
+def test_sizes_come_from_the_rows_or_the_images_or_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = row("[50, 25, 150, 75]", image="ct_1.png")
+    file = written(tmp_path, given)
+    words = (
+        "--predictions",
+        file,
+        "--task",
+        "VG",
+        "--boxes",
+        "pixels",
+        "--mode",
+        "strict",
+        "--replicates",
+        0,
+        "--json",
+    )
+    status, _, err = call(capsys, *words)
+    assert status == 2 and "size of ct_1.png is not known" in err and "--images FOLDER" in err
+    status, _, err = call(capsys, *words, "--images", tmp_path)
+    assert status == 2 and "row 1, id 1: image = ct_1.png: no such file" in err
+    PIL.Image.new("L", (500, 250)).save(tmp_path / "ct_1.png")
+    status, out, _ = call(capsys, *words, "--images", tmp_path)
+    assert status == 0 and json.loads(out)["score"] == 100
+    status, _, err = call(capsys, "--predictions", written(tmp_path, {**given, "width": "500"}), *words[2:])
+    assert status == 2 and "width = 500: pixels of the image are wanted" in err
+
+
+def test_a_question_keeps_its_words_and_a_region_its_box(tmp_path: Path) -> None:
+    asked = [row("x", "y", question="Which of [1, 2, 3, 4] is it?"), row("x", "y", question="What is at [1, 2, 3, 4]?")]
+    for task, text in ((Task.QA, "Which of [1, 2, 3, 4] is it?"), (Task.ROC, "Which of [box] is it?")):
+        answers = answering.read_released(released_files(written(tmp_path, asked[0]), task), ("strict",))
+        assert answers.samples[0].question.text == text
+
+
+# ---- several files --------------------------------------------------------------------------------------------------
+
+
+def files_of_tasks(folder: Path) -> dict[Task, Path]:
+    rows = {
+        Task.VG: [row(BOX), row("no", id=2)],
+        Task.ROC: [row("liver", "liver"), row("liver", "spleen", id=2)],
+        Task.RC: [row("The liver is dark.", "The liver is dark.")],
+        Task.MIA: [row("The liver is dark.", "The liver is dark."), row("A spleen.", "The liver is dark.", id=2)],
+    }
+    for task, its_rows in rows.items():
+        (folder / f"Test_{task}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in its_rows))
+    return {task: folder / f"Test_{task}.jsonl" for task in rows}
+
+
+def test_files_of_several_tasks_are_one_system_and_score_as_each_alone(tmp_path: Path) -> None:
+    files = {task: file for task, file in files_of_tasks(tmp_path).items() if task not in (Task.RC, Task.MIA)}
+    together = evaluating.evaluate(answering.read_released(ReleasedFiles(files), system="mine"), config=FEW)
+    assert together.answers.system == "mine" and len({s.id for s in together.answers.samples}) == 4
+    assert together.averages == {}
+    for task, file in files.items():
+        alone = evaluating.evaluate(answering.read_released(ReleasedFiles({task: file})), config=FEW)
+        assert [o for o in together.outcomes if o.task is task] == alone.outcomes
+
+
+def test_the_average_is_that_of_the_four_tasks() -> None:
+    outcomes = [
+        Outcome("strict", task, "m", {}, {(MODEL, "m", None): value})
+        for task, value in zip((Task.VG, Task.ROC, Task.RC, Task.MIA), (10.0, 20.0, 30.0, 60.0), strict=True)
+    ]
+    none = Answers("mine", "test", {}, (), (), {}, Lexicon(()))
+    whole = evaluating.Evaluation(none, outcomes)
+    assert whole.to_json()["average"] == {"strict": 30} and whole.tables()[0].rows[-1][:5] == (
+        "average", "strict", "mean of the four", "-", "30.0"
+    )  # fmt: skip
+    assert "average" not in evaluating.Evaluation(none, outcomes[:3]).to_json()
+    without = [replace(outcomes[0], figures={}, why="no Java"), *outcomes[1:]]
+    assert evaluating.Evaluation(none, without).to_json()["average"] == {"strict": None}
+
+
+def test_files_and_tasks_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vg, roc, *_ = files_of_tasks(tmp_path).values()
+    more = ("--mode", "strict", "--replicates", 0, "--json")
+    status, out, err = call(capsys, "--predictions", vg, roc, *more)
+    assert status == 0 and list(json.loads(out)["strict"]) == ["VG", "ROC"]
+    assert "Test_ROC.jsonl: taken as answers to ROC, as its name says" in err
+    for words, named in (
+        (("--predictions", vg, roc, "--task", "VG"), "--task VG: one for each file"),
+        (("--predictions", vg, "--task", "VG", "ROC"), "--task VG ROC: one for each file"),
+        (("--predictions", vg, roc, "--task", "VG", "VG"), "--task VG: of two files"),
+        (("--predictions", vg, "--task", "VG", "--column", "id=nr"), "--column: rows in the papers' form"),
+        (("--predictions", vg, "--data", vg, "--task", "VG", "ROC"), "--data has its own tasks"),
+    ):
+        status, out, err = call(capsys, *words, *more)
+        assert status == 2 and named in err and err.count("\n") == 1
+
+
+def test_bad_rows_of_all_files_are_set_aside_in_one(tmp_path: Path) -> None:
+    files = {task: file for task, file in files_of_tasks(tmp_path).items() if task in (Task.VG, Task.ROC)}
+    for file in files.values():
+        file.write_text(file.read_text() + "{}\n")
+    answers = answering.read_released(ReleasedFiles(files, quarantine=tmp_path / "aside"), ("strict",))
+    assert answers.notes["bad rows, set aside"] == 2 and len((tmp_path / "aside").read_text().splitlines()) == 2
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

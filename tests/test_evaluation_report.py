@@ -42,7 +42,8 @@ from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, tabulate_scores, to_csv, to_markdown
 from clinkd.reporting.viewer.page import SCRIPT, table
-from clinkd.scoring.measure import Rules, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import Gain
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
@@ -79,6 +80,8 @@ def test_json_for_a_program(scores: list[Score]) -> None:
         "metric": "F1",
         "score": 60.0,
         "blind": 30.0,
+        "blind_is": "other image",
+        "blind_chosen_on": "test",
         "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
         "by_modality": {"ct": {"score": 60.0, "blind": 30.0}},
         "metrics": {"F1": {"score": 60.0, "blind": 30.0}},
@@ -289,7 +292,7 @@ def test_the_page_can_be_read_aloud_and_opens_with_the_result(html: str) -> None
     links = {(a["href"] or "")[1:] for t, a in page.tags if t == "a"}
     assert {link for link in links if "=" not in link} <= set(ids)
     assert "task=VG&modality=ct&by=F1" in links
-    sentence, picture, grid = map(html.index, ("in brackets the best answer", "<svg", "Task by modality: model,"))
+    sentence, picture, grid = map(html.index, ("in brackets the best baseline", "<svg", "Task by modality: model,"))
     assert sentence < picture < grid
     assert "Research use only" in html
 

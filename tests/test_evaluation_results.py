@@ -11,7 +11,7 @@ import pytest
 from clinkd.data.readers.coco import CocoNames
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.results import EvaluationData, read_results
+from clinkd.scoring.reading.results import EvaluationData, read_results
 from clinkd.workflows.answer import read_test_set
 
 COCO = {

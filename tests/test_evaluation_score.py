@@ -12,6 +12,7 @@ import pytest
 from clinkd.boxes import iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
+from clinkd.language.spellings import get_spellings
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
     BadInput,
@@ -30,11 +31,12 @@ from clinkd.records import (
 from clinkd.reporting.tables import describe_scores
 from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
+from clinkd.scoring.intervals import percentile_levels
 from clinkd.scoring.measure import JUDGED, Rules, SampleAnswer
 from clinkd.scoring.measures import boxes as box_measure
-from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, SPICE
+from clinkd.scoring.measures.texts import CAPTIONS, CIDER, CLAIMS, SPICE
 from clinkd.scoring.outcome import strict_outcomes
-from clinkd.scoring.score import MODEL, Gain, score_predictions
+from clinkd.scoring.score import MODEL, ONE_GROUP, Gain, score_predictions
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -191,8 +193,8 @@ def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> 
         "truth boxes": len(truth),
         "answered boxes": len(answered),
         "found": len(pairs),
-        "found at .25": len(match_boxes(truth, answered, 0.25)),
-        "found at .75": len(match_boxes(truth, answered, 0.75)),
+        **{f"found at {t}": len(match_boxes(truth, answered, t)) for t in (0.25, 0.3, 0.5, 0.7, 0.75)},
+        "found at .5 to .95": np.mean([len(match_boxes(truth, answered, t / 100)) for t in range(50, 100, 5)]),
         "touching": len(touching),
         "their IoU": sum(overlap[t, a] for t, a in touching),
         **{f"{name} truth boxes": sized.count(name) for name, _ in box_measure.SIZES},
@@ -316,10 +318,12 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
-def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) -> None:
+def test_the_mbmr_of_a_corpus_is_of_each_modality(scorer: captions.CaptionScorer) -> None:
     counted: dict[Caption, captions.Counts] = {}
 
     class Spy(captions.CaptionScorer):
+        tokenized = scorer.tokenized
+
         def counts(self, captions: Sequence[Caption]) -> captions.Counts:
             assert not counted, "METEOR is asked once for all rows"
             counts = scorer.counts(captions)
@@ -335,7 +339,7 @@ def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) ->
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
     sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
     ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)
-    found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR", "model")}
+    found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR (corpus)", "model")}
     assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 
 
@@ -448,23 +452,25 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
 # ---- the table of metrics -------------------------------------------------------------------------------------------
 
 # By the version of the stage `score`: a hash of the metrics' names and places, what they count, and their figures.
-FINGERPRINTS = {5: "cf07ec6df8af1ba5"}
+FINGERPRINTS = {6: "c5a7efb92a6ccbfc"}
 
 
 def fingerprint() -> str:
-    """Of every metric its row, and what it makes of drawn sums; of every measure what it counts of odd answers."""
-    told: list[object] = []
+    """Of every metric its row, and what it makes of drawn sums; of every measure what it counts of odd answers; and the
+    table of words that count as equal."""
+    told: list[object] = [sorted(get_spellings().twins.items()), sorted(get_spellings().phrases.items())]
+    told += [[(pattern.pattern, words) for pattern, words in get_spellings().families + get_spellings().abbreviations]]
     draw = np.random.default_rng(0)
     answers = {
         Task.VG: [boxed(BOX), boxed(FAR, mirrored(BOX)), boxed()],
-        Task.QA: [BoxedText(t) for t in ("yes", "no", "a mass", "a mass in the left upper lobe", "")],
+        Task.QA: [BoxedText(t) for t in ("yes", "no", "B", "a mass", "a mass in the left upper lobe", "")],
     }
     texts = ("a small dark cyst on the left", "no cyst in the right lung", "left lung, liver", "")
     for measure in metrics.MEASURES:
         rows = [(m.name, m.primary_of, m.stands_in, m.better, m.missing, m.shown) for m in measure.rows]
         figures = measure.figures(draw.integers(1, 100, size=(20, len(measure.columns))).astype(float))
         told.append((measure.tasks, rows, [f"{v:.9g}" for v in figures.ravel()]))
-        if measure not in (CAPTIONS, SPICE):  # programs of others, pinned elsewhere
+        if measure not in (CAPTIONS, CIDER, SPICE):  # programs of others, pinned elsewhere
             task = measure.tasks[0]
             said = answers.get(task, [BoxedText(t) for t in texts])
             items = [sample(i, task, t, facts=(CYST,)) for i, t in enumerate(s for s in said for _ in said)]
@@ -578,7 +584,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
-    assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, [2.5, 97.5])))
+    assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, percentile_levels(30))))
 
 
 def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
@@ -655,6 +661,8 @@ def test_a_modality_of_one_patient_has_no_interval_beside_one_of_many() -> None:
     scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000)).scores()
     given = {s.modality: s.interval is not None for s in scores if (s.metric, s.row) == ("Recall", "model")}
     assert given == {Modality.CT: True, Modality.PET: False, None: True}
+    reasons = {s.modality: s.why for s in scores if (s.metric, s.row) == ("Recall", "model")}
+    assert reasons == {Modality.CT: None, Modality.PET: ONE_GROUP, None: None}
 
 
 def test_by_source_stands_beside_the_best_twin() -> None:

@@ -36,7 +36,7 @@ from clinkd.scoring import jars, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.scoring.measures import texts
 from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
-from clinkd.scoring.released import read_lines
+from clinkd.scoring.reading.released import read_lines
 from clinkd.scoring.score import score_predictions
 
 # ---- the real one ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from clinkd.pipeline.graph import trace_lineage
 from clinkd.pipeline.report import _spell_public_knob, read_training_curves
 from clinkd.pipeline.runs import begin_run
 from clinkd.records import (
-    BadInput,
     Box,
     BoxedText,
     Candidate,
@@ -44,7 +43,7 @@ from clinkd.records import (
 )
 from clinkd.remote import PlainPage, Scrubber
 from clinkd.reporting.browse import AnsweredSample, choose_evenly, select_for_page, select_without_text
-from clinkd.reporting.cases import side_by_side
+from clinkd.reporting.cases import SharedCases
 from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
@@ -306,8 +305,10 @@ def test_without_a_script_tables_and_a_gallery_stand_there(browser, report):
 
 def test_several_systems_stand_side_by_side_over_one_picture(browser, answered, tmp_path):
     root, items = answered
-    systems = {name: [a.prediction for a in items] for name in ("BiRD <old>", "ours", "blind")}
-    html = side_by_side(systems, [a.sample for a in items], root, count=5)
+    systems = {name: {a.sample.id: a.prediction for a in items} for name in ("BiRD <old>", "ours", "blind")}
+    samples = [a.sample for a in items]
+    cases = SharedCases(samples, systems, dict.fromkeys((s.id for s in samples), root))
+    html = cases.render(cases.choose_evenly(5), "notice")
     assert html.count("data:image/") == 5 and html.count("<use href=") == 10 and "<old>" not in html
     path = tmp_path / "cases.html"
     path.write_text(document("Cases", [section("Cases", [html])]))
@@ -316,8 +317,6 @@ def test_several_systems_stand_side_by_side_over_one_picture(browser, answered, 
     assert len(heights) == 15 and min(heights) > 100 and browser.ask("document.documentElement.scrollWidth") == 360
     shown = browser.ask("[...document.querySelectorAll('use')].every((e) => e.getBBox().width > 0)")
     assert shown
-    with pytest.raises(BadInput, match="ours: no question"):
-        side_by_side({"ours": []}, [a.sample for a in items], root)
 
 
 # ---- how much of it --------------------------------------------------------------------------------------------------
@@ -421,6 +420,8 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     write_json(scored / "tables.json", [*plain, {**by_source, "notes": [f"of '{CANARY}'"]}])
     write_lines(scored / "scores.jsonl", (s.to_json() for s in found))
     write_lines(scored / "answers.jsonl", ({"id": s.id, "right": True, "figures": {"Recall": 1.0}} for s in samples))
+    named = {"rows": [CANARY], "columns": [CANARY, "another class", "no class", "several classes"]}
+    write_json(scored / "table.json", {"figures": {"names": {**named, "classes": 1, "counts": [[9, 0, 1, 0]]}}})
     (scored / "report.html").write_text("<title>ClinKD run: old</title>")
     return runs, config
 
@@ -441,7 +442,13 @@ def test_a_shared_page_holds_nothing_that_anybody_wrote(finished, capsys):
     assert str(path) in capsys.readouterr().out
     html = path.read_text()
     assert CANARY.lower() not in html.lower() and "data:image/" not in html and str(runs.parent) not in html
-    assert "source 1" in html and "source 2" in html and "Refused: the truth stays" in html and "Teacher" in html
+    assert (
+        "source 1" in html
+        and "source 2" in html
+        and "class 1" in html
+        and "Refused: the truth stays" in html
+        and "Teacher" in html
+    )
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
     known = {*Task, *Modality, *data["modalities"].values(), "Recall", "SPICE", "mBMR", "Accuracy", "Facts F1", "mIoU"}
     known |= {"Open recall of words", "F1", "pictures", "modalities", "sources", "first", "samples", "ask", "tru"}

@@ -15,9 +15,18 @@ from clinkd.cli import main
 from clinkd.data.grids import Size
 from clinkd.data.readers.rows import FieldError, SourceRow
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
-from clinkd.scoring.answer_files import HowToRead, find_frame_doubts, make_predictions, match_rows, read_row
-from clinkd.scoring.box_families import FAMILIES, OVER, read_answer
 from clinkd.scoring.final_answer import find_final_answer
+from clinkd.scoring.reading.answer_files import (
+    HowToRead,
+    LostAnswer,
+    find_frame_doubts,
+    find_text_key,
+    make_predictions,
+    match_rows,
+    read_row,
+)
+from clinkd.scoring.reading.box_families import FAMILIES, OVER, read_answer
+from clinkd.scoring.reading.results import EvaluationData, read_results
 
 SPELLINGS = Path(__file__).parents[2] / "shared" / "cases" / "evaluation" / "box_spellings.json"
 BOX = Box(0.1, 0.2, 0.4, 0.5)
@@ -87,7 +96,7 @@ def test_tokens_and_named_numbers_say_themselves_what_they_are(text, family):
     [
         "Two nodules, at (100,200) and (400,500).", '<points x1="10" y1="20" x2="40" y2="50">liver</points>',
         "start_box='(100,200)'", '{"point_2d": [250, 350], "label": "liver"}', "<box>(0,0),(1,000,1,000)</box>",
-        "[0.1, 0.2, 0.4, 0.5]", "[100, 200, 400, 5, 6]", "[400, 500, 100, 200]", "[2, 311, 99999, 98]",
+        "[0.1, 0.2, 0.4, 0.5]", "[100, 200, 400, 5, 6]", "[2, 311, 99999, 98]",
     ],
 )  # fmt: skip
 def test_what_is_no_box_of_the_frame_is_left_unread(text):
@@ -143,6 +152,13 @@ def test_all_spellings_of_the_examples_are_read_or_named():
         ("Yes. Yes. Yes. Yes.", "Yes."), ("assistant\nliver<|im_end|>\n<|im_start|>user", "liver"),
         ("### Findings\nThe **liver** is `large`, 2*3*4.", "Findings\nThe liver is large, 2*3*4."),
         ("I cannot see a mass in the image.", "I cannot see a mass in the image."),
+        ("I cannot provide a diagnosis, but it is a mass.", "I cannot provide a diagnosis, but it is a mass."),
+        ("Yes. I cannot give a diagnosis.", "Yes. I cannot give a diagnosis."),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\nliver<|eot_id|>", "liver"), ("[/INST] liver </s>", "liver"),
+        ("ASSISTANT: liver", "liver"), ("<pad>liver<pad>", "liver"), ("**Final Answer**\nB", "B"),
+        ("Why.\n## Answer\nliver", "liver"), ("[THINK]x[/THINK]liver", "liver"), ('{"answer": "liver"}', "liver"),
+        ("<unused94>thought\nx<unused95>liver", "liver"), ("<CONCLUSION> liver </CONCLUSION>", "liver"),
+        ("x</think>liver<think>y", "liver"),
     ],
 )  # fmt: skip
 def test_the_final_answer_is_what_remains(raw, text):
@@ -153,7 +169,10 @@ def test_the_final_answer_is_what_remains(raw, text):
 @pytest.mark.parametrize(
     "raw",
     ["I'm sorry, but I can't assist with that.", "No image was provided.", "I am unable to view images.",
-     "As an AI, I cannot provide a diagnosis.", "Please upload the image."],
+     "As an AI, I cannot provide a diagnosis.", "Please upload the image.", "Unable to view the image.",
+     "I apologize, but I cannot analyze medical images.", "I don't have access to the image.", "The image is missing.",
+     "As a language model, I can't see images. Could you describe it?", "I can't interpret scans; consult a doctor.",
+     "I cannot provide a diagnosis. However, please consult a doctor.", "The image did not load."],
 )  # fmt: skip
 def test_a_refusal_is_no_answer(raw):
     final = find_final_answer(raw)
@@ -177,6 +196,26 @@ ASKED = {"image": "/data/ct_{n}.jpg", "question": "<image>\nWhere is the liver?"
 FORMS = {
     "id": lambda n, text: {"id": f"s{n}", "response": text},
     "LLaVA": lambda n, text: {"question_id": f"s{n}", "prompt": "Where is the liver?", "text": text},
+    "lmms-eval of today": lambda n, text: {
+        "doc_id": f"s{n}", "input": "<image>Where is the liver?", "target": "", "filtered_resps": [text, "spare"],
+    },
+    "MedEvalKit": lambda n, text: {
+        "answer": "the truth", "question": "Where is the liver?", "prompt": "Where is the liver?\nBe short.",
+        "response": text, "correct": False, "answer_type": "OPEN",
+    },
+    "OpenAI's responses": lambda n, text: {
+        "custom_id": f"s{n}", "error": None, "response": {"body": {"status": "completed", "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "content": [{"type": "output_text", "text": text}]},
+        ]}},
+    },
+    "Anthropic": lambda n, text: {
+        "custom_id": f"s{n}", "result": {"type": "succeeded", "message": {"content": [{"type": "text", "text": text}]}},
+    },
+    "Gemini": lambda n, text: {
+        "key": f"s{n}", "response": {"candidates": [{"content": {"parts": [
+            {"text": "hm", "thought": True}, {"text": text}]}, "finishReason": "STOP"}]},
+    },
     "lmms-eval": lambda n, text: {
         "doc_id": n, "doc": {"image": f"ct_{n}.png", "question": "Where is the liver?"}, "target": "",
         "resps": [[text]], "filtered_resps": [text],
@@ -197,12 +236,13 @@ FORMS = {
 
 def rows_of(form: str, order: list[int]):
     rows = [SourceRow(Path("answers.jsonl"), k, FORMS[form](n, TEXTS[n]), None) for k, n in enumerate(order, start=1)]
-    return [read_row(row, {}) for row in rows]
+    key = find_text_key(rows, {}, Counter())
+    return [read_row(row, {}, key) for row in rows]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_of_every_harness_find_their_questions(form):
-    order = list(range(6)) if form == "LLaMA-Factory" else [3, 1, 5, 0, 2, 4]
+    order = list(range(6)) if form in ("LLaMA-Factory", "MedEvalKit") else [3, 1, 5, 0, 2, 4]
     notes: Counter[str] = Counter()
     predictions = make_predictions(match_rows(rows_of(form, order), SAMPLES, notes), SAMPLES, HowToRead(), notes)
     for n, asked in enumerate(SAMPLES):
@@ -225,15 +265,63 @@ def test_a_question_that_is_answered_twice_is_refused():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"id": "s0", "response": None}, "name the field of the answers with --column response=FIELD"),
-        ({"id": "s0", "response": {"body": {}}}, "without choices"),
+        ({"id": "s0", "response": None, "answer": "the truth"}, "null; ask again"),
+        ({"id": "s0", "response": {"body": {}}}, "a reply without an answer"),
         ({"custom_id": "s0", "error": {"code": 500}, "response": None}, "the request failed"),
+        ({"custom_id": "s0", "response": {"status_code": 400, "body": {"error": {"code": 3}}}}, "a reply without"),
+        ({"id": "s0", "filtered_resps": [["-1.5", "False"], ["-2.5", "True"]]}, "log-likelihoods of choices"),
+        ({"id": "s0", "response": True}, "text is wanted"),
     ],
 )
 def test_a_row_without_an_answer_is_named(value, words):
+    row = SourceRow(Path("a.jsonl"), 1, value, None)
     with pytest.raises(FieldError) as error:
-        read_row(SourceRow(Path("a.jsonl"), 1, value, None), {})
+        read_row(row, {}, find_text_key([row], {}, Counter()))
     assert words in error.value.why
+
+
+def test_a_reply_that_is_no_plain_text_is_read_as_what_it_says():
+    def read(message, reason="stop"):
+        choices = [{"message": message, "finish_reason": reason}, {"message": message}]
+        return read_row(
+            SourceRow(Path("a.jsonl"), 1, {"response": {"body": {"choices": choices}}}, None), {}, "response"
+        )
+
+    assert read({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}).text == "ab"
+    assert find_final_answer(read({"content": None, "refusal": "I can't help with that."}).text).refused
+    thought = read({"content": None, "reasoning_content": "hm"}, "length")
+    assert (thought.text, thought.truncated, thought.spare) == ("", True, 1)
+    with pytest.raises(LostAnswer, match="null"):
+        read({"content": None})
+
+
+def test_the_field_of_the_answers_is_one_for_a_file_and_told_where_it_may_be_another(tmp_path):
+    def read(rows, missing="refuse"):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_results([tmp_path / "a.jsonl"], EvaluationData(SAMPLES[:2], "it"), missing)
+
+    truth = TEXTS[0]
+    assert any(
+        "'answer', which many" in note for note in read([{"id": f"s{n}", "answer": truth} for n in (0, 1)]).notes
+    )
+    both = [{"id": f"s{n}", "output": "", "text": truth} for n in (0, 1)]
+    assert any("'text', not from output; --column response=" in note for note in read(both).notes)
+    rows = [{"id": "s0", "response": truth, "answer": truth}, {"id": "s1", "response": None, "answer": TEXTS[1]}]
+    with pytest.raises(BadInput, match="row 2, id s1: response = null"):
+        read(rows)
+    found = read(rows, "wrong")
+    assert (
+        not found.predictions[1].answer.answer.boxes
+        and found.notes["rows whose request failed, or whose answer is null"]
+    )
+
+
+def test_rows_in_one_object_and_numbers_are_read_and_another_question_is_told(tmp_path):
+    rows = [{"doc_id": f"s{n}", "input": "What else?", "filtered_resps": [n]} for n in (0, 1)]
+    (tmp_path / "task.json").write_text(json.dumps({"args": {}, "logs": rows}, indent=1))
+    found = read_results([tmp_path / "task.json"], EvaluationData(SAMPLES[:2], "it"))
+    assert [p.answer.raw for p in found.predictions] == ["0", "1"]
+    assert found.notes["answers whose row tells another question than the data have under its id"] == 2
 
 
 def test_the_truth_changes_no_box_and_another_frame_is_told():
@@ -243,12 +331,16 @@ def test_the_truth_changes_no_box_and_another_frame_is_told():
         replace(s, turns=(replace(s.turns[0], answer=BoxedText("[box]", (Box(0.9, 0.9, 1, 1),))),)) for s in SAMPLES
     ]
     right, wrong = (make_predictions(answers, s, HowToRead(), Counter()) for s in (SAMPLES, turned))
-    assert right == wrong and not find_frame_doubts(answers, right, SAMPLES, HowToRead())
+    assert right == wrong and not list(find_frame_doubts(right, SAMPLES, HowToRead()))
     declared = HowToRead("percent")
     unread = make_predictions(answers, SAMPLES, declared, Counter())
-    doubts = find_frame_doubts(answers, unread, SAMPLES, declared)
+    doubts = list(find_frame_doubts(unread, SAMPLES, declared))
     assert "no box was read in any of 6 answers as --boxes percent" in doubts[0]
-    assert "read as thousandths by 100%" in doubts[1] and doubts[1].endswith("give --boxes thousandths")
+    assert (
+        "read as thousandths (as qwen-vl" in doubts[1]
+        and "by 100%" in doubts[1]
+        and doubts[1].endswith("give --boxes thousandths")
+    )
 
 
 def test_the_command_reads_sheets_and_column_names_and_joins_files(tmp_path, capsys):

@@ -400,7 +400,9 @@ def _choose_questions(data: Data, tasks: Sequence[str] | None, split: Split | Li
         there = ", ".join(sorted({s.task.value for s in in_split}))
         raise BadInput(f"tasks={', '.join(chosen)}: {data.name} asks no such question in split={split}, but {there}")
     train = [s for s in data.samples if s.split == "train"] if split in ("test", "validation") else []
-    return TestSet(data.name, split, questions, train, data.root, data.pictured, None, Counter(data.notes))
+    validation = [s for s in data.samples if s.split == "validation"] if split == "test" else []
+    notes = Counter(data.notes)
+    return TestSet(data.name, split, questions, train, data.root, data.pictured, None, notes, validation)
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ class Record:
         """The record as plain values, for `json.dumps`."""
         return {name: _plain(getattr(self, name)) for name in type(self).__slots__}
 
+    def _leave_out_empty(self, *names: str) -> dict[str, Any]:
+        """`to_json` without those of the named fields, newer than the others, that are empty or None."""
+        return {name: v for name, v in Record.to_json(self).items() if name not in names or v not in ([], None)}
+
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """The record of a value that `to_json` returned. Keys without a field are left out.
@@ -263,13 +267,15 @@ class Turn(Record):
     """One question and its true answer. `task` decides how the answer is scored.
 
     `options` are the words of a multiple-choice question's options, in the order of their letters ("" for a letter that
-    is left out); the question shows them, and the answer is one of them.
+    is left out); the question shows them, and the answer is one of them. `closed` is whether the data call the question
+    closed (VQA-RAD, SLAKE), None if they do not say.
     """
 
     task: Task
     question: BoxedText
     answer: BoxedText
     options: tuple[str, ...] = ()
+    closed: bool | None = None
 
     @property
     def letter(self) -> str:
@@ -277,8 +283,7 @@ class Turn(Record):
         return OPTION_LETTERS[self.options.index(self.answer.text)] if self.answer.text in self.options else ""
 
     def to_json(self) -> dict[str, Any]:
-        value = Record.to_json(self)
-        return value if self.options else {name: value[name] for name in ("task", "question", "answer")}
+        return self._leave_out_empty("options", "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +329,8 @@ class Candidate(Record):
     """One generated answer. `raw` is the text of the model, `answer` what the codec read in it.
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
-    better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it.
+    better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it. `box_scores`
+    are the model's own confidences, one for each box of `answer` and on its own scale; empty where it states none.
     """
 
     raw: str
@@ -333,6 +339,14 @@ class Candidate(Record):
     scores: dict[str, Number] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     truncated: bool = False
+    box_scores: tuple[Number, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.box_scores and len(self.box_scores) != len(self.answer.boxes):
+            raise BadInput(f"{len(self.box_scores)} box_scores but {len(self.answer.boxes)} boxes")
+
+    def to_json(self) -> dict[str, Any]:
+        return self._leave_out_empty("box_scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +394,9 @@ class Score(Record):
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
     "by clip": the scorer's, as if always trusted); or an image-blind baseline ("other image", "median box", "constant",
-    "question only", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    "question only", "learned", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    `chosen_on`: of the best baseline of a task and modality, the questions by which it was chosen; None for every other
+    row, and where the best is taken on the test answers themselves.
     """
 
     row: str
@@ -389,8 +405,12 @@ class Score(Record):
     modality: Modality | None
     value: Number | None
     count: int  # of items
-    why: str | None = None
-    interval: tuple[Number, Number] | None = None  # 95 %, bootstrap by image
+    why: str | None = None  # there is no value, or no interval
+    interval: tuple[Number, Number] | None = None  # 95 %, over patients or images
+    chosen_on: Literal["validation", "training"] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return self._leave_out_empty("chosen_on")
 
 
 @dataclass(frozen=True, slots=True)

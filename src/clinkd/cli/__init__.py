@@ -143,14 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     add_verb(verbs, "doctor", doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
     ablate.add(verbs, runs, _config)
     ask.add(verbs, runs)
-    compare.add_compare(verbs, runs)
+    compare.add(verbs, runs)
     data.add(verbs)
     evaluate.add(verbs)
     manage.add(verbs, runs)
     report.add(verbs, runs)
     serve.add(verbs, runs)
     spice.add(verbs)
-    compare.add_systems(verbs, runs)
     return parser
 
 

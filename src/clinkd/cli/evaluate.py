@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from clinkd.spelling import suggest
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
-    from clinkd.scoring.answer_files import HowToRead
     from clinkd.scoring.outcome import Mode
-    from clinkd.workflows.answer import Answers, TestSet
+    from clinkd.scoring.reading.answer_files import HowToRead
+    from clinkd.workflows.answer import Answers, ReleasedFiles, TestSet
 
 _CHAT_KNOBS = (  # knobs with a flag of the same name
     *("model", "key_variable", "input_price", "output_price", "budget"),
@@ -36,11 +37,19 @@ def add(verbs: Any) -> None:
         "score answers as the papers' scripts do and strictly, with intervals, beside image-blind answers",
         "clinkd evaluate --predictions answers.jsonl --task VG",
     )
-    parser.later = source_flags
+    parser.later = _add_source_flags
     _add_answers(parser.add_argument_group("whose answers, one of these four"))
     _add_endpoint(parser.add_argument_group("a model behind an API (--endpoint)"))
     _add_scores(parser.add_argument_group("how they are scored"))
     parser.set_defaults(stopped="what was answered is kept, and the same command goes on from there")
+
+
+def _add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of the data; --task takes one for each file of rows in the papers' form."""
+    source_flags(parser)
+    task = next(action for action in parser._actions if action.dest == "task")
+    task.nargs, task.metavar = "+", "TASK"
+    task.help = f"{task.help}; of rows in the papers' form, one for each file"
 
 
 def _add_answers(group: Any) -> None:
@@ -49,9 +58,9 @@ def _add_answers(group: Any) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="answers: with --data, of any harness (lmms-eval, VLMEvalKit, ms-swift, LLaMA-Factory, batches of OpenAI "
-        "and vLLM, {id, response}), predictions.jsonl of a run, or COCO results; without it, the papers' rows {id, "
-        "image, question, annotation, response}, with --task",
+        help="answers: with --data, of any harness (lmms-eval, VLMEvalKit, MedEvalKit, ms-swift, LLaMA-Factory, LLaVA, "
+        "batches of OpenAI and vLLM, {id, response}), predictions.jsonl of a run, or COCO results; without it, the "
+        "papers' rows {id, image, question, annotation, response}, with --task; several files are one system",
     )
     group.add_argument("--run", help="a run's final model answers --data: a name under --runs, or a path")
     group.add_argument(
@@ -65,7 +74,11 @@ def _add_answers(group: Any) -> None:
     group.add_argument(
         "--missing", choices=["refuse", "wrong"], default="refuse", help="questions without an answer (refuse)"
     )
-    group.add_argument("--truth-boxes", metavar="FAMILY", help="how --data writes boxes; --boxes: how the answers do")
+    group.add_argument(
+        "--truth-boxes",
+        metavar="FAMILY",
+        help="how --data, or the truths of the papers' rows, write boxes (qwen-vl); --boxes: how the answers do",
+    )
     group.add_argument("--least", type=float, default=0.0, help="COCO boxes with a lower score are left out")
     group.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="a knob of answer")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
@@ -104,6 +117,17 @@ def _add_endpoint(group: Any) -> None:
 def _add_scores(group: Any) -> None:
     group.add_argument("--mode", choices=["official", "strict"], help="one way of scoring (both)")
     group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, and score the rest")
+    group.add_argument(
+        "--scorer",
+        action="append",
+        default=[],
+        metavar="NAME=CMD",
+        help="a program that gets each truth and answer as a line of JSON, and prints a number for each; it sees the "
+        "texts of patients. May be given several times",
+    )
+    group.add_argument(
+        "--scorer-timeout", type=float, default=3600.0, metavar="SECONDS", help="most time of one of them (3600)"
+    )
     group.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates (1000); 0: none")
     group.add_argument("--json", action="store_true", help="print the scores for a program")
     group.add_argument("--out", type=Path, metavar="DIR", help="write answers, scores, tables and a page there")
@@ -113,14 +137,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     from clinkd.config import EvaluateConfig
     from clinkd.pipeline.cautions import read_cautions
     from clinkd.scoring.outcome import MODES
+    from clinkd.scoring.outside import parse_scorers
     from clinkd.workflows import answer as answering
     from clinkd.workflows import evaluate as evaluating
 
     if args.replicates < 0:
         raise BadInput(f"--replicates {args.replicates}: 0 or more are wanted")
+    scorers = parse_scorers(args.scorer, args.scorer_timeout)
+    if scorers and args.mode == "official":
+        raise BadInput("--scorer: the papers' scripts know no other program; leave out --mode official")
     may_write("--quarantine", args.quarantine, QUARANTINE)
     if args.out is not None:
         evaluating.may_write(args.out)
+    if args.images is not None and not args.images.is_dir():
+        raise BadInput(f"--images {args.images}: no such folder; give the one that the pictures lie in")
     end_in_order()
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
     _require_one_system(args)
@@ -130,10 +160,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         show_leaving(preview, f"{preview.wrong} questions")
         return 0
     evaluation = evaluating.evaluate(
-        _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates)
+        _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates), outside=scorers
     )
     if args.out is not None:
-        evaluating.write(evaluation, args.out)
+        evaluating.write(evaluation, args.out, args.images)
     if args.json:
         print(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return 0
@@ -169,11 +199,7 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
     from clinkd.workflows import answer as answering
 
     if args.data is None:
-        boxes = args.boxes or RELEASED
-        if len(args.predictions) > 1:
-            raise BadInput("--predictions: several files answer the questions of --data; give it, or one file")
-        [file] = args.predictions
-        return answering.read_released(file, _read_task(args), boxes, modes, args.quarantine, args.system)
+        return answering.read_released(_find_released(args), modes, args.system)
     test = _read_test_set(args)
     if args.predictions is not None:
         how = _read_how(args)
@@ -189,18 +215,45 @@ def _read_test_set(args: argparse.Namespace) -> TestSet:
     """The questions of --data. --boxes and --column are of the answers, --truth-boxes of the data."""
     from clinkd.workflows import answer as answering
 
-    of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": []})
+    if args.task and len(args.task) > 1:
+        raise BadInput(
+            f"--task {' '.join(args.task)}: several are for the papers' rows; --data has its own tasks, or one"
+        )
+    task = args.task[0] if args.task else None
+    of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": [], "task": task})
     return answering.read_test_set(source_of(of_data, args.data), args.split)
 
 
 def _read_how(args: argparse.Namespace) -> HowToRead:
     from clinkd.data.readers.source import parse_columns
-    from clinkd.scoring.answer_files import COLUMNS, HowToRead
+    from clinkd.scoring.reading.answer_files import COLUMNS, HowToRead
 
     columns = parse_columns(args.column)
     if unknown := next((ours for ours in columns if ours not in COLUMNS), None):
         raise BadInput(f"--column {unknown}={columns[unknown]}: one of {', '.join(COLUMNS)} is wanted before the =")
     return HowToRead(args.boxes or RELEASED, columns, args.min_pixels, args.max_pixels)
+
+
+def _find_released(args: argparse.Namespace) -> ReleasedFiles:
+    """The files in the papers' form, with the task of each."""
+    from clinkd.scoring.reading.answer_files import HowToRead
+    from clinkd.workflows.answer import ReleasedFiles
+
+    if args.column:
+        raise BadInput("--column: rows in the papers' form have the papers' fields; give --data to name others")
+    tasks = [_read_task(word) for word in args.task] if args.task else [_find_task(f) for f in args.predictions]
+    if len(tasks) != len(args.predictions):
+        raise BadInput(
+            f"--task {' '.join(args.task)}: one for each file is wanted, in their order; --predictions has "
+            f"{len(args.predictions)} files, which without --data are rows in the papers' form"
+        )
+    if twice := next((task for task in tasks if tasks.count(task) > 1), None):
+        raise BadInput(f"--task {twice}: of two files; a system has one for each task, so join them to one")
+    truth = HowToRead(args.truth_boxes or RELEASED, {}, args.min_pixels, args.max_pixels, "--truth-boxes")
+    how = truth._replace(boxes=args.boxes or truth.boxes, flag="--boxes")
+    images = args.images if not args.no_images else None
+    files = dict(zip(tasks, args.predictions, strict=True))
+    return ReleasedFiles(files, truth, how, images, args.group, args.quarantine)
 
 
 def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
@@ -229,10 +282,21 @@ def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
         raise BadInput(f"{flag} {first['input']}: {first['msg'].lower()}") from None
 
 
-def _read_task(args: argparse.Namespace) -> Task:
-    if args.task is None:
-        raise BadInput("--task: which task do the rows answer? one of VG, ROC, RC, MIA, QA")
+def _read_task(word: str) -> Task:
     try:
-        return Task(args.task.strip().upper())
+        return Task(word.strip().upper())
     except ValueError:
-        raise BadInput(f"--task {args.task}: one of {', '.join(Task)} is wanted{suggest(args.task, Task)}") from None
+        raise BadInput(f"--task {word}: one of {', '.join(Task)} is wanted{suggest(word, Task)}") from None
+
+
+def _find_task(file: Path) -> Task:
+    """The task that the name of a file says, as Test_VG or mia."""
+    from clinkd.data.readers.conversations import TESTS
+
+    by_word = {**{task.value.lower(): task for task in Task}, **TESTS}
+    found = {by_word[word] for word in re.split("[^a-z]+", file.stem.lower()) if word in by_word}
+    if len(found) != 1:
+        raise BadInput(f"--task: which task do the rows of {file.name} answer? one of {', '.join(Task)} for each file")
+    [task] = found
+    tell(f"{file.name}: taken as answers to {task}, as its name says; --task states it")
+    return task

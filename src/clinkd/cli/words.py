@@ -12,6 +12,7 @@ from clinkd.spelling import LOOSE, find_near, suggest
 
 FAILED, WRONG = 1, 2
 Verb = Callable[[argparse.Namespace], int]
+_FORMER_VERBS = {"clinkd systems": "clinkd compare FOLDER..."}  # and what does their work today
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,6 +87,8 @@ class Parser(argparse.ArgumentParser):
             yield from below._list_verbs()
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and (today := _FORMER_VERBS.get(f"{self.prog} {value}")):
+            self.error(f"{value} is no verb of its own any more: {today}")
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:

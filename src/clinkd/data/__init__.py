@@ -7,7 +7,6 @@ __all__ = [
     "grids",
     "images",
     "importing",
-    "loose",
     "modality",
     "phantoms",
     "questions",

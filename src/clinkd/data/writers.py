@@ -124,6 +124,8 @@ class _ShareGptWriter:
         extra: dict[str, Any] = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
         if any(turn.options for turn in sample.turns):
             extra["options"] = [turn.options for turn in sample.turns]
+        if any(turn.closed is not None for turn in sample.turns):
+            extra["closed"] = [turn.closed for turn in sample.turns]
         extra |= _select_fields(sample, "group", "source", "names", "facts", "side", "split")
         return {
             "id": sample.id,

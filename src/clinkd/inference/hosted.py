@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clinkd.data.codecs import make_codec
-from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.remote import Chat, Masked, Message, Reply, Scrubber, user_message
+from clinkd.scoring.reading.answer_files import HowToRead, read_candidate
 from clinkd.storage import progress
 
 PROMPT_VERSION = 1  # raised where the words below change
@@ -60,7 +61,9 @@ class Hosted:
             for sample, (_, masked), reply in zip(samples, requests, replies, strict=True):
                 if not reply.texts and not reply.cut:
                     notes[f"questions without an answer ({reply.why}), which count as wrong"] += 1
-                predictions.append(Prediction(sample.id, (_read_candidate(sample, reply, masked),), by=self.chat.model))
+                predictions.append(
+                    Prediction(sample.id, (_read_candidate(sample, reply, masked, notes),), by=self.chat.model)
+                )
                 advance()
         return predictions
 
@@ -81,8 +84,8 @@ class Hosted:
         return self.chat.body(messages, {}), masked
 
 
-def _read_candidate(sample: Sample, reply: Reply, masked: Masked) -> Candidate:
-    """The answer with the hidden words put back; its boxes are read in any spelling, as thousandths."""
-    text = next(iter((*reply.texts, *reply.cut)), "")
-    loose = read_loosely(masked.show(text), BOXES, bare=sample.task is Task.VG)
-    return Candidate(text, loose.answer, unread=loose.unparsed_boxes, truncated=not reply.texts and bool(reply.cut))
+def _read_candidate(sample: Sample, reply: Reply, masked: Masked, notes: Counter[str]) -> Candidate:
+    """The answer with the hidden words put back; `raw` keeps them hidden."""
+    raw, cut = next(iter((*reply.texts, *reply.cut)), ""), not reply.texts and bool(reply.cut)
+    read = read_candidate(masked.show(raw), sample.task, HowToRead(BOXES.name), None, notes, cut)
+    return replace(read, raw=raw)

@@ -1,3 +1,14 @@
 """Whether two answers agree: words, negation, sides, numbers, facts."""
 
-__all__ = ["agreement", "conflicts", "facts", "foreign", "languages", "negation", "sides", "words"]
+__all__ = [
+    "agreement",
+    "conflicts",
+    "equality",
+    "facts",
+    "foreign",
+    "languages",
+    "negation",
+    "sides",
+    "verdicts",
+    "words",
+]

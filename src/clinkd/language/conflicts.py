@@ -183,11 +183,12 @@ def _negation_conflicts(a: str, b: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def _read_polarity(text: str) -> dict[str, frozenset[bool]]:
-    """For each content word, whether it is denied; both values where the text does both."""
+    """For each content word, whether it is denied; both values where the text does both. A word that is left open ("a
+    mass cannot be excluded") contradicts nothing."""
     polarity: dict[str, frozenset[bool]] = {}
     for clause in clauses(text):
-        for word, denied in zip(clause.words, clause.negated, strict=True):
-            if carries_finding(word):
+        for word, denied, uncertain in zip(clause.words, clause.negated, clause.uncertain, strict=True):
+            if carries_finding(word) and not uncertain:
                 polarity[singular(word)] = polarity.get(singular(word), frozenset()) | {denied}
     return polarity
 

@@ -55,14 +55,14 @@ def read_facts(text: str, lexicon: Lexicon) -> tuple[Fact, ...]:
 
 
 def _join_clauses(text: str) -> Iterator[tuple[tuple[str, ...], tuple[bool, ...]]]:
-    """Sentences and which of their words are denied, joined from clauses with "," between them."""
+    """Sentences and which of their words are denied or left open, joined from clauses with "," between them."""
     for _, parts in groupby(clauses(text), key=lambda clause: clause.sentence):
-        first, *others = parts
-        words, negated = first.words, first.negated
-        for clause in others:
-            words += (",", *clause.words)
-            negated += (False, *clause.negated)
-        yield words, negated
+        words: tuple[str, ...] = ()
+        unaffirmed: tuple[bool, ...] = ()
+        for clause in parts:
+            words += (*((",",) if words else ()), *clause.words)
+            unaffirmed += (*((False,) if unaffirmed else ()), *map(max, clause.negated, clause.uncertain))
+        yield words, unaffirmed
 
 
 def _find_terms(words: tuple[str, ...], negated: tuple[bool, ...], lexicon: Lexicon) -> list[_TermSpan]:

@@ -1,7 +1,13 @@
-"""Which words and names a text denies."""
+"""Which words and names a text denies, and which it leaves open.
+
+"Unlikely", "less likely", "no longer" and "rather than" deny. What "cannot be excluded", is to be ruled out or stands
+in a differential diagnosis is left open: neither denied nor affirmed. What is possible, probable or suspected is
+affirmed.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +32,10 @@ def affirmed_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
     """Like `mentioned_names`, but only names that the text affirms at least once."""
     names = tuple(names)
     affirmed = (
-        name for clause in clauses(text) for _, end, name in spans(clause.words, names) if not clause.negated[end - 1]
+        name
+        for clause in clauses(text)
+        for _, end, name in spans(clause.words, names)
+        if not clause.negated[end - 1] and not clause.uncertain[end - 1]
     )
     return tuple(dict.fromkeys(affirmed))
 
@@ -35,6 +44,7 @@ def affirmed_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
 _NEGATORS = {
     *("no", "not", "without", "never", "neither", "nor", "cannot", "lack", "lacks", "lacking", "excluding", "denies"),
     *("isnt", "arent", "wasnt", "werent", "doesnt", "dont", "didnt", "cant", "couldnt", "hasnt", "havent", "none"),
+    "nothing",
 }
 _NEGATOR_PAIRS = {("absence", "of"), ("free", "of"), ("negative", "for"), ("rather", "than"), ("instead", "of")}
 _NOT_NEGATORS = {("not", "only"), ("no", "doubt"), ("without", "doubt"), ("not", "just"), ("not", "merely")}
@@ -43,6 +53,26 @@ _PERCEIVED = {
     *("evident", "noted", "demonstrated", "shown", "depicted", "there", "apparent", "appreciated"),
 }
 _ABSENT = {"absent", "missing", "nonexistent"}
+# Phrases of several words, or whose direction depends on what stands beside them. What they deny or leave open stands
+# behind them (after), before them, or behind them if a finding follows, else before them (either).
+_UNLIKELY = {"unlikely", "improbable", "doubtful"}
+_PHRASES = (
+    ("uncertain", "before", r"(?:cannot|cant|can not|could not|couldnt|should|must|to)(?: \w+ly)? be(?: \w+ly)? _OUT"),
+    ("uncertain", "before", r"not (?:been )?(?:\w+ly )?_OUT"),
+    ("uncertain", "after", r"(?:cannot |cant |can not |could not |couldnt |not |to )*(?:\w+ly )?(?:exclude|rule out)"),
+    ("uncertain", "after", r"differentials?(?: diagnos[ie]s| considerations?)*"),
+    ("denied", "before", r"(?:is|are|was|were|been)(?: \w+ly)? _OUT"),
+    ("denied", "either", r"(?:rules|ruled|ruling) out|excludes"),
+    ("denied", "either", rf"(?:{'|'.join(_UNLIKELY)}|less likely|not likely|isnt likely|no longer)"),
+    ("denied", "after", r"more likely(?: \w+)+? than"),
+    ("denied", "after", r"more likely than"),
+    ("denied", "after", r"low (?:probability|likelihood|suspicion) (?:of|for)"),
+    ("denied", "after", r"(?:argues?|arguing|evidence) against|(?:fails?|failed) to"),
+)
+_COMPILED_PHRASES = [
+    (kind, side, re.compile(rf"\b(?:{pattern.replace('_OUT', '(?:excluded|ruled out)')})\b"))
+    for kind, side, pattern in _PHRASES
+]
 _CLAUSE_ENDS = {"but", "however", "although", "though", "whereas", "while", "yet", "except", "because", "which"}
 _EMPTY_WORDS = {  # words without a finding: to agree on them or to deny them means nothing
     *_NEGATORS, *_PERCEIVED, *_ABSENT, *AUXILIARY, *_CLAUSE_ENDS, *PLACES, *DETERMINERS, *VERBS, *GENERIC, ",",
@@ -52,6 +82,7 @@ _EMPTY_WORDS = {  # words without a finding: to agree on them or to deny them me
     *("side", "half", "part", "portion", "located", "location", "positioned", "situated", "side", "sided", "hand"),
     *("what", "where", "find", "see", "finds", "sees", "look", "looking", "answer", "yes", "if", "who", "when"),
     *("rather", "instead", "patient", "patients", "given", "marked", "indicated", "question", "single", "out"),
+    *("likely", "probably", "possibly", "longer", "excluded", "ruled", "less", *_UNLIKELY),
 }  # fmt: skip
 
 
@@ -60,6 +91,7 @@ class _Clause:
     words: tuple[str, ...]  # without commas
     negated: tuple[bool, ...]
     sentence: int
+    uncertain: tuple[bool, ...]  # neither denied nor affirmed
 
 
 def carries_finding(word: str) -> bool:
@@ -75,7 +107,9 @@ def split_clauses(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         if after_head and i == 1:
             yield words[:1]
             start = 2
-        elif not _ends_clause(word, rest) or all(w == "," for w in words[start:i]):
+        elif not (_ends_clause(word, rest) or (word == "," and words[i - 1] in _UNLIKELY | {"likely"})) or all(
+            w == "," for w in words[start:i]
+        ):
             continue
         else:
             yield words[start:i]
@@ -98,14 +132,24 @@ def clauses(text: str) -> tuple[_Clause, ...]:
     for number, sentence in enumerate(sentences(text)):
         for part in split_clauses(sentence):
             words = tuple(w for w in part if w != ",")
-            clause_list.append(_Clause(words, negated_words(words), number))
+            denied, uncertain = _read_denials(words)
+            clause_list.append(_Clause(words, denied, number, uncertain))
     return tuple(clause_list)
 
 
 def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
     """For each word of a clause, whether it is denied."""
-    denied = [False] * len(words)
+    return _read_denials(words)[0]
+
+
+def _read_denials(words: tuple[str, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """For each word of a clause, whether it is denied, and whether it is left open."""
+    marked = {kind: [False] * len(words) for kind in ("denied", "uncertain")}
+    consumed = _mark_phrases(words, marked)
+    denied = marked["denied"]
     for i, word in enumerate(words):
+        if i in consumed:
+            continue
         pair, before, after = words[i : i + 2], words[:i], words[i + 1 :]
         if word == "non" and after:
             denied[i + 1] = True
@@ -116,8 +160,6 @@ def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
                 _deny_after(words, denied, i + 1)
         elif pair in _NEGATOR_PAIRS:
             _deny_after(words, denied, i + 2)
-        elif pair in (("ruled", "out"), ("is", "excluded"), ("are", "excluded")):
-            _deny_before(words, denied, i)
         elif word in _NEGATORS and pair not in _NOT_NEGATORS:
             follower = next((w for w in after if w not in AUXILIARY), "")
             comes_last = not _carry_finding(after)  # "the mass: no", "the mass is not at [box]"
@@ -125,7 +167,24 @@ def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
                 _deny_before(words, denied, i)  # "the mass is not seen in the liver": only the mass is denied
             else:
                 _deny_after(words, denied, i + 1)
-    return tuple(denied)
+    return tuple(denied), tuple(marked["uncertain"])
+
+
+def _mark_phrases(words: tuple[str, ...], marked: dict[str, list[bool]]) -> set[int]:
+    """Mark what the phrases deny or leave open. Returns the places of the phrases' own words."""
+    text, consumed = " ".join(words), set[int]()
+    for kind, side, pattern in _COMPILED_PHRASES:
+        for match in pattern.finditer(text):
+            start, end = text.count(" ", 0, match.start()), text.count(" ", 0, match.end()) + 1
+            if consumed & {*range(start, end)}:
+                continue
+            consumed |= {*range(start, end)}
+            after = [w for w in words[end:] if w not in AUXILIARY | {"for", "a", "an", "the"}][:1]
+            if side == "after" or (side == "either" and (after == ["that"] or _carry_finding(tuple(after)))):
+                _deny_after(words, marked[kind], end)
+            else:
+                _deny_before(words, marked[kind], start)
+    return consumed
 
 
 def _carry_finding(words: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from clinkd.language.spellings import get_spellings
 from clinkd.records import BOX_MARK
 
 _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+|,")
@@ -31,7 +32,12 @@ def normalise(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def singular(word: str) -> str:
-    """A rough singular, equal for both numbers of a regular noun; use it only on both sides of a comparison."""
+    """A rough singular in one spelling, equal for both numbers of a noun and for its twins (tumours, tumor); use it
+    only on both sides of a comparison."""
+    return get_spellings().unify_word(word, _cut_plural)
+
+
+def _cut_plural(word: str) -> str:
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and word.endswith(("sses", "xes", "ches", "shes")):

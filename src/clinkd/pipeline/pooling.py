@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from clinkd.config import EvaluateConfig
 from clinkd.pipeline.cautions import caution_undertrained
-from clinkd.pipeline.damage import read_stage_lines
+from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record
-from clinkd.pipeline.prepared import BASELINES, DATA, PREDICTIONS, read_predictions, read_split
-from clinkd.records import SPLITS, Prediction, Sample
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, make_image_blind_baselines
-from clinkd.storage import write_lines
+from clinkd.pipeline.prepared import (
+    BASELINES,
+    BLIND_CHOICE,
+    DATA,
+    PREDICTIONS,
+    read_data_source,
+    read_predictions,
+    read_split,
+)
+from clinkd.records import SPLITS, Prediction, Sample, Split
+from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
+from clinkd.scoring.blind.choice import BlindChoice, answer_blindly
+from clinkd.scoring.measure import Rules
+from clinkd.storage import write_json, write_lines
 
 FoldStages = Mapping[str, Path]  # the folders of a finished fold's stages, by name
 
@@ -36,19 +48,23 @@ def pool_splits(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
 
 
 def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
-    """Write the chosen answers of all folds as one, and the baselines' answers, each from its own fold's splits."""
+    """Write the chosen answers of all folds as one, and the baselines' answers, each from its own fold's splits; the
+    best of them is chosen by the trials of all folds."""
     stages = _open_folds(work, folds)
     predictions = chain.from_iterable(read_predictions(fold["select"]) for fold in stages)
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
-    answered = (
-        {"baseline": name, "prediction": prediction.to_json()}
-        for fold in stages
-        for name, answers in collect_baselines(
-            fold, *(read_split(fold["prepare"], s) for s in ("train", "test"))
-        ).items()
-        for prediction in answers
-    )
-    write_lines(work.folder / BASELINES, answered)
+    choices = []
+
+    def answer_folds() -> Iterator[dict[str, Any]]:
+        for fold in stages:
+            rules = Rules(EvaluateConfig().iou, read_data_source(fold["prepare"]).lexicon)
+            baselines, choice = collect_baselines(fold, {s: read_split(fold["prepare"], s) for s in SPLITS}, rules)
+            choices.append(choice)
+            for name, answers in baselines.items():
+                yield from ({"baseline": name, "prediction": prediction.to_json()} for prediction in answers)
+
+    write_lines(work.folder / BASELINES, answer_folds())
+    write_json(work.folder / BLIND_CHOICE, BlindChoice.pooled(choices).to_json())
 
 
 def _open_folds(work: StageContext, folds: Sequence[Mapping[str, str]]) -> list[FoldStages]:
@@ -56,17 +72,18 @@ def _open_folds(work: StageContext, folds: Sequence[Mapping[str, str]]) -> list[
 
 
 def collect_baselines(
-    stages: Mapping[str, Path], train: Sequence[Sample], test: Sequence[Sample]
-) -> dict[str, list[Prediction]]:
-    """The image-blind baselines' answers to the test questions at hand: a small run in a trial was asked others with
-    shuffled images. Of pooled folds, the answers that were pooled."""
+    stages: Mapping[str, Path], splits: Mapping[Split, Sequence[Sample]], rules: Rules
+) -> tuple[dict[str, list[Prediction]], BlindChoice]:
+    """The image-blind baselines' answers to the test questions at hand, and the choice of the best: a small run in a
+    trial was asked others with shuffled images. Of pooled folds, what was pooled."""
     if (path := stages["select"] / BASELINES).is_file():
         pooled: dict[str, list[Prediction]] = {}
         for line in read_stage_lines(path):
             pooled.setdefault(line["baseline"], []).append(Prediction.from_json(line["prediction"]))
-        return pooled
-    baselines = make_image_blind_baselines(train, test)
+        return pooled, BlindChoice.from_json(read_stage_json(stages["select"] / BLIND_CHOICE))
+    test = splits["test"]
+    baselines, choice = answer_blindly(splits["train"], splits["validation"], test, rules)
     if "shuffle" in stages:
         ids = {s.id for s in test}
         baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(stages["shuffle"]) if p.id in ids]
-    return {name: predictions for name, predictions in baselines.items() if predictions}
+    return {name: predictions for name, predictions in baselines.items() if predictions}, choice

@@ -14,11 +14,12 @@ from clinkd.data.images import open_image
 from clinkd.data.images.identifying import identifying_texts
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.damage import read_stage_json, read_stage_lines
-from clinkd.records import ImageRef, Prediction, Sample, Score, Split
+from clinkd.records import BadInput, ImageRef, Prediction, Sample, Score, Split
 
 DATA = "data.json"
-PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
+PREDICTIONS, SCORED, OUTSIDE = "predictions.jsonl", "scores.jsonl", "outside_scores.jsonl"
 BASELINES = "baselines.jsonl"  # beside the pooled predictions of a cross-validation
+BLIND_CHOICE = "blind_choice.json"  # of the best baseline; in `score`, and beside those baselines
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`
 
 
@@ -62,6 +63,16 @@ def read_scores(stage: Path) -> list[Score]:
     return [Score.from_json(record) for record in read_stage_lines(stage / SCORED)]
 
 
-def read_identifying_texts(root: Path, samples: Iterable[Sample]) -> set[str]:
-    """What the headers and paths of their images say about persons (`data.identifying_texts`)."""
-    return {text for image in {i for s in samples for i in s.images} for text in identifying_texts(root, image)}
+def read_identifying_texts(root: Path, samples: Iterable[Sample], lenient: bool = False) -> set[str]:
+    """What the headers and paths of their images say about persons (`data.identifying_texts`).
+
+    Raises BadInput where a file cannot be read; `lenient`: such a file is passed over.
+    """
+    texts: set[str] = set()
+    for image in {i for s in samples for i in s.images}:
+        try:
+            texts |= identifying_texts(root, image)
+        except BadInput:
+            if not lenient:
+                raise
+    return texts

@@ -16,6 +16,7 @@ from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
+    BLIND_CHOICE,
     SCORED,
     read_data_source,
     read_identifying_texts,
@@ -24,15 +25,25 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import REPORT, SCORES, Run
-from clinkd.records import BadInput, Correction, Sample, Table
+from clinkd.records import SPLITS, BadInput, Correction, Sample, Table, Task
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
-from clinkd.reporting.figures import Curve
+from clinkd.reporting.figures import Curve, rename_classes
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import BY_SOURCE, RetestResult, describe_scores, effect_table, read_table, tabulate_scores
+from clinkd.reporting.tables import (
+    BY_SOURCE,
+    RetestResult,
+    ScoreIndex,
+    describe_scores,
+    effect_table,
+    read_table,
+    tabulate_scores,
+)
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
+from clinkd.scoring.metrics import PRIMARY_METRIC
+from clinkd.scoring.plotted import describe_figures
 from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import write_json, write_lines
@@ -50,30 +61,36 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     `captions` counts captions; without it the stage opens one of its own.
     """
     _, lexicon = read_data_source(work.inputs["prepare"])
-    train, test = (read_split(work.inputs["prepare"], split) for split in ("train", "test"))
+    splits = {split: read_split(work.inputs["prepare"], split) for split in SPLITS}
+    train, test, rules = splits["train"], splits["test"], Rules(config.evaluate.iou, lexicon)
     predictions = read_predictions(work.inputs["select"])
-    baselines = collect_baselines(work.inputs, train, test)
-    scored = score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions)
+    baselines, choice = collect_baselines(work.inputs, splits, rules)
+    scored = replace(score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions), choice=choice)
     scores, gains = scored.scores(), scored.gains()
     tables = tabulate_scores(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(replace(scored.by_source(), key=BY_SOURCE))
-    figures, rules = scored.each(), Rules(config.evaluate.iou, lexicon)
+    by_sample = scored.each()
     prediction_by_id = {p.id: p for p in predictions}
     answers = (
         {
             "id": s.id,
             "right": judge_answer(s, prediction_by_id[s.id], rules),
-            "figures": {k: round(v, 4) for k, v in figures.get(s.id, {}).items()},
+            "figures": {k: round(v, 4) for k, v in by_sample.get(s.id, {}).items()},
         }
         for s in test
     )
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
+    write_json(work.folder / BLIND_CHOICE, choice.to_json())
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
     described = describe_scores(scores, {}, gains)
-    write_json(work.folder / SCORES, {**described, "cautions": list_cautions(stages, test, described)})
+    best = ScoreIndex(scores).best_baseline(Task.VG, PRIMARY_METRIC[Task.VG])
+    blind = (best, list(baselines[best])) if best else None
+    figures = describe_figures(test, predictions, blind, by_sample, lexicon, config.evaluate.replicates)
+    about = {"figures": figures, "cautions": list_cautions(stages, test, described)}
+    write_json(work.folder / SCORES, {**described, **about})
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
 
@@ -117,7 +134,8 @@ class _ScoredRun:
         # a page is carried about: what the files of these samples say of a person is not shown on it
         shown = PlainPage(read_identifying_texts(root, [*samples, *(r.sample for r in rewritten)]))
         summary = self._summarise(reflection, _spell_knob)
-        summary = replace(summary, name=self.config.name, tables=[_name_sources(t, shown) for t in summary.tables])
+        tables, drawn = [_name_sources(t, shown) for t in summary.tables], rename_classes(summary.figures, shown)
+        summary = replace(summary, name=self.config.name, tables=tables, figures=drawn)
         answers = ShownAnswers(
             image_root=root,
             answered=answered,
@@ -137,7 +155,9 @@ class _ScoredRun:
         summary = self._summarise(replace(reflection, corrections=corrections), _spell_public_knob)
         tables = [_hide_names(t) for t in summary.tables]
         scores = [replace(s, why=s.why and _hide_paths(s.why)) for s in summary.scores]
-        write_shared(path, replace(summary, tables=tables, scores=scores), self._read_answers())
+        numbers: dict[str, str] = {}
+        drawn = rename_classes(summary.figures, lambda name: numbers.setdefault(name, f"class {len(numbers) + 1}"))
+        write_shared(path, replace(summary, tables=tables, scores=scores, figures=drawn), self._read_answers())
 
     def _summarise(self, reflection: ReflectionResults, spell_knob: Callable[[Knob], str]) -> RunSummary:
         knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
@@ -151,7 +171,14 @@ class _ScoredRun:
             folds=self.config.data.folds if self.config.fold_runs() else 0,
             curves=read_training_curves(self.stages),
             cautions=list_cautions(self.stages, test, describe_scores(scores, {})),
+            figures=self._read_figures(),
         )
+
+    def _read_figures(self) -> Mapping[str, Any]:
+        """The numbers of the figures; a run of an older version has none."""
+        path = self.folder / SCORES
+        figures: Mapping[str, Any] = read_stage_json(path).get("figures", {}) if path.is_file() else {}
+        return figures
 
     def _read_answers(self) -> list[AnsweredSample]:
         """Every question of the test split, in its order."""

@@ -67,7 +67,7 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, shuffle_images
+from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
     FeatureCache,

@@ -149,11 +149,12 @@ def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Ta
     heads = ("", "Seeds", *columns, "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
-        f"The blind baseline is of {grid.rows[names[0]].title}, the best in each column.",
+        f"The blind baseline is of {grid.rows[names[0]].title}, for each task the one that its run chose.",
         "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
         "phantoms too. What was answered, so after selection where a row has one.",
         "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
-        "passes over the training data for student and teacher together, a trained pass counted as three.",
+        "passes over the training data for student and teacher together, a trained pass counted as three; "
+        "the training of the CLIP that chooses among beams is not counted.",
     )
     return Table(title, heads, tuple(cells_by_row), notes)
 

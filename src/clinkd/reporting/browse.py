@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data.images import open_image
-from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
+from clinkd.records import BadInput, Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
 from clinkd.reporting.tables import SCORERS, TITLES
 from clinkd.reporting.viewer.shot import Picture, thumbnail
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
@@ -24,6 +24,9 @@ MOST = 6_000  # questions that are looked at for a page at all
 _LADDER = ((448, 82), (384, 80), (320, 78), (288, 74), (256, 70), (224, 66), (192, 62), (160, 58))  # pixels, quality
 _PROBE_PICTURES = 24  # pictures that are encoded to estimate the size of all
 _SIZE_MARGIN = 1.06  # factor on the estimate, for safety
+_NO_PICTURES = (
+    "No pictures: only the names of the images are known. Boxes lie on a blank; --images FOLDER shows the pictures."
+)
 Shown = Callable[[str], str]
 
 
@@ -47,6 +50,13 @@ class PageContent:
     pictures: Mapping[ImageRef, Picture]
     notes: Sequence[str]
 
+    def number_pictures(self) -> dict[ImageRef, int]:
+        """The place of each picture among those of the script's data."""
+        places = {
+            item.sample.images[0]: entry["p"] for item, entry in zip(self.answered, self.data["samples"], strict=True)
+        }
+        return {image: places[image] for image in self.pictures}
+
 
 def choose_evenly(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
     """At most `most` questions, spread evenly over tasks and modalities and evenly within each, in their order."""
@@ -63,32 +73,42 @@ def choose_evenly(answered: Sequence[AnsweredSample], most: int) -> list[Answere
 
 
 def select_for_page(
-    answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES
+    answered: Sequence[AnsweredSample],
+    root: Path | None,
+    shown: Shown,
+    most_bytes: int = PAGE_BYTES,
+    lenient: bool = False,
 ) -> PageContent:
     """Choose as many questions as fit into `most_bytes`, with pictures as large as the remaining space allows.
 
-    Every text passes `shown`. Raises BadInput on an unreadable image.
+    Without a `root` boxes lie on a blank in the place of each picture. Every text passes `shown`. Raises BadInput on an
+    unreadable image; `lenient`: a blank and a note take its place.
     """
+    opener = _PictureOpener(root or Path(), lenient)
     records = _build_page_records(choose_evenly(answered, MOST), shown)
     kept = _fit_text(records, min(_TEXT_BYTES, most_bytes // 2))
     picture_bytes = most_bytes - _REST_BYTES - sum(records[item.number].size for item in kept)
-    images = _list_images(kept)
+    images = _list_images(kept) if root is not None else []
     with progress(len(images), "pictures of the page", "images") as advance:
-        sizes = _estimate_picture_bytes(root, images)
+        sizes = _estimate_picture_bytes(opener, images)
         rung = next((i for i, size in enumerate(sizes) if size * len(images) <= picture_bytes), len(_LADDER))
         if rung == len(_LADDER):
             rung -= 1
             kept = _fit(kept, lambda items: len(_list_images(items)), max(1, int(picture_bytes / sizes[-1])))
             images = _list_images(kept)
-        pictures = _encode_pictures(root, images, *_LADDER[rung], advance)
+        pictures = _encode_pictures(opener, images, *_LADDER[rung], advance)
     # if the estimate was too small, go down one rung
     while sum(len(p.uri) for p in pictures.values()) > picture_bytes and rung + 1 < len(_LADDER):
         rung += 1
-        pictures = _encode_pictures(root, images, *_LADDER[rung], lambda n: None)
-    index = {image: i for i, image in enumerate(pictures)}
+        pictures = _encode_pictures(opener, images, *_LADDER[rung], lambda n: None)
+    index = {image: i for i, image in enumerate(_list_images(kept))}
     samples = [{**records[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
-    entries = [[p.uri, p.width, p.height] for p in pictures.values()]
+    entries = [
+        [p.uri, p.width, p.height] if (p := pictures.get(image)) else [None, image.width or 4, image.height or 3]
+        for image in index
+    ]
     notes = [_describe_selection(kept, answered), _describe_picture_size(pictures, *_LADDER[rung])]
+    notes.append(_NO_PICTURES if root is None else _describe_missing_pictures(kept, opener.problems, len(images)))
     data = _build_page_data(samples, entries, [shown(s) for s in _list_sources(kept)])
     return PageContent(data, kept, pictures, [n for n in notes if n])
 
@@ -226,15 +246,35 @@ def _list_images(kept: Iterable[AnsweredSample]) -> list[ImageRef]:
     return list(dict.fromkeys(item.sample.images[0] for item in kept))
 
 
-def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class _PictureOpener:
+    """Opens images below `root`; a `lenient` one notes those that cannot be opened."""
+
+    root: Path
+    lenient: bool
+    problems: set[ImageRef] = field(default_factory=set)
+
+    def open(self, image: ImageRef) -> Any:
+        """The image; None where it cannot be opened."""
+        try:
+            return open_image(self.root, image)
+        except BadInput:
+            if not self.lenient:
+                raise
+            self.problems.add(image)
+            return None
+
+
+def _estimate_picture_bytes(opener: _PictureOpener, images: Sequence[ImageRef]) -> list[float]:
     """Estimated bytes of one picture at each rung of the ladder, from a few evenly chosen images."""
     count = min(_PROBE_PICTURES, len(images))
-    opened = [open_image(root, images[k * len(images) // count]) for k in range(count)]
+    probes = (opener.open(images[k * len(images) // count]) for k in range(count))
+    opened = [image for image in probes if image is not None]
     bytes_by_rung = []
     for side, quality in _LADDER:
         opened = [_shrink_image(image, side) for image in opened]
         sizes = [len(thumbnail(image, side, quality).uri) for image in opened]
-        bytes_by_rung.append(_SIZE_MARGIN * sum(sizes) / max(1, count) + 24)
+        bytes_by_rung.append(_SIZE_MARGIN * sum(sizes) / max(1, len(sizes)) + 24)
     return bytes_by_rung
 
 
@@ -245,11 +285,12 @@ def _shrink_image(image: Any, side: int) -> Any:
 
 
 def _encode_pictures(
-    root: Path, images: Sequence[ImageRef], side: int, quality: int, advance: Callable[[int], None]
+    opener: _PictureOpener, images: Sequence[ImageRef], side: int, quality: int, advance: Callable[[int], None]
 ) -> dict[ImageRef, Picture]:
     pictures = {}
     for image in images:
-        pictures[image] = thumbnail(_shrink_image(open_image(root, image), side), side, quality)
+        if (opened := opener.open(image)) is not None:
+            pictures[image] = thumbnail(_shrink_image(opened, side), side, quality)
         advance(1)
     return pictures
 
@@ -261,6 +302,16 @@ def _describe_selection(kept: Sequence[AnsweredSample], answered: Sequence[Answe
     return (
         f"{len(kept):,} of the {len(answered):,} questions of the test set: more would make this page too large. They "
         f"are chosen evenly over its {cells} pairs of task and modality, whatever was answered. The tables rest on all."
+    )
+
+
+def _describe_missing_pictures(kept: Sequence[AnsweredSample], problems: Collection[ImageRef], count: int) -> str:
+    if not problems:
+        return ""
+    first = next(item.number for item in kept if item.sample.images[0] in problems)
+    return (
+        f"{len(problems):,} of {count:,} pictures are missing or cannot be read: boxes lie on a blank, first in "
+        f"question {first}."
     )
 
 

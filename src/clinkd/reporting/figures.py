@@ -1,21 +1,24 @@
-"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, and training curves."""
+"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, boxes, names, confidences, and
+training curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
+from typing import Any, NamedTuple
 
-from clinkd.records import PAPER_MODALITIES, Modality, Task
+from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
 from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.printed import PRINTED_AVERAGES
-from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, mean_of_all
+from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, describe_blind, mean_of_all
 from clinkd.reporting.viewer import page
-from clinkd.reporting.viewer.curves import render_line_chart
+from clinkd.reporting.viewer.curves import render_histogram, render_line_chart
 from clinkd.reporting.viewer.figure import Bar, render_bar_chart
 from clinkd.reporting.viewer.grid import Cell, render_grid
 from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.measure import FACTS
 from clinkd.scoring.metrics import PRIMARY_METRIC
+from clinkd.scoring.plotted import NONE, OTHER, SEVERAL
 from clinkd.scoring.score import MODEL, spell_interval
 
 
@@ -39,8 +42,8 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         ]
         rows.append((f"{task.value} {metric}", [*cells, _build_grid_cell(score_index, task, metric, None, shown)]))
     notes = (
-        "x100: the model, its 95 % interval where there is one, and the best answer that never saw the image (blind), "
-        "in each cell anew.",
+        "x100: the model, its 95 % interval where there is one, and the best answer that never saw the image (blind).",
+        *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
         *(["A figure leads to the questions it rests on."] if shown else []),
         *score_index.reasons(columns),
     )
@@ -89,7 +92,7 @@ def draw_score_charts(score_index: ScoreIndex) -> Html:
             modalities = score_index.modalities(task, metric)
             bars_of_task = [_build_bar(TITLES[m], score_index, task, metric, m) for m in modalities]
             bar_charts.append(render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
-    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image."]))
+    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals over images (patients where known)."]))
 
 
 def _build_bar(label: str, score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None = None) -> Bar:
@@ -121,13 +124,167 @@ def draw_averages(score_index: ScoreIndex) -> Html:
     if not rows:
         return page.framed([theirs])
     missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in computed]
-    ours = render_bar_chart(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
+    ours = render_bar_chart(f"Mean of {', '.join(t.value for t in computed)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),
         *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),
+        "Blind: the mean over the tasks of the best blind baseline of each task in this modality.",
         "The paper's bars are of its Tables 3 and 4, on Med-GRIT-270k. They cannot be compared with ours.",
     ]
     return Html(page.charts([ours, page.framed([theirs])]) + page.note(notes))
+
+
+# ---- boxes, names and confidences: drawn from `clinkd.scoring.plotted` ----------------------------------------------
+
+_OVERLAPS = "Each true box counts by its best overlap (IoU) with a box of the answer; "
+_AIDS = {
+    "histogram": _OVERLAPS + "a tall bar at 0 is boxes that were missed altogether, one near 1 is boxes that fit.",
+    "recall": _OVERLAPS + "the height at .5 is the share of true boxes that overlap by half or more, and a line that "
+    "stays high to the right means exact boxes.",
+    "size": _OVERLAPS + "the rows are the sizes of the true box as a share of the image, with the number of boxes in "
+    "brackets, and the bars are the mean x100.",
+    "reliability": "A calibrated model lies on the dashed line: of answers with a confidence of .8, eight of ten are "
+    "right; below the line it is surer than it is right. Upright lines are 95 % intervals (Wilson).",
+    "risk": "From the left, the model answers only where it is surest, and further right it answers more; a useful "
+    "confidence keeps the share of wrong answers low at first. Its mean height is AURC.",
+}
+_SURE = (
+    "The confidence of an answer is the geometric mean of the probabilities of its tokens, exp(mean log-probability): "
+    "it is no probability of the answer.",
+    "An answer is right if its main score is 100: in VG every box found and none to spare.",
+    "ECE: the mean distance of confidence and share of right answers, over 15 bins of equal width (Guo et al. 2017). "
+    "Few answers raise it even if a model is perfectly calibrated: the column `by chance` says how far. Its interval "
+    "is by bootstrap over patients or images and keeps that bias. Brier: mean squared distance, 0 is best. AURC: mean "
+    "share of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: above the best possible order.",
+)
+_MODEL, _BLIND = "model", "blind"
+_LEAST_SHADES = (0.05, 0.25, 0.5, 0.75)
+
+
+def rename_classes(described: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """The numbers of the figures with other names for the classes, which are words of the data."""
+    names = described.get("names", {})
+    if "rows" not in names:
+        return dict(described)
+    renamed = {name: name if name in (OTHER, NONE, SEVERAL) else rename(name) for name in names["columns"]}
+    heads = {side: [renamed[name] for name in names[side]] for side in ("rows", "columns")}
+    return {**described, "names": {**names, **heads}}
+
+
+def draw_figures(described: Mapping[str, Any]) -> list[Html]:
+    """The figures whose numbers `scoring.plotted.describe_figures` gave; where it gave a reason, the reason."""
+    parts = [_draw_boxes(described["boxes"])] if "boxes" in described else []
+    parts += [_draw_names(described["names"])] if "names" in described else []
+    return [*parts, *_draw_calibration(described.get("calibration", {}))]
+
+
+def _draw_boxes(boxes: Mapping[str, Any]) -> Html:
+    if "why" in boxes:
+        return page.note([f"Figures of boxes (VG) are not drawn: {boxes['why']}."])
+    names = {_MODEL: "model", _BLIND: f"blind: {boxes['blind_is']}"}
+    histogram, recall, size = boxes["histogram"], boxes["recall"], boxes["size"]
+    shares = {
+        names[row]: [100 * c / boxes["truth_boxes"] for c in counts] for row, counts in histogram["counts"].items()
+    }
+    curves = {
+        names[row]: list(zip(recall["thresholds"], values, strict=True)) for row, values in recall["shares"].items()
+    }
+    blind_means = size["mean_iou"].get(_BLIND, [None] * len(size["counts"]))
+    bars = [
+        Bar(f"{100 * low:g}–{100 * high:g} % ({count:,})", 100 * mean, None if blind is None else 100 * blind)
+        for low, high, count, mean, blind in zip(
+            size["edges"][:-1], size["edges"][1:], size["counts"], size["mean_iou"][_MODEL], blind_means, strict=True
+        )
+        if count
+    ]
+    overlap, share = "IoU of a true box with the best box of the answer", "% of true boxes"
+    drawn = {
+        "histogram": render_histogram("VG: how well boxes overlap", histogram["edges"], shares, overlap, share),
+        "recall": render_line_chart(
+            "VG: recall by the least IoU of a found box", curves, "least IoU", "share of true boxes"
+        ),
+        "size": render_bar_chart("VG: overlap by the size of the true box", bars, _MODEL, names[_BLIND]),
+    }
+    return page.charts([page.explained(figure, _AIDS[kind]) for kind, figure in drawn.items()])
+
+
+def _draw_names(names: Mapping[str, Any]) -> Html:
+    if "why" in names:
+        return page.note([f"The confusion of names (ROC) is not drawn: {names['why']}."])
+    columns = [shorten(name, 32, placeholder="…") for name in names["columns"]]
+    rows = []
+    for name, counts in zip(names["rows"], names["counts"], strict=True):
+        whole = max(1, sum(counts))
+        cells = [
+            Cell(
+                str(count), f"{100 * count / whole:.0f} %", "", f"truth {name}, named {named}: {count} of {whole}",
+                shade=sum(count / whole >= least for least in _LEAST_SHADES),
+            )
+            if count else None
+            for named, count in zip(names["columns"], counts, strict=True)
+        ]  # fmt: skip
+        rows.append((shorten(name, 32, placeholder="…"), cells))
+    notes = (
+        "Each row is a class of the truth, and its cells count what its answers named, with their share of the row: a "
+        f"good model has its counts where row and column have one name. {NONE}: the answer affirms none of them; "
+        f"{SEVERAL}: more than one.",
+        *([f"The {len(names['columns']) - 3} commonest of {names['classes']} classes; the others are together."]
+          if names["classes"] > len(names["columns"]) - 3 else []),
+    )  # fmt: skip
+    return render_grid("ROC: truth (rows) by what was named (columns)", columns, rows, notes)
+
+
+def _draw_calibration(by_task: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+    computed = {task: values for task, values in by_task.items() if "why" not in values}
+    reasons = [f"{task}: calibration not computed: {v['why']}." for task, v in by_task.items() if "why" in v]
+    if not computed:
+        return [page.note(reasons)] if reasons else []
+    table = _tabulate_calibration(computed, reasons)
+    charts = [chart for task, values in computed.items() for chart in _draw_confidence(task, values)]
+    return [page.table(table), page.charts(charts)]
+
+
+def _tabulate_calibration(by_task: Mapping[str, Mapping[str, Any]], reasons: Sequence[str]) -> Table:
+    rows, partial = [], []
+    for task, v in by_task.items():
+        interval = (100 * v["ece_interval"][0], 100 * v["ece_interval"][1]) if v["ece_interval"] else None
+        shares = [
+            v["right"] / v["answers"],
+            v["mean_confidence"],
+            v["ece"],
+            v["ece_if_calibrated"],
+            v["ece_equal_mass"],
+        ]
+        right, confidence, ece, by_chance, equal_mass = (f"{100 * share:.1f}" for share in shares)
+        losses = (f"{v[key]:.3f}" for key in ("brier", "aurc", "excess_aurc"))
+        errors = (ece, spell_interval(interval), by_chance, equal_mass)
+        rows.append((task, f"{v['answers']:,}", right, confidence, *errors, *losses))
+        if v["answers"] < v["of"]:
+            left_out = f"{v['of'] - v['answers']:,} of {v['of']:,}"
+            partial.append(f"{task}: {left_out} answers bring no probability and are left out.")
+    columns = ("Task", "Answers", "% right", "Confidence, %", "ECE, %", "95 %", "by chance", "ECE, equal mass, %")
+    losses_of = ("Brier", "AURC", "Excess AURC")
+    return Table("Calibration", (*columns, *losses_of), tuple(rows), (*_SURE, *partial, *reasons))
+
+
+def _draw_confidence(task: str, values: Mapping[str, Any]) -> list[Html]:
+    bins, risk = values["bins"], values["risk_coverage"]
+    observed = {
+        "observed": [(b["confidence"], b["accuracy"]) for b in bins], "calibrated": [(0.0, 0.0), (1.0, 1.0)],
+    }  # fmt: skip
+    whiskers = [(b["confidence"], *b["interval"]) for b in bins]
+    wrong = 1 - values["right"] / values["answers"]
+    curves = {
+        "by confidence": list(zip(risk["coverage"], risk["risk"], strict=True)),
+        "in any order": [(0.0, wrong), (1.0, wrong)],
+    }
+    drawn = {
+        "reliability": render_line_chart(
+            f"{task}: reliability diagram", observed, "confidence", "share of right answers", whiskers
+        ),
+        "risk": render_line_chart(f"{task}: risk by coverage", curves, "share answered", "share of these wrong"),
+    }
+    return [page.explained(figure, _AIDS[kind]) for kind, figure in drawn.items()]
 
 
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
-from clinkd.language.languages import read_verdict
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.reporting.tables import SCORERS, TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
 from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
 from clinkd.scoring.measure import Rules, SampleAnswer
-from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, read_yes_no
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, is_right
 
 _SIDE = 320  # pixels of a picture beside a correction
 PLAIN_RULES = Rules(0.5, Lexicon(()))  # where the data name no classes
@@ -152,15 +151,14 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
 
 def judge_answer(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
     """Whether an answer is right under the strict measures: all boxes and no spare one, the class and no other, every
-    stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
+    stated fact, the option, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
     if measure := {Task.VG: BOXES, Task.ROC: NAMES}.get(sample.task):
         counts = measure.count([SampleAnswer(sample, prediction.answer)], rules)
         (figure,) = measure.figure(PRIMARY_METRIC[sample.task], counts)
         return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered
-    answer, truth = prediction.answer.answer.words, sample.answer.words
-    if sample.task is Task.QA and (verdict := read_verdict(truth.lower())):
-        return read_yes_no(answer.lower(), truth.lower()) == verdict
+    if sample.task is Task.QA and (right := is_right(sample, prediction.answer, rules)) is not None:
+        return right
     if sample.facts:
         stated = {t for f in sample.facts for t in f.tuples}
-        return stated == {t for f in read_facts(answer, rules.lexicon) for t in f.tuples}
+        return stated == {t for f in read_facts(prediction.answer.answer.words, rules.lexicon) for t in f.tuples}
     return None

@@ -32,7 +32,7 @@ def state_result(scores: Sequence[Score]) -> str:
         if value is None:
             continue
         parts.append(f"{TASK_NAMES[task]} ({task.value}) {value:.1f} ({'-' if blind is None else f'{blind:.1f}'})")
-    heading = "Scores of 100, and in brackets the best answer that was given without seeing the image"
+    heading = "Scores of 100, and in brackets the best baseline that answers without seeing the image"
     return f"{heading}: {'; '.join(parts)}." if parts else ""
 
 
@@ -83,7 +83,7 @@ def show_three(browsed: PageContent, shown: Callable[[str], str]) -> list[Html]:
 
     The cards hold these pictures; the data then do not.
     """
-    cards, numbers = [], {image: i for i, image in enumerate(browsed.pictures)}
+    cards, numbers = [], browsed.number_pictures()
     for name, item in choose_three(browsed.answered):
         image = item.sample.images[0]
         if image in numbers:

@@ -44,7 +44,8 @@ TITLES_BY_MODALITY = {"BiRD": "BiRD (Table 3)", "ClinKD": "ClinKD (Table 4)"}
 def paper_tables() -> list[Table]:
     """The figures printed in the paper (Tables 1 to 4): other data and the official, more lenient scripts."""
     source_note = (
-        "Printed in the paper, not computed here: Med-GRIT-270k test set, official scripts. Not comparable with ours."
+        "Printed in the paper, not computed here. Not comparable with ours: the test set is another one (that of "
+        "Med-GRIT-270k), and the official scripts are more lenient than the strict mode."
     )
     columns = ("", *METRICS.values(), "Average")
     rows = tuple((name, *(f"{v:.2f}" for v in values)) for name, values in PRINTED.items())

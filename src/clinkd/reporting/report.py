@@ -1,11 +1,13 @@
-"""One HTML page that shows a finished run: scores, every answer, corrections, trainings, set-up, and the time."""
+"""One HTML page that shows a finished run, or the answers of any system: scores, every answer, figures; of a run also
+corrections, trainings, knobs, and the time."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.reporting import figures
@@ -37,12 +39,16 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 class RunSummary:
     """The content of a page about a run, without its answers. `setup` rows: knob, value, the paper's value.
     `reflection`: tables about the corrections. `cautions`: what a reader must know before the scores. `folds`: of a
-    cross-validation, whose answers are pooled here; 0 for another run."""
+    cross-validation, whose answers are pooled here; 0 for another run. `figures`: the numbers of the figures, as
+    `scoring.plotted` gives them. `origin`: of answers that no run gave, tables that say where they come from and how
+    they were read; they stand in the place of knobs and time, and `name` is the page's whole title."""
 
     tables: Sequence[Table]
     scores: Sequence[Score]
-    setup: Sequence[tuple[str, str, str]]
-    wall_seconds: Mapping[str, float]
+    setup: Sequence[tuple[str, str, str]] = ()
+    wall_seconds: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    origin: Sequence[Table] = ()
     reflection: Sequence[Table] = ()
     curves: Sequence[Curve] = ()
     cautions: Sequence[str] = ()
@@ -52,13 +58,15 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownAnswers:
-    """The answers on a page; their images lie under `image_root`.
+    """The answers on a page; their images lie under `image_root`, if that is known. `lenient`: an image that cannot be
+    opened is told on the page.
 
     The reader can look through `answered`, or through the `gallery` where there are none. A page without its
     script shows the cards of the gallery. `rewritten`: some of the corrections. Every text passes `shown`.
     """
 
-    image_root: Path
+    image_root: Path | None
+    lenient: bool = False
     answered: Sequence[AnsweredSample] = ()
     gallery: Sequence[tuple[Sample, Prediction]] = ()
     rewritten: Sequence[CorrectedAnswer] = ()
@@ -71,11 +79,11 @@ class ShownAnswers:
             AnsweredSample(i, s, p, judge_answer(s, p, self.rules), {})
             for i, (s, p) in enumerate(self.gallery, start=1)
         ]
-        return select_for_page(items, self.image_root, self.shown)
+        return select_for_page(items, self.image_root, self.shown, lenient=self.lenient)
 
     def corrections(self) -> list[Html]:
         """The rewritten answers as cards, before and after. Raises BadInput on an unreadable image."""
-        if not self.rewritten:
+        if not self.rewritten or self.image_root is None:
             return []
         lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
         words = "Before and after. ✓ and ✗ judge the answer after the round, where it is known."
@@ -93,7 +101,8 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
     browsed = answers.browsed()
     three = show_three(browsed, answers.shown)
     cards = _build_gallery_cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
-    html = _build_page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections(), three)
+    title = summary.name if summary.origin else f"ClinKD run: {summary.name}"
+    html = _build_page(title, summary, browsed, cards, answers.corrections(), three)
     write_tables(path.parent, summary.tables, summary.scores)
     write_atomic(path, html)
 
@@ -119,14 +128,19 @@ def _build_page(
     sections.append(page.section("Scores", _show_scores(summary, score_index, browsed)))
     if browsed.answered:
         sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
+    if drawn := figures.draw_figures(summary.figures):
+        sections.append(page.section("Figures", drawn))
     if summary.scores:
         sections.append(page.section("Averages by kind of data", [figures.draw_averages(score_index)]))
     if corrections := [*_show_reflection(summary.reflection), *rewritten]:
         sections.append(page.section("Corrections", corrections))
     if summary.curves:
         sections.append(page.section("Training", [figures.draw_training_curves(summary.curves)]))
-    knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
-    sections.append(page.section("Set-up", [page.folded(f"All {len(summary.setup)} knobs", [_show_table(knobs)])]))
+    if summary.origin:
+        sections.append(page.section("Where the answers come from", list(map(page.table, summary.origin))))
+    else:
+        knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
+        sections.append(page.section("Set-up", [page.folded(f"All {len(summary.setup)} knobs", [_show_table(knobs)])]))
     if summary.wall_seconds:
         sections.append(page.section("Time", [_show_table(_tabulate_times(summary.wall_seconds))]))
     printed = [page.framed([_fold_table(t) for t in paper_tables()])]
@@ -182,7 +196,8 @@ def _show_table(table: Table) -> Html:
 
 
 def _fold_table(table: Table) -> Html:
-    by_row = ": every baseline, the first beam, the best candidate" if table.key == SCORES else ""
+    beams = any(row[0].startswith("First beam") for row in table.rows)
+    by_row = f": every baseline{', the first beam, the best candidate' if beams else ''}" if table.key == SCORES else ""
     return page.folded(table.title + by_row, [_show_table(table)])
 
 
@@ -216,10 +231,12 @@ def _add_all_option(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
 def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callable[[str], str]) -> Html:
     """Cards of the gallery answers on the page. The first card of an image holds its picture; the data then do not."""
     item_by_id = {item.sample.id: item for item in browsed.answered}
-    picture_numbers = {image: i for i, image in enumerate(browsed.pictures)}
+    picture_numbers = browsed.number_pictures()
     cards = []
     for item in (item_by_id[i] for i in ids if i in item_by_id):
         image = item.sample.images[0]
+        if image not in picture_numbers:
+            continue  # it could not be opened
         number = picture_numbers[image]
         if browsed.data["pictures"][number][0] is None:
             continue  # the page would hold it twice

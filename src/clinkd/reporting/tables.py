@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
-from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID, wilson_interval
+from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 from clinkd.storage import write_csv
@@ -67,9 +68,19 @@ class ScoreIndex:
         return sorted(present, key=lambda row: {FIRST_BEAM: 0, MODEL: 2, ORACLE: 3}.get(row, 1))
 
     def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
-        """The name of the best image-blind baseline; None if none was computed."""
-        values = {t: v for t in self.baselines() if (v := self.value(t, task, metric, modality)) is not None}
+        """The name of the best image-blind baseline; None if none was computed. It is the one that was chosen for the
+        task and modality without the test answers; where none was, the one with the highest score of them."""
+        of_baselines = {t: s for t in self.baselines() if (s := self.get(t, task, metric, modality))}
+        if chosen := [t for t, s in of_baselines.items() if s.chosen_on]:
+            return chosen[0]
+        values = {t: s.value for t, s in of_baselines.items() if s.value is not None}
         return max(values, key=lambda t: values[t], default=None)
+
+    def chosen_on(self, task: Task, metric: str) -> str | None:
+        """The questions by which the best baseline of a task was chosen; None if none was computed."""
+        best = self.best_baseline(task, metric)
+        score = self.get(best, task, metric) if best else None
+        return (score.chosen_on or "test") if score else None
 
     def blind(self, task: Task, metric: str, modality: Modality | None = None) -> float | None:
         """The score of the best image-blind baseline; None if none was computed."""
@@ -99,10 +110,11 @@ def describe_scores(
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
-    `blind` is the highest image-blind baseline, chosen for each modality. `metrics` holds every metric of a task, in
-    the mean over modalities. `by_modality` holds the modalities that
-    have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
-    in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
+    `blind` is the best image-blind baseline, chosen for each modality; `blind_is` names that of the mean over them, and
+    `blind_chosen_on` the questions by which it was chosen. `metrics` holds every metric of a task, in the mean over
+    modalities. `by_modality` holds the modalities that have questions of the task. `selection` holds, by task, metric
+    and row, what other choices of the candidates score in the mean over modalities, and their gain over the first beam,
+    each with its 95 % interval or null.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
@@ -119,6 +131,20 @@ def describe_scores(
         result["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
     result["selection"] = _describe_selection(score_index, gains)
     result["wall_seconds"] = dict(wall_seconds)
+    return result
+
+
+def describe_metrics(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Any]:
+    """By metric and task, x100: the model's score and its interval, each image-blind baseline, and the modalities."""
+    score_index = ScoreIndex(scores)
+    result: dict[str, Any] = {metric: {} for metric in metrics}
+    for metric, task in ((m, t) for m in metrics for t in Task if score_index.get(MODEL, t, m)):
+        figures = _describe_task(score_index, task, metric)
+        for modality in (None, *score_index.modalities(task, metric)):
+            model_score = score_index.get(MODEL, task, metric, modality)
+            figure = figures["by_modality"][modality.value] if modality else figures
+            figure |= {"interval": model_score and model_score.interval, "answers": model_score and model_score.count}
+        result[metric][task.value] = figures
     return result
 
 
@@ -142,7 +168,9 @@ def _describe_task(score_index: ScoreIndex, task: Task, metric: str) -> dict[str
         t: score_index.value(t, task, metric) for t in score_index.baselines() if score_index.get(t, task, metric)
     }
     modalities = {m.value: _describe_figure(score_index, task, metric, m) for m in score_index.modalities(task, metric)}
-    return {"metric": metric, **mean, "blind_by": blind_by_row, "by_modality": modalities, **why}
+    blind = {"blind_is": score_index.best_baseline(task, metric), "blind_by": blind_by_row}
+    blind["blind_chosen_on"] = score_index.chosen_on(task, metric)
+    return {"metric": metric, **mean, **blind, "by_modality": modalities, **why}
 
 
 def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
@@ -162,22 +190,41 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
 # ---- for people -----------------------------------------------------------------------------------------------------
 
 
-def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
+def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices: bool = True) -> list[Table]:
     """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
-    there are any), every metric, and flaws."""
+    there are any), every metric, and flaws. `choices`: some answers were chosen among several candidates."""
     score_index = ScoreIndex(scores)
-    tables = [_tabulate_overall(score_index), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
+    tables = [_tabulate_overall(score_index, choices), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
     outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables += [outside] if outside.rows else []
     tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
-    return [*tables, _tabulate_metrics(score_index), _tabulate_flaws(score_index)]
+    return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
+
+
+def tabulate_outside(scores: Sequence[Score], metrics: Sequence[str]) -> Table:
+    """What outside scorers made of the answers, by task."""
+    score_index, lines = ScoreIndex(scores), []
+    for task, metric in ((t, m) for t in Task for m in metrics):
+        if (score := score_index.get(MODEL, task, metric)) and score.value is not None:
+            best, blind = score_index.best_baseline(task, metric), score_index.blind(task, metric)
+            cells = (f"{score.count:,}", as_cell(score.value), _format_interval(score))
+            above = format_signed(None if blind is None else score.value - blind)
+            lines.append((task.value, metric, *cells, f"{as_cell(blind)} ({best})" if best else MISSING, above))
+    columns = ("", "metric", "answers", "score", "95 %", "best blind baseline", "above it")
+    return Table("outside scorers", columns, tuple(lines), ("x100, mean over modalities with questions.",))
 
 
 def _build_table(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> Table:
     return Table(_TITLES_OF_TABLES[key], tuple(columns), tuple(rows), tuple(notes), key)
 
 
-def _tabulate_overall(score_index: ScoreIndex) -> Table:
+_ORACLE = (
+    "The oracle picks candidates by the truth, for each metric anew, so that no selection can score higher by it; of "
+    "means over captions as a corpus (BLEU, mBMR) it is the best choice that was found."
+)
+
+
+def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
     """Like the paper's Table 2: who answered against task."""
     columns = score_index.columns()
     model_scores = [score_index.get(MODEL, t, m) for t, m in columns]
@@ -193,18 +240,38 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
         ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
         ("  Model above it", *map(format_signed, differences), MISSING),
         *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.baselines()),
-        _build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns),
-        _build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns),
     ]
+    if choices:
+        lines.append(_build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns))
+        lines.append(_build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns))
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
-        "A blind baseline answers without the image: only what stands above the best of them was seen in the image.",
-        "The oracle picks each answer by its truth: no selection can do better.",
+        *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
+        *([_ORACLE] if choices else []),
         *score_index.reasons(columns),
     )
     names = tuple(f"{t.value} {m}" for t, m in columns)
     return _build_table(SCORES, ("", *names, "Average of four"), lines, notes)
+
+
+_CHOSEN_ON = {
+    "validation": "on the validation split, for each task (and for a modality with enough questions there)",
+    "training": "in the training split, each image answered from others, for there is no validation split",
+    "test": "on the test answers themselves, for there is no training split, which makes it look better than it is",
+}
+
+
+def describe_blind(places: Collection[str]) -> list[str]:
+    """What the best blind baseline is and tells, in sentences; `places`: where it was chosen. Empty without one."""
+    chosen = "; ".join(words for place, words in _CHOSEN_ON.items() if place in places)
+    return [
+        f"The best blind baseline was chosen {chosen}. A modality with enough questions to choose by has its own; a "
+        "mean over modalities is of one baseline.",
+        "A blind baseline answers without the image, by the habits of the data. A model above it, and above its own "
+        "answers to other images (images shuffled), used the image; one that is not above has not shown that it did. "
+        "It is no measure of what a clinician can do.",
+    ] if places else []  # fmt: skip
 
 
 def _build_score_row(
@@ -228,7 +295,7 @@ def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality]
         lines.append((f"{task.value} {metric}", *model_cells))
         lines.append(("  best blind baseline", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
     columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
-    notes = ["x100. In each modality the best baseline anew."]
+    notes = ["x100. A modality with enough questions has a best baseline of its own."]
     outside = [
         TITLES[m]
         for m in Modality
@@ -317,8 +384,9 @@ def format_signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.1f}"
 
 
-def _tabulate_metrics(score_index: ScoreIndex) -> Table:
-    rows = (MODEL, FIRST_BEAM, ORACLE, *score_index.baselines())
+def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:
+    chosen = {FIRST_BEAM: "First beam", ORACLE: "Oracle"} if choices else {}
+    rows = (MODEL, *chosen, *score_index.baselines())
     lines = []
     for task in Task:
         for metric in score_index.metrics(task):
@@ -328,8 +396,8 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
             cells = (_format_score(score_index.get(row, task, metric)) for row in rows)
             count = str(model_score.count if model_score else 0)
             lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
-    titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.baselines()))
-    notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
+    titles = ("Model", *chosen.values(), *(f"Blind: {t}" for t in score_index.baselines()))
+    notes = ("x100, mean over modalities. Intervals over images (patients where known): by score, else bootstrap.",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 
 

@@ -1,16 +1,18 @@
 """Numbers of answers: metrics, scores, image-blind baselines, captions, the papers' own scripts. No pages, no torch."""
 
 __all__ = [
-    "answer_files",
-    "baselines",
+    "blind",
     "captions",
+    "detection",
+    "intervals",
     "jars",
     "measure",
     "metrics",
     "official",
     "outcome",
-    "released",
-    "results",
+    "outside",
+    "plotted",
+    "reading",
     "score",
     "spice",
 ]

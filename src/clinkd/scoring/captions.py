@@ -1,5 +1,7 @@
 """BLEU-1..4, METEOR and ROUGE-L as pycocoevalcap 1.2 computes them, from counts that can be summed over any answers.
 
+Of a corpus these figures are no means: one wrong word in thirty perfect captions costs METEOR 21 points, because a
+perfect caption counts as no chunk at all. `compute_answer_mbmr` is of each answer, and its mean has no such leap.
 CIDEr is computed apart: it weighs words by all references of a corpus, so it cannot come from such sums.
 
 The PTB tokenizer and METEOR are Java programs inside the pycocoevalcap wheel. Each is started once for all texts of a
@@ -17,20 +19,19 @@ import subprocess
 import tempfile
 import threading
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clinkd.scoring.ngrams import compute_cider, count_ngrams
+
 Counts = NDArray[np.float64]
 Sums = Mapping[str, Counts]  # by the name of a column
-Key = TypeVar("Key")
 
 FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "mBMR")
 COLUMNS = (
@@ -123,26 +124,20 @@ class CaptionScorer:
         row_by_tokens = dict(zip(unique, rows, strict=True))
         self._counts |= {c: row_by_tokens[tokens] for c, tokens in zip(captions, captions_in_tokens, strict=True)}
 
-    def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
-        """CIDEr of each non-empty corpus, the mean over its answers, 0..10, by pycocoevalcap's scorer.
+    def cider(
+        self, captions: Sequence[Caption], documents: Sequence[Caption] | None = None
+    ) -> NDArray[np.float64] | None:
+        """[N] CIDEr-D of each answer, 0..10, or None where `documents` say all the same: see `compute_cider`. The
+        documents are the references of the given captions, one for each question; else those of the answers.
 
         Raises NotComputed as `counts`.
         """
-        from pycocoevalcap.cider.cider_scorer import CiderScorer
-
-        everything = [c for corpus in corpora.values() for c in corpus]
-        captions_in_tokens = dict(zip(everything, self.tokenized(everything), strict=True))
-        scores: dict[Key, float] = {}
-        for key, corpus in corpora.items():
-            tokenized = [captions_in_tokens[caption] for caption in corpus]
-            scorer = CiderScorer()
-            for caption in tokenized:
-                scorer += tuple(caption)
-            if any(reference for caption in tokenized for reference in caption.references):
-                scores[key] = float(scorer.compute_score()[0])
-            elif corpus:  # it cannot count a corpus without a word
-                scores[key] = 0.0
-        return scores
+        if not captions:
+            return None
+        pairs = self.tokenized(captions)
+        corpus = pairs if documents is None else self.tokenized(documents)
+        scores = compute_cider(pairs, [caption.references for caption in corpus])
+        return None if scores is None else np.array(scores)
 
     def tokenized(self, captions: Sequence[Caption]) -> list[Caption]:
         """Each text as Penn Treebank tokens in lower case, without punctuation, separated by a space.
@@ -180,10 +175,31 @@ def caption_figures(sums: Sums) -> Sums:
     return {name: np.where(answers > 0, figure, np.nan) for name, figure in zip(FIGURES, figures, strict=True)}
 
 
+def compute_answer_mbmr(sums: Sums) -> Counts:
+    """[N] mBMR of each answer, 0..1, from its own row of the COLUMNS: the mean of six figures, as for a corpus.
+
+    BLEU of one answer is that of sacrebleu (Post 2018): an order that the answer is too short for is left out, so that
+    a perfect answer of two words has the full score, and an order without a match counts as half a match, the next as
+    a quarter, and so on (smoothing 3 of Chen and Cherry 2014). An answer without a word of the truth has a BLEU of 0.
+    """
+    figures = caption_figures(sums)
+    length, reference = sums["answer words"], sums["reference words"]
+    brevity = np.exp(np.minimum(0.0, 1 - reference / np.maximum(length, 1)))
+    logs, halvings, orders, bleu = (np.zeros_like(length) for _ in range(4))
+    for n in (1, 2, 3, 4):
+        correct, guessed = sums[f"correct {n}-grams"], sums[f"guessed {n}-grams"]
+        orders += guessed > 0
+        halvings += (guessed > 0) & (correct == 0)
+        precision = np.where(correct > 0, correct, 0.5**halvings) / np.maximum(guessed, 1)
+        logs += np.where(guessed > 0, np.log(precision), 0.0)
+        bleu += np.where(sums["correct 1-grams"] > 0, brevity * np.exp(logs / np.maximum(orders, 1)), 0.0)
+    return (bleu + figures["METEOR"] + figures["ROUGE-L"]) / 6
+
+
 def _count_bleu_and_rouge(caption: Caption) -> list[float]:
     """The counts of pycocoevalcap's BleuScorer (closest reference length) and its ROUGE-L."""
-    answer_ngrams, length = _count_ngrams(caption.candidate), len(caption.candidate.split())
-    reference_ngrams, *others = (_count_ngrams(r) for r in caption.references)
+    answer_ngrams, length = count_ngrams(caption.candidate), len(caption.candidate.split())
+    reference_ngrams, *others = (count_ngrams(r) for r in caption.references)
     for other in others:
         reference_ngrams = tuple(
             a | b for a, b in zip(reference_ngrams, other, strict=True)
@@ -195,13 +211,6 @@ def _count_bleu_and_rouge(caption: Caption) -> list[float]:
     guessed = [max(0, length - n) for n in range(4)]
     closest = min((abs(r - length), r) for r in (len(t.split()) for t in caption.references))[1]
     return [1.0, _compute_rouge_l(caption), length, closest, *correct, *guessed]
-
-
-@lru_cache(maxsize=4096)
-def _count_ngrams(text: str) -> tuple[Counter[tuple[str, ...]], ...]:
-    """How often each sequence of one to four words occurs in a text."""
-    words = text.split()
-    return tuple(Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4))
 
 
 def _compute_rouge_l(caption: Caption) -> float:
@@ -313,7 +322,8 @@ class _Meteor:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
             self._process = subprocess.Popen(
-                [java, *UTF8, "-Xmx2G", "-jar", "meteor-1.5.jar", *arguments],
+                # one collector: as fast, in 0.6 GB where the several of a default Java let the heap grow to 1.5
+                [java, *UTF8, "-Xmx2G", "-XX:+UseSerialGC", "-jar", "meteor-1.5.jar", *arguments],
                 cwd=home / "meteor",
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -5,46 +5,68 @@ What is cut is named, so that it can be counted. A refusal, or reasoning that ne
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
 _NAMES = r"(?:think|thinking|thought|reasoning|reason|analysis|scratchpad|seed:think|rationale)"
-_OPEN = rf"(?:<{_NAMES}>|◁think▷|<\|begin_of_thought\|>|<unused94>)"
-_CLOSE = rf"(?:</{_NAMES}>|◁/think▷|<\|end_of_thought\|>|<unused95>)"
+_OPEN = rf"(?:<{_NAMES}>|◁think▷|<\|begin_of_thought\|>|<unused94>|\[THINK\])"
+_CLOSE = rf"(?:</{_NAMES}>|◁/think▷|<\|end_of_thought\|>|<unused95>|\[/THINK\])"
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)\b.*", re.S)
-_REASONING = re.compile(rf"{_OPEN}.*?{_CLOSE}", re.S | re.I)
-_REASONED_BEFORE = re.compile(rf".*{_CLOSE}", re.S | re.I)
-_NEVER_ENDS = re.compile(rf"{_OPEN}.*", re.S | re.I)
-_ENDS = re.compile(
-    r"<\|(?:im_end|endoftext|eot_id|eom_id|end|end_of_text|return|eos|endofanswer)\|>|</s>|<eos>|<end_of_turn>"
-    r"|<｜end▁of▁sentence｜>|\[/?INST\]|<\|(?:im_start|start|start_header_id)\|>"
+_THOUGHT = re.compile(rf"(?P<open>{_OPEN})|{_CLOSE}", re.I)
+_LAST_TOKEN = (
+    r"(?:<\|(?:im_end|endoftext|eot_id|eom_id|end|end_of_text|return|eos|endofanswer)\|>|</s>|<eos>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>)"
 )
+_ENDS = re.compile(rf"{_LAST_TOKEN}|\[/?INST\]|<\|(?:im_start|start|start_header_id|user)\|>|<start_of_turn>")
+_ENDS_WITH_TOKEN = re.compile(rf"{_LAST_TOKEN}\s*\Z")
 _STARTS = re.compile(
-    r"^\s*(?:<s>|<bos>|<\|im_start\|>|<\|begin_of_text\|>|<\|start\|>|<start_of_turn>)?"
-    r"\s*(?:(?:assistant|model|ASSISTANT)\s*:?\s*\n)?"
+    r"\s*(?:(?:<s>|<bos>|<pad>|<\|im_start\|>|<\|begin_of_text\|>|<\|start(?:_header_id)?\|>|<start_of_turn>|\[/INST\]"
+    r"|<｜Assistant｜>|<\|assistant\|>)\s*)*+"
+    r"(?:(?:assistant|model)[ \t]*+(?:<\|end_header_id\|>\s*|\n\s*)|assistant\s*:\s*)?",
+    re.I,
 )
-_ANSWER_TAG = re.compile(r"<(answer|final_answer|response)>(.*?)(?:</\1>|\Z)", re.S | re.I)
+_SPECIAL_TOKENS = re.compile(
+    r"<(?:pad|unk|image)>|<\|(?:pad|unk|(?:begin|end)_of_solution|(?:image|vision|video)_\w+)\|>"
+)
+_ANSWER_TAG = re.compile(r"<(answer|final_answer|response|conclusion|solution)>(.*?)(?:</\1>|\Z)", re.S | re.I)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _STATED = re.compile(
-    r"(?:^|[\n.!?*:)]\s*)\**\s*(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:the\s+)?(?:final|correct|best)?\s*answer\s*"
-    r"(?:\**\s*[:：]\s*\**|\s+(?:is|would be)\b:?)\s*",
+    r"(?:^|[\n.!?*:)#]\s{0,4}+)\*{0,3}+\s{0,4}+(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:the\s+)?"
+    r"(?:(?:final|correct|best)\s+)?answer\s{0,4}"
+    r"(?:\*{0,3}\s{0,4}[:：]\s{0,4}\*{0,3}|\*{0,3}\s{0,4}\n|\s(?:is|would be)\b:?)\s*",
     re.I,
 )
+_FENCE = re.compile(r"```(?:json)?")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
-_EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?!\*)|(?<!`)`(?!`))(?=\S)(.+?)(?<=\S)\1(?![`\w])", re.S)
+_EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?!\*)|(?<!`)`(?!`))(?=\S)(.{1,400}?)(?<=\S)\1(?![`\w])", re.S)
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+", re.M)
-_UNABLE = r"(?:can\s?not|can['’]t|could\s+not|(?:am|['’]m)\s+(?:not\s+able|unable)\s+to|won['’]t)"
-_SERVE = r"(?:help|assist|answer|comply|provide|give|offer|diagnose|interpret|analy[sz]e|process|evaluate)"
+_UNABLE = r"(?:can\s?not|can['’]t|could\s+not|(?:am|['’]m)\s+(?:not\s+able|unable)\s+to|won['’]t|must\s+decline\s+to)"
+_SERVE = (
+    r"(?:help|assist|answer|comply|provide|give|offer|diagnose|interpret|analy[sz]e|process|evaluate|assess|fulfil+"
+    r"|make\s+(?:a\s+)?(?:\w+\s+)?diagnos[ei]s)"
+)
+_IMAGE = r"(?:\w+\s+)?(?:images?|pictures?|files?|scans?|photos?|attachments?)"
 _REFUSAL = re.compile(
-    rf"\b(?:i|we)\s*{_UNABLE}\s+(?:\w+\s+){{0,2}}{_SERVE}\b"
+    rf"\b(?:i|we)\s*{_UNABLE}\s+(?:\w+\s+){{0,2}}{_SERVE}\b|^\W*unable\s+to\s+(?:{_SERVE}|view|see|access|open)\b"
     # "I cannot see the image" is a refusal, "I cannot see a mass in the image" a finding
     rf"|\b(?:i|we)\s*{_UNABLE}\s+(?:\w+\s+){{0,2}}(?:view|see|access|open|display|read)\s+(?:the|an|any|your|this)?\s*"
-    r"(?:\w+\s+)?(?:images?|pictures?|files?|scans?)\b"
-    r"|\bno\s+(?:\w+\s+)?image\s+(?:was|is|has\s+been)\s+(?:provided|attached|given|uploaded|shown|included)"
-    r"|\b(?:provide|upload|attach|share)\s+(?:an|the|your)\s+(?:\w+\s+)?image\b",
+    rf"{_IMAGE}\b"
+    r"|\b(?:i|we)\s+(?:do\s+not|don['’]t)\s+(?:\w+\s+)?have\s+(?:access|the\s+(?:ability|capability|means))\b"
+    rf"|\bno\s+{_IMAGE}\s+(?:was|is|were|has\s+been|have\s+been)?\s*(?:provided|attached|given|uploaded|shown|included)"
+    rf"|\b{_IMAGE}\s+(?:(?:is|was|were|are)\s+(?:not|never)|(?:is|was)n['’]t|did\s+not|didn['’]t|has\s+not)\s+"
+    rf"(?:been\s+)?(?:provided|attached|available|uploaded|included|load|loaded|shared|accessible)\b"
+    rf"|\b{_IMAGE}\s+(?:is|are|was)\s+missing\b",
     re.I,
 )
+_UPLOAD = re.compile(rf"\b(?:provide|upload|attach|share|send)\s+(?:me\s+)?(?:an?|the|your)\s+{_IMAGE}\b", re.I)
+_ADVICE = re.compile(
+    r"\b(?:sorry|apologi[sz]e|as\s+an\s+ai|language\s+model|please|consult|seek|let\s+me\s+know|happy\s+to|feel\s+free|could\s+you"
+    r"|if\s+you)\b",
+    re.I,
+)
+_CLAUSES = re.compile(r"[.!?;]+(?:\s|$)|\n|,?\s+(?:but|however|although|though|nevertheless|that\s+said)\b,?", re.I)
 _LEAST_REPEATS = 3  # of one sentence after another, which are a loop
 
 
@@ -57,6 +79,11 @@ class FinalAnswer:
     refused: bool = False
 
 
+def ends_whole(raw: str) -> bool:
+    """Whether a raw answer ends with a token that a model writes at its end; a length limit cuts it off."""
+    return bool(_ENDS_WITH_TOKEN.search(raw))
+
+
 def find_final_answer(raw: str) -> FinalAnswer:
     """The last answer in what a model wrote; the text "" where there is none."""
     cut: list[str] = []
@@ -65,12 +92,12 @@ def find_final_answer(raw: str) -> FinalAnswer:
         if text[end.end() :].strip():
             cut.append("text behind the end of the answer")
         text = text[: end.start()]
-    text = _choose_statement(text, cut)
+    text = _choose_statement(_SPECIAL_TOKENS.sub("", text), cut)
     text = _cut_repeats(text, cut)
     plain = _HEADING.sub("", _EMPHASIS.sub(r"\2", _LATEX_TEXT.sub(r"\1", text)))
     if plain != text:
         cut.append("Markdown")
-    refused = bool(_REFUSAL.search(plain))
+    refused = _refuses(plain)
     return FinalAnswer("" if refused else plain.strip(), tuple(cut), refused)
 
 
@@ -78,13 +105,29 @@ def _cut_reasoning(text: str, cut: list[str]) -> str:
     if channels := list(_FINAL_CHANNEL.finditer(text)):
         cut.append("reasoning")
         return text[channels[-1].end() :]
-    shorter = _REASONED_BEFORE.sub("", _REASONING.sub("", text))
-    if shorter != text:
-        cut.append("reasoning")
-    whole = _CHANNEL.sub("", _NEVER_ENDS.sub("", shorter))
-    if whole != shorter:
+    kept: list[str] = []
+    start, thinks = 0, False
+    for mark in _THOUGHT.finditer(text):
+        if mark["open"] and not thinks:
+            kept.append(text[start : mark.start()])
+            thinks = True
+        elif not mark["open"]:
+            kept = kept if thinks else []  # reasoning whose beginning stood in the prompt
+            start, thinks = mark.end(), False
+            cut.append("reasoning")
+    shorter = "".join(kept) if thinks else "".join([*kept, text[start:]])
+    whole = _CHANNEL.sub("", shorter)
+    if thinks or whole != shorter:
         cut.append("reasoning that never ends")
     return whole
+
+
+def _refuses(text: str) -> bool:
+    """Whether a text declines to answer, and says nothing else but excuses and advice."""
+    if not _REFUSAL.search(text) and not _UPLOAD.search(text):
+        return False
+    clauses = [clause for clause in _CLAUSES.split(text) if any(map(str.isalnum, clause))]
+    return all(_REFUSAL.search(c) or _ADVICE.search(c) for c in clauses)
 
 
 def _choose_statement(text: str, cut: list[str]) -> str:
@@ -92,6 +135,9 @@ def _choose_statement(text: str, cut: list[str]) -> str:
     if tags := _ANSWER_TAG.findall(text):
         cut.append("text beside the answer")
         text = tags[-1][1]
+    if (member := _find_member(text)) is not None:
+        cut.append("text beside the answer")
+        return member
     if boxed := _BOXED.findall(text):
         cut.append("text beside the answer")
         return str(boxed[-1])
@@ -101,6 +147,19 @@ def _choose_statement(text: str, cut: list[str]) -> str:
             cut.append("text before the answer")
         return after
     return text
+
+
+def _find_member(text: str) -> str | None:
+    """The answer in an object of JSON that is all there is, by its key."""
+    inside = _FENCE.sub("", text).strip()
+    if not (inside.startswith("{") and inside.endswith("}")):
+        return None
+    try:
+        members = json.loads(inside)
+    except (ValueError, RecursionError):
+        return None
+    answer = next((members[key] for key in ("final_answer", "answer") if key in members), None)
+    return answer if isinstance(answer, str) else None
 
 
 def _cut_repeats(text: str, cut: list[str]) -> str:

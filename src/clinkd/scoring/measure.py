@@ -8,9 +8,10 @@ divide by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ FACTS, WORDS, CLASS = "Facts F1", "mBMR", "Class F1"
 JUDGED = 0  # the first column of every measure
 # The reason given where a figure has nothing to divide by: no such question, or nothing in questions and answers.
 NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
+SAME_TRUTHS = "all truths are the same text, and CIDEr weighs words by how few of the truths have them"
 
 
 class SampleAnswer(NamedTuple):
@@ -42,21 +44,22 @@ class SampleAnswer(NamedTuple):
 
 class Rules(NamedTuple):
     """What the scores depend on: the smallest IoU of a found box, the words of the data set, and the scorer of
-    captions, where there are captions."""
+    captions, where there are captions. `structures`: those that the truths of an image name, by its path."""
 
     iou: float
     lexicon: Lexicon
     captions: CaptionScorer | None = None
+    structures: Mapping[str, frozenset[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One figure of a measure. It is shown x100 with one decimal.
 
-    `figure` computes it from the sums of the columns, by their names. `primary_of`: tasks whose primary metric it is.
-    `stands_in`: where the primary metric of a task could not be computed, the metric with the lowest number replaces
-    it. `shown`: the short tables that show it. `better`: "lower" for a share of errors. `missing`: the reason to give
-    where `figure` is NaN.
+    `figure` computes it from the sums of the columns, by their names; a `Ratio` has the interval of a share.
+    `primary_of`: tasks whose primary metric it is. `stands_in`: where the primary metric of a task could not be
+    computed, the metric with the lowest number replaces it. `shown`: the short tables that show it. `better`: "lower"
+    for a share of errors. `missing`: the reason to give where `figure` is NaN.
     """
 
     name: str
@@ -74,9 +77,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Metrics that are computed from the same counts. `count` gives [N, C] rows. The first metric chooses the best
-    candidate of an answer. `derive` turns the sums into what the metrics are computed from, where they share much
-    arithmetic.
+    """Metrics that are computed from the same counts. `count` gives [N, C] rows. `derive` turns the sums into what the
+    metrics are computed from, where they share much arithmetic.
     """
 
     tasks: tuple[Task, ...]
@@ -92,14 +94,15 @@ class Measure:
 
     def figures(self, sums: Counts) -> Counts:
         """[..., C] sums -> [..., F] figures."""
-        sums_by_name = self._name_sums(sums)
+        sums_by_name = self.name_sums(sums)
         return np.stack([m.figure(sums_by_name) for m in self.rows], axis=-1)
 
     def figure(self, metric: str, sums: Counts) -> Counts:
         """[..., C] sums -> [...] of one metric."""
-        return self.rows[self.metrics.index(metric)].figure(self._name_sums(sums))
+        return self.rows[self.metrics.index(metric)].figure(self.name_sums(sums))
 
-    def _name_sums(self, sums: Counts) -> Sums:
+    def name_sums(self, sums: Counts) -> Sums:
+        """[..., C] sums -> [...] of each column, by its name, or what the measure derives from them."""
         sums_by_name = by_column(self.columns, sums)
         return self.derive(sums_by_name) if self.derive else sums_by_name
 
@@ -122,21 +125,42 @@ def divide(part: Counts, whole: Counts) -> Counts:
         return np.where(whole > 0, part / whole, np.nan)
 
 
-def make_ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
-    """Make a figure: one column divided by another."""
-    return lambda s: divide(s[part], s[whole])
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure that is a share: the sum of one count divided by that of another, of which it is a part in every answer.
+
+    So it has the interval of a share (`clinkd.scoring.intervals`). Not `binary`: the items are values from 0 to 1, such
+    as an IoU, and not hits or misses.
+    """
+
+    part: Callable[[Sums], Counts]
+    whole: Callable[[Sums], Counts]
+    binary: bool = True
+
+    def __call__(self, sums: Sums) -> Counts:
+        return divide(self.part(sums), self.whole(sums))
+
+
+def make_ratio(part: str, whole: str, binary: bool = True) -> Ratio:
+    """Make a figure: one column divided by another, of which it is a part."""
+    return Ratio(itemgetter(part), itemgetter(whole), binary)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A figure that is a mean of values of any size, which has a bootstrap interval: CIDEr, or a program's score."""
+
+    total: str
+    count: str
+
+    def __call__(self, sums: Sums) -> Counts:
+        return divide(sums[self.total], sums[self.count])
 
 
 F1_COLUMNS = ("in both", "of the answer", "of the truth")  # of counts of what two texts share
 
 
-def make_f1(both: str, one: str, other: str) -> Callable[[Sums], Counts]:
-    """Make the figure F1 from the columns that count what is in both, in the one and in the other."""
-    return lambda s: divide(2 * s[both], s[one] + s[other])
-
-
-def wilson_interval(part: int, whole: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), 0..1. It also holds for a share near 0 or 1, and for few items."""
-    z = 1.959964
-    middle, spread = part + z * z / 2, z * math.sqrt(part * (whole - part) / whole + z * z / 4)
-    return max(0.0, (middle - spread) / (whole + z * z)), min(1.0, (middle + spread) / (whole + z * z))
+def make_f1(both: str, one: str, other: str) -> Ratio:
+    """Make the figure F1 from the columns that count what is in both, in the one and in the other: the share of what is
+    in both, of the mean of the two."""
+    return Ratio(itemgetter(both), lambda s: (s[one] + s[other]) / 2, binary=False)

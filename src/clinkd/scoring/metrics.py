@@ -16,11 +16,12 @@ from clinkd.scoring.measure import (
     Metric,
     Place,
 )
-from clinkd.scoring.measures.answers import ANSWERS, read_yes_no
+from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION
+from clinkd.scoring.measures.answers import ANSWERS, is_right
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.flaws import FLAWS
 from clinkd.scoring.measures.names import NAMES
-from clinkd.scoring.measures.texts import CAPTIONS, CLAIMS, FACT_TUPLES, SPICE
+from clinkd.scoring.measures.texts import CAPTIONS, CHRF, CIDER, CLAIMS, FACT_TUPLES, SPICE
 
 __all__ = [
     "ANSWERS",
@@ -29,14 +30,14 @@ __all__ = [
     "MEASURES",
     "NAMES",
     "PRIMARY_METRIC",
+    "is_right",
     "list_shown_metrics",
     "list_stand_ins",
     "measures",
     "metrics_of",
-    "read_yes_no",
 ]
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
+MEASURES = (*(BOXES, NAMES, CAPTIONS, CIDER, CHRF, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, ABSENCE, HALLUCINATION, FLAWS),)
 PRIMARY_METRIC = {
     task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of
 }

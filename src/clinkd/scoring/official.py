@@ -27,9 +27,10 @@ from clinkd.scoring.captions import (
     by_column,
     caption_figures,
 )
-from clinkd.scoring.measure import make_ratio
+from clinkd.scoring.intervals import percentile_levels, share_interval
+from clinkd.scoring.measure import SAME_TRUTHS, Ratio, make_ratio
 from clinkd.scoring.outcome import Figures, Outcome
-from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights
+from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights, widen_points
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
 # x1, y1, x2, y2 in thousandths; the corners come in any order, since the scripts do not check it
@@ -53,6 +54,7 @@ class ReleasedAnswer:
     image: str
     annotation: str
     response: str
+    group: str = ""  # the patient, where one is known; intervals are over these, else over images
 
     @property
     def modality(self) -> str:
@@ -111,7 +113,7 @@ def evaluate(
     """Score answers to one task as the scripts do, and the answers of image-blind baselines. What cannot be computed
     has a reason, and no number.
 
-    The scripts have no interval: it is a bootstrap by image of the mean over modalities. `captions`: the scorer of
+    The scripts have no interval: ours is of the mean over modalities. `captions`: the scorer of
     captions; without it the function starts its own.
     """
     totals, metric = Counter(row.modality for row in rows), METRICS[task]
@@ -128,8 +130,10 @@ def evaluate(
         except NotComputed as reason:
             return replace(outcome, figures=blind, why=str(reason))
         caption_figures_by_modality = _compute_caption_figures(counted, scorer) if task is Task.MIA else {}
+    has_cider = task is not Task.MIA or (MODEL, "CIDEr", None) in caption_figures_by_modality
     return replace(
         outcome,
+        not_computed={} if has_cider else {"CIDEr": f"in a modality {SAME_TRUTHS}"},
         totals={m: int(sums[counted.columns[0]]) for m, sums in counted.sums_by_modality.items()},
         figures={
             **blind,
@@ -175,29 +179,37 @@ class _CountedAnswers:
         return 100 * sum(self.scores.values()) / len(self.scores)
 
     def compute_interval(self, replicates: int) -> tuple[float, float] | None:
-        """95 %, x100: images are drawn, with all their answers, and the mean over modalities with items is taken
-        anew."""
-        if replicates < 2:
+        """95 %, x100, of the mean over modalities with items: of a share by its score interval, else by bootstrap over
+        patients or images, with all their answers. None for a single one, and for under two replicates."""
+        names = [row.group or row.image for row in self.rows]
+        code = {name: i for i, name in enumerate(sorted(set(names)))}
+        if replicates < 2 or len(code) < 2:
             return None
-        code = {image: i for i, image in enumerate(sorted({row.image for row in self.rows}))}
-        groups = np.array([code[row.image] for row in self.rows])
-        by_image = []  # for each modality; an image is of one modality, since its name tells it
-        for places in self.places.values():
-            images, image_of_answer = np.unique(groups[places], return_inverse=True)
-            sums = np.zeros((len(images), self.counts.shape[1]))
-            np.add.at(sums, image_of_answer, self.counts[places])
-            by_image.append((images, sums))
-        weights = draw_group_weights(np.random.default_rng([0, len(code)]), len(code), replicates)
+        groups = np.array([code[name] for name in names])
+        sums_KGC = np.zeros((len(self.places), len(code), self.counts.shape[1]))
+        for k, places in enumerate(self.places.values()):
+            np.add.at(sums_KGC[k], groups[places], self.counts[places])
+        if isinstance(self.score, Ratio):
+            sums = by_column(self.columns, sums_KGC)
+            ends = share_interval(self.score.part(sums), self.score.whole(sums), self.score.binary)
+        else:
+            ends = self._bootstrap_interval(sums_KGC, replicates)
+        return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
+
+    def _bootstrap_interval(self, sums_KGC: Counts, replicates: int) -> Counts:
+        """[2]"""
+        num_groups = sums_KGC.shape[1]
+        weights = draw_group_weights(np.random.default_rng([0, num_groups]), num_groups, replicates)
         means: list[Counts] = []
         for start in range(0, replicates, CHUNK):
-            part = weights[start : start + CHUNK]
-            drawn_sums = (by_column(self.columns, part[:, images] @ sums) for images, sums in by_image)
-            figures = np.array([self.score(sums) for sums in drawn_sums])
+            drawn_KRC = weights[start : start + CHUNK].astype(np.float64) @ sums_KGC
+            figures = self.score(by_column(self.columns, drawn_KRC))
             has_figure = ~np.isnan(figures)
             with np.errstate(invalid="ignore"):
                 means.append(np.where(has_figure, figures, 0.0).sum(0) / has_figure.sum(0))
-        low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5])
-        return 100 * float(low), 100 * float(high)
+        ends = np.nanpercentile(np.concatenate(means), percentile_levels(num_groups))
+        [[widened]] = widen_points(np.array([[self.mean / 100]]), ends[None, None], np.array([num_groups]))
+        return np.asarray(widened)
 
 
 def _count_answers(rows: Sequence[ReleasedAnswer], task: Task, scorer: CaptionScorer) -> _CountedAnswers:
@@ -211,7 +223,7 @@ def _count_answers(rows: Sequence[ReleasedAnswer], task: Task, scorer: CaptionSc
             counts = spice_counts([_make_caption(row) for row in rows], scorer)
         except FailedPair as failed:
             raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
-        return _CountedAnswers(rows, counts, SPICE_COLUMNS, make_ratio("F-score", "answers"))
+        return _CountedAnswers(rows, counts, SPICE_COLUMNS, make_ratio("F-score", "answers", binary=False))
     count = count_boxes if task is Task.VG else count_classes
     counts = np.array([count(row) for row in rows], dtype=np.float64).reshape(len(rows), len(_HIT_COLUMNS))
     if not counts.any():
@@ -224,15 +236,19 @@ def _make_caption(row: ReleasedAnswer) -> Caption:
 
 
 def _compute_caption_figures(counted: _CountedAnswers, scorer: CaptionScorer) -> Figures:
-    """MIA: what the scripts print beside the score, for each modality and in the mean over them."""
-    captions = {m: [_make_caption(counted.rows[i]) for i in places] for m, places in counted.places.items()}
+    """MIA: what the scripts print beside the score, for each modality and in the mean over them. CIDEr is left out
+    where a modality has a single truth: they print 0 there, also for a perfect answer."""
     figures: Figures = {}
-    for modality, cider in scorer.cider(captions).items():
-        values = {**caption_figures(counted.sums_by_modality[modality]), "CIDEr": np.float64(cider)}
+    for modality, places in counted.places.items():
+        values = dict(caption_figures(counted.sums_by_modality[modality]))
+        cider = scorer.cider([_make_caption(counted.rows[i]) for i in places])
+        values |= {} if cider is None else {"CIDEr": cider.mean()}
         for name, value in values.items():
             figures[MODEL, PARTS.get(name, name), modality] = 100 * float(value)
     for name in dict.fromkeys(name for _, name, _ in figures):
-        figures[MODEL, name, None] = sum(figures[MODEL, name, m] for m in counted.places) / len(counted.places)
+        by_modality = [figures[MODEL, name, m] for m in counted.places if (MODEL, name, m) in figures]
+        if len(by_modality) == len(counted.places):  # a mean over some of them would be another figure
+            figures[MODEL, name, None] = sum(by_modality) / len(by_modality)
     return figures
 
 

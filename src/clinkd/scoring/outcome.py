@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clinkd.records import Prediction, Sample, Score, Task
+from clinkd.scoring.blind.choice import BlindChoice
+from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice
 
@@ -17,7 +19,7 @@ Figures = dict[tuple[str, str, str | None], float]  # by row, metric and modalit
 _ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns that add up to the hits
     Task.VG: (BOXES, "truth boxes", ("found",)),
     Task.ROC: (NAMES, "answers", ("hits",)),
-    Task.QA: (ANSWERS, "answers", ("right yes/no", "short equal", "long equal")),
+    Task.QA: (ANSWERS, "answers", ("right",)),
 }
 
 
@@ -25,7 +27,7 @@ _ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns 
 class Outcome:
     """The figures of a task by row (the model, or an image-blind baseline), metric and modality; None stands for the
     mean over the modalities with items. A figure that could not be computed is left out; `why` gives the reason for
-    the primary metric, `metric`. `interval`: 95 %, bootstrap by image.
+    the primary metric, `metric`. `interval`: 95 %, over patients or images.
 
     By modality, `totals` counts the items (truth boxes for VG, else answers), and `hits` those that were found, where
     this is counted. `unparsed`: answers without a readable box, where one was asked for; they are misses.
@@ -39,10 +41,12 @@ class Outcome:
     hits: Mapping[str, int] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     why: str | None = None
+    not_computed: Mapping[str, str] = field(default_factory=dict)
     answers: int = 0
     unparsed: int = 0
     truncated: int = 0
     empty: int = 0
+    choice: BlindChoice = field(default_factory=BlindChoice)  # of the best image-blind baseline
 
     def score(self, modality: str | None = None) -> float | None:
         """The model's primary metric."""
@@ -57,6 +61,13 @@ class Outcome:
             if row != MODEL and (metric, modality) == (self.metric, None)
         }
 
+    @property
+    def best_baseline(self) -> str | None:
+        """The name of the best image-blind baseline: the one chosen beforehand, else that of the highest score."""
+        blind_by = self.blind_by
+        best = self.choice.pick(self.task, None, blind_by)
+        return best or max(blind_by, key=blind_by.__getitem__, default=None)
+
     def parts(self, modality: str | None = None) -> dict[str, float]:
         """The model's other metrics."""
         return {
@@ -66,7 +77,7 @@ class Outcome:
         }
 
     def to_json(self) -> dict[str, Any]:
-        blind_by = self.blind_by
+        blind_by, best = self.blind_by, self.best_baseline
         return {
             "mode": self.mode,
             "task": self.task.value,
@@ -76,11 +87,14 @@ class Outcome:
             "interval": list(self.interval) if self.interval else None,
             "by_modality": {modality: self._describe_modality(modality) for modality in self.totals},
             "parts": self.parts(),
+            "not_computed": dict(self.not_computed),
             "unparsed": self.unparsed,
             "truncated": self.truncated,
             "empty": self.empty,
             "answers": self.answers,
-            "blind": max(blind_by.values(), default=None),
+            "blind": None if best is None else blind_by[best],
+            "blind_is": best,
+            "blind_chosen_on": None if best is None else self.choice.chosen_on,
             "blind_by": blind_by,
         }
 
@@ -107,6 +121,7 @@ def _build_strict_outcome(
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
     measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
+    why = mean.why if mean else None
     items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
     answers, truncated, empty = (
         int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
@@ -123,11 +138,17 @@ def _build_strict_outcome(
         },
         hits={m: int(sum(sums[c] for c in hit_columns)) for m, sums in items.items() if hit_columns},
         interval=mean.interval if mean else None,
-        why=mean.why if mean else None,
+        why=why,
+        not_computed={
+            s.metric: s.why
+            for s in scores
+            if (s.row, s.modality) == (MODEL, None) and s.why and s.why not in (NOT_ASKED, NOTHING_SAID, why)
+        },
         answers=answers,
         unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
         truncated=truncated,
         empty=empty,
+        choice=scored.choice,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
+from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.measure import JUDGED, Measure, Rules, SampleAnswer, wilson_interval
+from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
+from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
+from clinkd.scoring.oracle import choose_by_truth
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
+ONE_GROUP = "of one patient or image alone: no interval"
 CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
@@ -30,6 +34,7 @@ class Estimate(NamedTuple):
 
     values: Counts  # [F]
     answers: int
+    groups: int
     intervals: Counts  # [F, 2], NaN where there is none
 
 
@@ -59,6 +64,7 @@ class PairedDifference:
 
     keys: tuple[str | None, ...]  # [K + 1], the last None
     answers: tuple[int, ...]  # [K + 1]
+    groups: NDArray[np.intp]  # [K + 1]
     ours: Counts  # [K + 1]
     theirs: Counts  # [K + 1]
     replicates: Counts  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
@@ -67,7 +73,7 @@ class PairedDifference:
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates)]
+        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates, self.groups)]
 
     def at(self, key: str) -> _KeyDifference | None:
         """The difference for one key; None where the two rows share no answers."""
@@ -118,11 +124,13 @@ class _ScoreRow:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """All answers, counted once; tables by modality and by source are sums of these counts."""
+    """All answers, counted once; tables by modality and by source are sums of these counts. `choice`: of the best
+    image-blind baseline."""
 
     samples: Sequence[Sample]
     rows: tuple[_ScoreRow, ...]
     replicates: int
+    choice: BlindChoice = field(default_factory=BlindChoice)
 
     def scores(self) -> list[Score]:
         """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
@@ -135,7 +143,18 @@ class ScoredAnswers:
                 results += _make_scores(
                     row, self._estimate_figures(row, modalities, self._replicates_by_modality.get(row.key))
                 )
-        return results
+        return self._mark_chosen_baselines(results)
+
+    def _mark_chosen_baselines(self, scores: Sequence[Score]) -> list[Score]:
+        """The scores, those of the best baseline of each task and modality marked with where it was chosen."""
+        metrics = {task: self.find_primary_metric(task) for task in Task}
+        present: dict[tuple[Task, Modality | None], list[str]] = {}
+        for s in scores:
+            if not is_choice(s.row) and s.value is not None and s.metric == metrics[s.task]:
+                present.setdefault((s.task, s.modality), []).append(s.row)
+        best = {key: self.choice.pick(*key, names) for key, names in present.items()}
+        marked = None if self.choice.chosen_on == "test" else self.choice.chosen_on
+        return [replace(s, chosen_on=marked) if s.row == best.get((s.task, s.modality)) else s for s in scores]
 
     def sums(self, task: Task, measure: Measure) -> dict[str, Sums]:
         """Counts of the model's answers by column, for each modality with answers, in the order of `Modality`; empty
@@ -150,18 +169,22 @@ class ScoredAnswers:
     def gains(self) -> list[Gain]:
         """Each choice of candidates compared with the first beam, for each metric that was computed."""
         modalities = [s.modality for s in self.samples]
-        first = {r.key: r for r in self.rows if r.row == FIRST_BEAM}
+        first = {(r.task, m): r for r in self.rows if r.row == FIRST_BEAM for m in r.measure.metrics}
         results: list[Gain] = []
         for row in self.rows:
             if not row.has_interval or row.row == FIRST_BEAM:
                 continue
-            pair = row, first[replace(row, row=FIRST_BEAM).key]
-            own_figures, beam = (
-                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in pair
+            beam = first[row.task, row.measure.metrics[0]]
+            places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
+            own_figures, beam_figures = (
+                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
             )
-            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1] for r in pair)
-            ends = _compute_percentiles(own_replicates - beam_replicates)
-            for metric, value, interval in zip(row.measure.metrics, own_figures - beam, ends, strict=True):
+            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1:] for r in (row, beam))
+            groups = self._count_groups(row, _encode_keys(row, modalities)[0])[-1:]
+            [ends] = _compute_percentiles(own_replicates - beam_replicates[..., places], groups)
+            for metric, value, interval in zip(
+                row.measure.metrics, own_figures - beam_figures[places], ends, strict=True
+            ):
                 above = None if np.isnan(value) else 100 * float(value)
                 results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
         return results
@@ -192,7 +215,8 @@ class ScoredAnswers:
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
-            "the best baseline in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
+            "the best baseline (of the task, or of the source where none was chosen before the test) in pairs: where "
+            "it spans 0, the answers do not show that the images of the source were used.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
@@ -212,7 +236,9 @@ class ScoredAnswers:
             figure = figures[source]
             pairs = {baseline: pair for baseline, both in apart.items() if (pair := both.at(source))}
             computed = [baseline for baseline in pairs if not np.isnan(pairs[baseline].theirs)]
-            best = max(computed, key=lambda baseline: pairs[baseline].theirs, default=None)
+            best = self.choice.pick(task, None, computed) or max(
+                computed, key=lambda baseline: pairs[baseline].theirs, default=None
+            )
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
             interval = _scale_interval(figure.intervals[place])
             cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")
@@ -220,10 +246,13 @@ class ScoredAnswers:
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
             yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
 
-    def find_primary_metric(self, task: Task) -> str | None:
-        """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed."""
-        results = (m for m in list_stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
-        return next(results, None)
+    def find_primary_metric(self, task: Task, rows: Sequence[str] = (MODEL,)) -> str | None:
+        """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed
+        for each of `rows`."""
+        for metric in list_stand_ins(task):
+            if all((row := self._find_row(name, task, metric)) and row.judged for name in rows):
+                return metric
+        return None
 
     def _find_row(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
         mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
@@ -261,6 +290,7 @@ class ScoredAnswers:
         return PairedDifference(
             keys=(*(n for n, t in zip(names, has_answers, strict=True) if t), None),
             answers=(*answers[has_answers].tolist(), int(answers.sum())),
+            groups=self._count_groups(ours, codes)[kept],
             ours=figures(sums[0])[kept],
             theirs=figures(sums[1])[kept],
             replicates=(drawn[0] - drawn[1])[:, kept, column],
@@ -291,24 +321,42 @@ class ScoredAnswers:
     ) -> dict[str | None, Estimate]:
         """Figures of each key with answers, in the order of first appearance; under None the mean over those keys.
 
-        The intervals come from the replicates `drawn`, as `_bootstrap_figures` gives them.
+        Intervals: of shares by `share_interval`, of other metrics from the replicates `drawn`, as `_bootstrap_figures`
+        gives them; without replicates there are none.
         """
         if row.counts is None or not len(row.places):
             return {}
         codes, names = _encode_keys(row, keys)
         sums = _sum_by_key(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        no_replicates = np.zeros((0, len(names) + 1, values.shape[1]))
-        intervals = _compute_percentiles(no_replicates if drawn is None else drawn)
-        means = _mean_over_keys(values, 0)
-        intervals = _widen_points(np.vstack([values, means]), intervals, self._count_groups(row, codes))
+        means, groups = _mean_over_keys(values, 0), self._count_groups(row, codes)
+        intervals = np.full((len(names) + 1, values.shape[1], 2), np.nan)
+        if drawn is not None and len(drawn):
+            intervals = self._estimate_intervals(row, codes, np.vstack([values, means]), drawn)
         results: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
-                results[name] = Estimate(values[i], int(sums[i, JUDGED]), intervals[i])
+                results[name] = Estimate(values[i], int(sums[i, JUDGED]), int(groups[i]), intervals[i])
         if results:
-            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), intervals[-1])
+            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), int(groups[-1]), intervals[-1])
         return results
+
+    def _estimate_intervals(self, row: _ScoreRow, codes: NDArray[np.intp], values: Counts, drawn: Counts) -> Counts:
+        """[K + 1, F] values, [R, K + 1, F] replicates -> [K + 1, F, 2]"""
+        groups = self._count_groups(row, codes)
+        intervals = np.full((*values.shape, 2), np.nan)
+        if others := [f for f, metric in enumerate(row.measure.rows) if not isinstance(metric.figure, Ratio)]:
+            by_bootstrap = _compute_percentiles(drawn[:, :, others], groups)
+            intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
+        means = [f for f, metric in enumerate(row.measure.rows) if isinstance(metric.figure, Mean)]
+        intervals[:, means] = np.where(np.ptp(drawn[:, :, means], axis=0)[..., None] > 0, intervals[:, means], np.nan)
+        sums_GK = row.measure.name_sums(self._sum_by_group(row, codes))
+        for f, metric in enumerate(row.measure.rows):
+            if isinstance(ratio := metric.figure, Ratio):
+                hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
+                intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
+                intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
+        return intervals
 
     @cached_property
     def _replicates_by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
@@ -359,6 +407,29 @@ class ScoredAnswers:
         return draws
 
 
+def pair_answers(
+    ours: ScoredAnswers, theirs: ScoredAnswers, places: Sequence[tuple[int, int]], name: str
+) -> ScoredAnswers:
+    """The questions that two systems share, with the counts of both: nothing is scored anew.
+
+    `places`: where each shared question stands among the samples of ours and of theirs. `name`: of the row of theirs;
+    ours is the model's. The groups are those of the side that has fewer, as patients are fewer than images.
+    """
+    rows = []
+    for scored, row_name, own_places in zip((ours, theirs), (MODEL, name), np.array(places).T, strict=True):
+        new_place = np.full(len(scored.samples), -1)
+        new_place[own_places] = np.arange(len(places))
+        for row in scored.rows:
+            if row.row == MODEL:
+                kept = np.flatnonzero(new_place[row.places] >= 0)
+                kept = kept[np.argsort(new_place[row.places[kept]])]
+                counts = None if row.counts is None else row.counts[kept]
+                rows.append(replace(row, row=row_name, places=new_place[row.places[kept]], counts=counts))
+    sides = [[scored.samples[p[k]] for p in places] for k, scored in enumerate((ours, theirs))]
+    samples = min(sides, key=lambda side: len({s.group for s in side}))
+    return ScoredAnswers(samples, tuple(row for row in rows if len(row.places)), ours.replicates)
+
+
 def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
     """[R, G] how often each bootstrap replicate draws each group."""
     drawn = [
@@ -377,7 +448,21 @@ def score_predictions(
     captions: CaptionScorer | None = None,
 ) -> ScoredAnswers:
     """Count every answer with every measure of its task. METEOR and the tokenizer start once for all rows, unless
-    `captions` brings them.
+    `captions` brings them. Raises BadInput as `score_by_measures`."""
+    with CaptionScorer.opened(captions) as scorer:
+        rules = Rules(config.iou, lexicon, scorer)
+        return score_by_measures(measures(config.spice), samples, predictions, baselines, rules, config.replicates)
+
+
+def score_by_measures(
+    chosen_measures: Sequence[Measure],
+    samples: Sequence[Sample],
+    predictions: Iterable[Prediction],
+    baselines: Mapping[str, Iterable[Prediction]],
+    rules: Rules,
+    replicates: int,
+) -> ScoredAnswers:
+    """Count every answer with those of the measures that are of its task.
 
     Every sample needs a prediction; a baseline may lack some. Raises BadInput naming the first sample without an
     answer, or a prediction that belongs to no sample.
@@ -397,10 +482,8 @@ def score_predictions(
             i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"baseline {name!r}").items()
         }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
-    with CaptionScorer.opened(captions) as scorer:
-        rules = Rules(config.iou, lexicon, scorer)
-        counted = (_count_measure(measure, items, picks, candidates, rules) for measure in measures(config.spice))
-        return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), config.replicates)
+    counted = (_count_measure(measure, items, picks, candidates, rules) for measure in chosen_measures)
+    return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), replicates)
 
 
 class _UniqueAnswers:
@@ -451,13 +534,15 @@ def _count_measure(
         counts[places] = part
     except NotComputed as reason:
         why = str(reason)
-    rows = picks if measure is FLAWS else {**picks, ORACLE: _choose_best(measure, counts, candidates, picks)}
+    rows = [(name, measure, chosen) for name, chosen in picks.items()]
+    if measure is not FLAWS:
+        rows += [(ORACLE, *best) for best in _choose_best(measure, counts, candidates, picks, items.samples)]
     for task in measure.tasks:
-        for name, chosen in rows.items():
+        for name, part_of_measure, chosen in rows:
             of_task = [i for i in chosen if items.samples[i].task is task]
             if of_task:
                 row_counts = None if counts is None else counts[[chosen[i] for i in of_task]]
-                yield _ScoreRow(name, task, measure, np.array(of_task), row_counts, why)
+                yield _ScoreRow(name, task, part_of_measure, np.array(of_task), row_counts, why)
 
 
 def _index_predictions(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
@@ -488,15 +573,18 @@ def _find_highest(prediction: Prediction, scorer: str) -> int:
 
 
 def _choose_best(
-    measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
-) -> dict[int, int]:
-    """The candidate of each sample with the best figure of the first metric; ties go to the earlier beam."""
+    measure: Measure,
+    counts: Counts | None,
+    candidates: Mapping[int, list[int]],
+    chosen: Mapping[str, dict[int, int]],
+    samples: Sequence[Sample],
+) -> list[tuple[Measure, dict[int, int]]]:
+    """By metric, the candidate of each sample that gives the best figures in its task and modality."""
     if counts is None:
-        return chosen[FIRST_BEAM]
-    # NaN: the answer rightly says nothing, for example where neither truth nor answer has a box.
-    leading = measure.rows[0]
-    quality = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
-    return {i: max(candidates_of_sample, key=lambda k: quality[k]) for i, candidates_of_sample in candidates.items()}
+        return [(measure, chosen[FIRST_BEAM])]
+    asked = {i: rows for i, rows in candidates.items() if samples[i].task in measure.tasks}
+    starts = [choice for name, choice in chosen.items() if is_choice(name)]
+    return choose_by_truth(measure, counts, asked, {i: (samples[i].task, samples[i].modality) for i in asked}, starts)
 
 
 def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list[Score]:
@@ -508,7 +596,8 @@ def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list
                 scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
             interval = _scale_interval(ends)
-            scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
+            why = ONE_GROUP if figure.groups == 1 and row.has_interval else None
+            scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, why, interval))
     return scores
 
 
@@ -542,16 +631,18 @@ def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -
     return sums
 
 
-def _compute_percentiles(replicates: Counts) -> Counts:
-    """[R, ...] replicates -> [..., 2] 2.5th and 97.5th percentiles; NaN where no replicate has a figure."""
-    if not len(replicates):
-        return np.full((*replicates.shape[1:], 2), np.nan)
-    has_figure = np.asarray(~np.isnan(replicates).all(axis=0))
-    ends = np.nanpercentile(np.where(has_figure, replicates, 0.0), [2.5, 97.5], axis=0)
-    return np.where(has_figure[..., None], np.moveaxis(ends, 0, -1), np.nan)
+def _compute_percentiles(replicates: Counts, groups: NDArray[np.intp]) -> Counts:
+    """[R, K, ...] replicates over [K] groups -> [K, ..., 2] ends of 95 % intervals; NaN where no replicate has a
+    figure."""
+    ends = np.full((*replicates.shape[1:], 2), np.nan)
+    for k, number in enumerate(groups.tolist() if len(replicates) else ()):
+        has_figure = np.asarray(~np.isnan(replicates[:, k]).all(axis=0))
+        found = np.nanpercentile(np.where(has_figure, replicates[:, k], 0.0), percentile_levels(max(2, number)), axis=0)
+        ends[k] = np.where(has_figure[..., None], np.moveaxis(found, 0, -1), np.nan)
+    return ends
 
 
-def _widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
+def widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
     """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
 
     Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the

@@ -20,12 +20,13 @@ from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, is_finished, open_run
 from clinkd.records import BadInput, Table
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
+from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.settings import override
 from clinkd.spelling import LOOSE, find_near
 from clinkd.storage import make_folder, naming_full_disk, open_private, write_atomic, write_json
-from clinkd.workflows.compare import page_sections, read_answers, render_cases
+from clinkd.workflows.compare import read_answers, render_cases
 from clinkd.workflows.results_file import ResultLine, add_result, identify_code, read_results
 
 STUDENT, TEACHER = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
@@ -281,7 +282,10 @@ def _build_page(
 ) -> str:
     first_seed = {row.title: run for name, row in plan.rows.items() if (run := done.get((name, plan.seeds[0])))}
     cases = render_cases({title: read_answers(run) for title, run in first_seed.items()})
-    sections = page_sections("Rows and changes", tables, cases, "each row")
+    sections = [page.section("Rows and changes", [page.table(t) for t in tables])]
+    if cases:
+        sections.append(page.section("The same questions, answered by each row", [cases]))
+    sections.append(page.section("The paper's figures", [page.table(t) for t in paper_tables()]))
     if failed:
         lines = [f"{name}: {failure}" for name, failure in failed.items()]
         sections.append(page.section("Runs that failed", [page.note(lines)]))

@@ -15,21 +15,23 @@ from typing import Any, Literal
 
 from clinkd.config import ChatConfig, RunConfig
 from clinkd.data import images
-from clinkd.data.codecs import Codec, make_codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.readers.coco import CocoNames
 from clinkd.data.readers.forms import read_samples, with_form
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubbers, risk_of_pixels
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import Chat, Journal
-from clinkd.scoring import released
-from clinkd.scoring.answer_files import HowToRead
+from clinkd.scoring.detection import DetectorOutput
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
-from clinkd.scoring.outcome import Mode
-from clinkd.scoring.results import EvaluationData, Missing, read_results
+from clinkd.scoring.outcome import MODES, Mode
+from clinkd.scoring.reading import released
+from clinkd.scoring.reading.answer_files import HowToRead, find_frame_doubts
+from clinkd.scoring.reading.box_families import choose_family
+from clinkd.scoring.reading.results import EvaluationData, Missing, read_results
 from clinkd.settings import override
 from clinkd.storage import read_json, write_json
 from clinkd.workflows.correct import OutgoingPreview
@@ -53,7 +55,9 @@ class Answers:
     train: Sequence[Sample] = ()
     root: Path | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    validation: Sequence[Sample] = ()  # on which the best of the image-blind baselines is chosen
     doubts: Sequence[str] = ()  # sentences on boxes that may be written otherwise than declared
+    output: DetectorOutput = field(default_factory=DetectorOutput)  # boxes of COCO results as they stand
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class TestSet:
     pictured: bool  # its images were opened, so they exist
     names: CocoNames | None
     notes: Counter[str]
+    validation: Sequence[Sample] = ()  # on which the best of the image-blind baselines is chosen
 
     __test__ = False  # no test, whatever its name says to pytest
 
@@ -82,7 +87,8 @@ class TestSet:
         lexicon = lexicon_of([*self.samples, *self.train])
         root = self.root if self.pictured else None
         return Answers(
-            system, self.description, source, self.samples, predictions, rows, lexicon, self.train, root, self.notes
+            system, self.description, source, self.samples, predictions, rows, lexicon, self.train, root, self.notes,
+            self.validation,
         )  # fmt: skip
 
 
@@ -129,38 +135,69 @@ def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
 # ---- answers from files ---------------------------------------------------------------------------------------------
 
 
-def read_released(
-    file: Path, task: Task, boxes: str, modes: Sequence[Mode], quarantine: Path | None, system: str | None = None
-) -> Answers:
-    """Answers to one task in the papers' form.
+@dataclass(frozen=True)
+class ReleasedFiles:
+    """Files in the papers' form, one a task, that are one system.
 
-    Raises BadInput with the first row that cannot be used, unless they are set aside in the file `quarantine`.
+    `truth` and `how`: how truths and answers write boxes. `images`: the folder of the images, where their sizes are
+    needed or pictures wanted. `group`: see `released.read_lines`. `quarantine`: where bad rows are set aside.
     """
-    spelled_as = _loose_codec(boxes)
-    lines = released.read_lines(file)
-    if "strict" in modes:
-        lines = lines.without(released.find_unreadable_truths(lines, task, spelled_as))
-    if quarantine is None:
-        lines.demand()
-    aside = lines.set_aside(quarantine) if quarantine is not None and lines.bad else 0
-    if not lines.good:
-        raise BadInput(f"{file}: no row of it can be used, the first fault is {lines.bad[0][0]}")
-    read = released.read_questions(lines, task, spelled_as, file.name)
-    told = read.told + Counter({"bad rows, set aside": aside})
-    rows = {s.id: row for s, row in zip(read.samples, lines.rows, strict=True)}
-    source = {"kind": "released", "file": file.name, "boxes": boxes}
-    name = system or file.stem
-    return Answers(name, file.name, source, read.samples, read.predictions, rows, read.lexicon, notes=told)
+
+    files: Mapping[Task, Path]
+    truth: HowToRead = field(default_factory=partial(HowToRead, flag="--truth-boxes"))
+    how: HowToRead = field(default_factory=HowToRead)
+    images: Path | None = None
+    group: str | None = None
+    quarantine: Path | None = None
+
+    @property
+    def sized_images(self) -> Path | None:
+        """The folder of the images, where boxes are pixels: then each image must be there."""
+        in_pixels = [choose_family(how.boxes, how.flag).unit is None for how in (self.truth, self.how)]
+        return self.images if any(in_pixels) else None
+
+    def read_lines(self, strictly: bool) -> dict[Task, released.ReleasedLines]:
+        """The rows of each file, without those that cannot be used. Raises BadInput with the first of these, unless
+        they are set aside."""
+        lines = {}
+        for task, file in self.files.items():
+            resolver = ImageResolver(Source(file, images=self.images)) if self.sized_images else None
+            lines[task] = released.read_lines(file, resolver, self.group)
+            if strictly:
+                faults = released.find_unreadable_truths(lines[task], task, self.truth)
+                lines[task] = lines[task].without(faults)
+            if self.quarantine is None:
+                lines[task].demand()
+            elif not lines[task].good:
+                raise BadInput(f"{file}: no row of it can be used, the first fault is {lines[task].bad[0][0]}")
+        return lines
 
 
-def _loose_codec(boxes: str) -> Codec:
-    codec = make_codec(boxes)
-    if codec.needs_size:
-        raise BadInput(
-            f"--boxes {boxes}: pixels of the resized image, whose size a file of answers does not tell; write boxes as "
-            "thousandths or fractions of the image"
-        )
-    return codec
+def read_released(given: ReleasedFiles, modes: Sequence[Mode] = MODES, system: str | None = None) -> Answers:
+    """Answers in the papers' form. Raises BadInput with the first row that cannot be used, unless they are set aside,
+    and where sizes of images are needed and not known."""
+    lines = given.read_lines(strictly="strict" in modes)
+    if bad := [row for part in lines.values() for row in part.bad]:
+        assert given.quarantine
+        released.set_aside(bad, given.quarantine)
+    parts = [
+        released.read_questions(part, task, given.truth, given.how, f"{task} " if len(lines) > 1 else "")
+        for task, part in lines.items()
+    ]
+    read = released.ReleasedQuestions(
+        [s for part in parts for s in part.samples],
+        [p for part in parts for p in part.predictions],
+        sum((part.notes for part in parts), Counter({"bad rows, set aside": len(bad)})),
+        tuple(doubt for part in parts for doubt in part.doubts),
+    )
+    rows = (row for part in lines.values() for row in part.rows)
+    by_id = {s.id: row for s, row in zip(read.samples, rows, strict=True)}
+    first, names = next(iter(given.files.values())), ", ".join(file.name for file in given.files.values())
+    source = {"kind": "released", "file": names, "truth_boxes": given.truth.boxes, "boxes": given.how.boxes}
+    return Answers(
+        system or first.stem, names, source, read.samples, read.predictions, by_id, read.lexicon,
+        root=given.sized_images, notes=read.notes, doubts=read.doubts,
+    )  # fmt: skip
 
 
 def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> TestSet:
@@ -177,19 +214,23 @@ def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> Tes
         )
     train = [s for s in samples if s.split == "train"] if split in ("test", "validation") else []
     names = CocoNames.of(source) if source.form == "coco" else None
-    return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told)
+    validation = [s for s in samples if s.split == "validation"] if split == "test" else []
+    return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told, validation)
 
 
 def read_answers(
     files: Sequence[Path], test: TestSet, missing: Missing, least: float, how: HowToRead, system: str | None
 ) -> Answers:
     """Answers to a test set from files: predictions of a run, COCO results, or what any harness writes."""
-    data = EvaluationData(test.samples, test.description, test.names)
+    splits = test.names.splits if test.names else {}
+    in_split = frozenset(path for path, split in splits.items() if test.split in ("all", split))
+    asked = frozenset(s.images[0].path for s in test.samples)
+    data = EvaluationData(test.samples, test.description, test.names, in_split | asked)
     results = read_results(files, data, missing, least, how)
     test = replace(test, notes=test.notes + results.notes)
     names = ", ".join(file.name for file in files)
     answered = test.answered(system or files[0].stem, {"kind": "predictions", "file": names}, results.predictions)
-    return replace(answered, doubts=results.doubts)
+    return replace(answered, doubts=results.doubts, output=results.output)
 
 
 # ---- a model on this machine ----------------------------------------------------------------------------------------
@@ -272,8 +313,11 @@ def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels |
         0 if pixels else len(predictions)
     )
     source = {"kind": "endpoint", "model": name, "pixels": pixels or "none"}
-    test = replace(test, notes=test.notes + told)
-    return test.answered(system or (name if pixels else f"{name}, blind"), source, predictions)
+    answered = replace(test, notes=test.notes + told).answered(
+        system or (name if pixels else f"{name}, blind"), source, predictions
+    )
+    doubts = find_frame_doubts({p.id: p for p in predictions}, test.samples, HowToRead())
+    return replace(answered, doubts=tuple(doubts))
 
 
 def preview_outgoing(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:

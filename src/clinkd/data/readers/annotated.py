@@ -228,7 +228,12 @@ def find_split_group(source: Source, path: str, facts: Facts | None = None) -> s
     file = strip_frame(path)
     if source.group is None:
         return (facts and (facts.patient or facts.study)) or file
-    match = re.search(source.group, file)
+    return match_group(source.group, file)
+
+
+def match_group(expression: str, path: str) -> str:
+    """The part of a path that `--group` matches. Raises FieldError where it matches nothing."""
+    match = re.search(expression, path)
     if match is None or not match[0]:
-        raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
+        raise FieldError("image", path, f"--group {expression} finds no patient in the path; widen the expression")
     return (match[1] if match.re.groups else "") or match[0]

@@ -26,6 +26,7 @@ _LETTER_KEYS = (
     "answerlabel", "anwserlabel", "answerletter", "answeridx", "answerindex", "answerkey", "answeroption", "gtlabel",
     "correctoption", "correctchoice", "correctletter", "correctanswer", "correctlabel", "labelletter",
 )  # fmt: skip
+_CLOSED_KEYS = ("answertype", "atype", "closed")
 _LETTER = re.compile(r"(?:option|choice)?[\s_]*\(?([A-Ja-j])\)?[.:)]?", re.I)
 _LETTERED = re.compile(r"\(?([A-Ja-j])([.:)]|\s-)\s*(.+)", re.S)
 _MARKS = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-J])[.:)]\s*")  # "A. ... B. ...", "(A) ... (B) ..."
@@ -38,10 +39,15 @@ class ChoiceKeys:
     options: tuple[str, ...] = ()
     listed: str = ""
     letter: str = ""  # of the true option
+    closed: str = ""  # whether the question is closed or open
+
+    @property
+    def has_options(self) -> bool:
+        return bool(self.options or self.listed)
 
     @property
     def used(self) -> set[str]:
-        return {*self.options, self.listed, self.letter} - {""}
+        return {*self.options, self.listed, self.letter, self.closed} - {""}
 
 
 NO_CHOICE = ChoiceKeys()
@@ -49,7 +55,8 @@ NO_CHOICE = ChoiceKeys()
 
 @lru_cache(maxsize=1024)
 def find_choice_keys(keys: tuple[str, ...]) -> ChoiceKeys:
-    """The keys, or columns, of a multiple-choice question; NO_CHOICE if there are not two options or a list of them."""
+    """The keys, or columns, of a multiple-choice question; no options if there are not two, nor a list of them."""
+    closed = _find_key(keys, _CLOSED_KEYS)
     kinds: dict[str, dict[int, str]] = {}
     for key in keys:
         if match := _OPTION_KEY.fullmatch(key.strip()):
@@ -62,9 +69,9 @@ def find_choice_keys(keys: tuple[str, ...]) -> ChoiceKeys:
         start = min(by_place) if kind.endswith("#") else 0
         if {start, start + 1} <= by_place.keys() and start <= 1 and max(by_place) - start < len(OPTION_LETTERS):
             options = tuple(by_place.get(k, "") for k in range(start, max(by_place) + 1))
-            return ChoiceKeys(options, "", _find_key(keys, _LETTER_KEYS))
+            return ChoiceKeys(options, "", _find_key(keys, _LETTER_KEYS), closed)
     listed = _find_key(keys, _LISTS)
-    return ChoiceKeys((), listed, _find_key(keys, _LETTER_KEYS)) if listed else NO_CHOICE
+    return ChoiceKeys((), listed, _find_key(keys, _LETTER_KEYS) if listed else "", closed)
 
 
 def _find_key(keys: Iterable[str], wanted: Sequence[str]) -> str:
@@ -72,16 +79,18 @@ def _find_key(keys: Iterable[str], wanted: Sequence[str]) -> str:
 
 
 def make_choice_turn(turn: Turn, row: Mapping[str, Any], keys: ChoiceKeys, field: str, notes: Counter[str]) -> Turn:
-    """The turn of a row with its options, if the row has any. `field` is the key of the answer.
+    """The turn of a row with its options, if the row has any, closed or open if it says so. `field` is the key of the
+    answer.
 
     Raises FieldError if the answer is none of the options, or may be two, or is a letter in a row without options.
     Where no row has options, a letter is an answer like others (hepatitis B), which `notes` counts.
     """
+    turn = replace(turn, closed=read_closed(row, keys.closed, notes))
     answer = turn.answer.text
     options = _read_options(row, keys)
     letter = str(use_cell(row.get(keys.letter), keys.letter) or "").strip()
     if not options:
-        if keys is not NO_CHOICE and _LETTER.fullmatch(answer):
+        if keys.has_options and _LETTER.fullmatch(answer):
             why = "a letter, and the row has no options; fill them in, or write the answer in words"
             raise FieldError(field, answer, why)
         count_letter_answer(answer, notes)
@@ -94,6 +103,25 @@ def make_choice_turn(turn: Turn, row: Mapping[str, Any], keys: ChoiceKeys, field
         raise FieldError(field, answer, why)
     question = replace(turn.question, text=_add_options(turn.question.text, options))
     return replace(turn, question=question, answer=BoxedText(options[min(places)]), options=options)
+
+
+def read_closed(row: Mapping[str, Any], key: str, notes: Counter[str]) -> bool | None:
+    """Whether a row calls its question closed ("CLOSED", true) or open; None if it does not say, which `notes` counts
+    where it says something else."""
+    value = use_cell(row.get(key), key) if key else None
+    word = str(value).strip().casefold()
+    if word not in ("", "none", "closed", "open", "true", "false"):
+        notes[f"keys {key!r} with {word!r}, which is neither closed nor open and not used"] += 1
+    return {"closed": True, "true": True, "open": False, "false": False}.get(word)
+
+
+def split_options(text: str) -> tuple[str, ...]:
+    """The options that stand in a question as "A. ... B. ...", in the order of their letters; none if it has none."""
+    _, *pieces = _MARKS.split(text)
+    letters = pieces[0::2]
+    if len(letters) < 2 or "".join(letters) != OPTION_LETTERS[: len(letters)]:
+        return ()
+    return tuple(words.strip().rstrip(",;").strip() for words in pieces[1::2])
 
 
 def count_letter_answer(answer: str, notes: Counter[str]) -> None:
@@ -181,11 +209,10 @@ def _parse_text(text: str, key: str) -> Any:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise FieldError(key, text, "not a list or an object of options; mend it") from None
-    front, *pieces = _MARKS.split(text)
-    letters = pieces[0::2]
-    if front.strip() or len(letters) < 2 or "".join(letters) != OPTION_LETTERS[: len(letters)]:
+    options = split_options(text)
+    if not options or _MARKS.split(text)[0].strip():
         raise FieldError(key, text, 'the options of a text are wanted as "A. ... B. ...", in the order of the letters')
-    return [words.strip().rstrip(",;").strip() for words in pieces[1::2]]
+    return list(options)
 
 
 # ---- the answer -----------------------------------------------------------------------------------------------------

@@ -118,16 +118,24 @@ def is_file(file: Path, encoding: str = "utf-8") -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CocoNames:
-    """The image paths and the category names of all COCO files of a source, by id; "" for an id with several."""
+    """The image paths and the category names of all COCO files of a source, by id; "" for an id with several.
+
+    `splits`: of each image path, those without an annotation, too. `annotated`: each path with the category of each of
+    its annotations.
+    """
 
     images: Mapping[str, str]
     categories: Mapping[str, str]
+    splits: Mapping[str, Split | None]
+    annotated: frozenset[tuple[str, str]]
 
     @classmethod
     def of(cls, source: Source) -> Self:
         """Raises BadInput where a file is not COCO."""
         images: dict[str, str] = {}
         categories: dict[str, str] = {}
+        splits: dict[str, Split | None] = {}
+        annotated: set[tuple[str, str]] = set()
         tree = TreeImages(source, Counter())
         for file in files(source.path, Counter()):
             data = _CocoFile(file, source)
@@ -135,10 +143,13 @@ class CocoNames:
                 if isinstance(image, dict) and (key := _normalize_id(image.get("id"))) is not None:
                     path = tree.locate(file, str(image.get("file_name")))
                     images[key] = path if images.get(key, path) == path else ""
+                    splits[path] = SPLIT_WORDS.get(str(image.get("split")).lower(), data.split)
+                    known = (data.category_of(a) for a in data.annotations_of(image))
+                    annotated |= {(path, category.name) for category in known if category}
             for key, entry in data.categories.items():
                 if key is not None:
                     categories[key] = entry.name if categories.get(key, entry.name) == entry.name else ""
-        return cls(images, categories)
+        return cls(images, categories, splits, frozenset(annotated))
 
     def image(self, key: Any) -> str:
         """The path of an image. Raises FieldError for an id that no image has."""

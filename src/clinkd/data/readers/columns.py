@@ -143,7 +143,7 @@ def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKe
 def _add_choice_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
     """The columns with those that published sets of multiple choice name in their own way, if the sheet has options."""
     choice = find_choice_columns(head, columns)
-    if choice is NO_CHOICE:
+    if not choice.has_options:
         return dict(columns)
     names = {our_name: next((c for c in head if c in theirs), "") for our_name, theirs in CHOICE_COLUMNS.items()}
     names["answer"] = names["answer"] or choice.letter

@@ -25,7 +25,7 @@ from clinkd.data import grids
 from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers, resolve_modality
-from clinkd.data.readers.choices import count_letter_answer
+from clinkd.data.readers.choices import count_letter_answer, find_choice_keys, read_closed
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
     RESERVED,
@@ -37,7 +37,7 @@ from clinkd.data.readers.rows import (
     count_unused_keys,
     get_list,
 )
-from clinkd.data.readers.samples import assemble_sample, parse_options
+from clinkd.data.readers.samples import assemble_sample, parse_closed, parse_options
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.data.readers.split_words import find_split_in_name
 from clinkd.language.negation import denies
@@ -50,7 +50,7 @@ BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a 
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
 MESSAGE_KEYS = {"from", "role", "value", "content"}
-EXTRA_KEYS = {"boxes", "facts", "group", "modality", "names", "options", "side", "source", "split", "tasks"}
+EXTRA_KEYS = {"boxes", "closed", "facts", "group", "modality", "names", "options", "side", "source", "split", "tasks"}
 OBJECTS_KEYS = {"ref", "bbox", "bbox_type", "image_id"}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
@@ -97,7 +97,8 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
     if MISSPELT in value and "conversations" not in value:
         notes[f"rows with {MISSPELT!r}, read as 'conversations'"] += 1
         value = {"conversations" if key == MISSPELT else key: entry for key, entry in value.items()}
-    count_unused_keys(value, KEYS, notes)
+    closed = find_choice_keys(tuple(value)).closed
+    count_unused_keys(value, KEYS | {closed}, notes)
     pairs, paths = _parse_conversation(value, notes)
     refs = tuple([images.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(paths)])
     writer_keys = value.get(CONVERSATION_EXTRA_KEY)
@@ -110,6 +111,10 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
         objects.check_used_up()
         count_unused_keys(value["objects"], OBJECTS_KEYS, notes, "objects.")
     turns = tuple([turn for turn, _ in turns_and_names])
+    if len(turns) == 1:  # of several turns the row does not say which is meant
+        turns = (replace(turns[0], closed=read_closed(value, closed, notes)),)
+    else:
+        count_unused_keys({closed: value.get(closed)}, (), notes)
     for turn in turns:
         count_letter_answer(turn.answer.text, notes)
     if writer_keys is not None:
@@ -179,13 +184,19 @@ def _restore_sample(
     for task in tasks:
         if task not in list(Task):
             raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", task, f"one of {', '.join(Task)} is wanted")
-    lists = get_list(writer_keys, "options") or [None] * len(turns)
-    if len(lists) != len(turns):
-        why = f"{len(turns)} turns and {len(lists)} lists of options; give each turn its own"
-        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.options", lists, why)
+    lists = {key: get_list(writer_keys, key) or [None] * len(turns) for key in ("options", "closed")}
+    for key, entries in lists.items():
+        if len(entries) != len(turns):
+            why = f"{len(turns)} turns and {len(entries)} entries of {key}; give each turn its own"
+            raise FieldError(f"{CONVERSATION_EXTRA_KEY}.{key}", entries, why)
     restored_turns = tuple(
-        replace(turn, task=Task(task), options=parse_options(options, turn.answer, f"{CONVERSATION_EXTRA_KEY}.options"))
-        for turn, task, options in zip(turns, tasks, lists, strict=True)
+        replace(
+            turn,
+            task=Task(task),
+            options=parse_options(options, turn.answer, f"{CONVERSATION_EXTRA_KEY}.options"),
+            closed=parse_closed(closed, f"{CONVERSATION_EXTRA_KEY}.closed"),
+        )
+        for turn, task, options, closed in zip(turns, tasks, *lists.values(), strict=True)
     )
     return assemble_sample(value.get("id"), refs, restored_turns, writer_keys, f"{CONVERSATION_EXTRA_KEY}.")
 

@@ -161,7 +161,15 @@ def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:
     _count_unknown_keys(value, Turn, "turns.", notes)
     task = require_choice(value.get("task"), tuple(Task), f"{field}.task")
     question, answer = (_parse_text(value, key, field, notes) for key in ("question", "answer"))
-    return Turn(task, question, answer, parse_options(value.get("options"), answer, f"{field}.options"))
+    options = parse_options(value.get("options"), answer, f"{field}.options")
+    return Turn(task, question, answer, options, parse_closed(value.get("closed"), f"{field}.closed"))
+
+
+def parse_closed(value: Any, field: str) -> bool | None:
+    """Whether the data call a question closed; None if they do not say."""
+    if value is not None and not isinstance(value, bool):
+        raise FieldError(field, value, f"true or false is wanted; {_MEND_OR_IMPORT}")
+    return value
 
 
 def parse_options(value: Any, answer: BoxedText, field: str) -> tuple[str, ...]:

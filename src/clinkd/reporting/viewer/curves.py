@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: how figures changed from step to step. The page colours them."""
+"""Line charts and histograms as inline SVG. The page colours them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ _LEFT, _TOP, _WIDTH, _HEIGHT, _RIGHT, _FOOT = 52, 34, 430, 190, 14, 44  # units 
 _POINTS = 160  # a line has at most so many: means of as many stretches
 _TICKS = 4
 Points = Sequence[tuple[float, float]]
+Whisker = tuple[float, float, float]  # x, low, high
 
 
-def render_line_chart(title: str, series: Mapping[str, Points], across: str, up: str) -> Html:
-    """A line for each series of (x, y), x rising, from y 0 up. Axes are named in words; up to five series."""
+def render_line_chart(
+    title: str, series: Mapping[str, Points], across: str, up: str, whiskers: Sequence[Whisker] = ()
+) -> Html:
+    """A line for each series of (x, y), x rising, from 0 to the right and up. Axes are named in words; up to five
+    series. `whiskers`: intervals."""
     thinned = {name: thin(points) for name, points in series.items() if points}
     if not thinned:
         return Html("")
@@ -25,6 +29,7 @@ def render_line_chart(title: str, series: Mapping[str, Points], across: str, up:
     step = _round_step(top)
     top = step * math.ceil(top / step - 1e-9)
     parts = _draw_axes(right, top, step, across, up)
+    parts += [_draw_whisker(_scale_x(x, right), _scale_y(low, top), _scale_y(high, top)) for x, low, high in whiskers]
     legend_x = float(_LEFT)
     for number, (name, points) in enumerate(thinned.items()):
         path = " ".join(f"{_scale_x(x, right):.1f},{_scale_y(y, top):.1f}" for x, y in points)
@@ -37,6 +42,30 @@ def render_line_chart(title: str, series: Mapping[str, Points], across: str, up:
     )
     size = (_LEFT + _WIDTH + _RIGHT, _TOP + _HEIGHT + _FOOT)
     return chart(title, f"{title}, {up} by {across}. {description}", *size, "".join(parts))
+
+
+def render_histogram(
+    title: str, edges: Sequence[float], shares: Mapping[str, Sequence[float]], across: str, up: str
+) -> Html:
+    """Upright bars between `edges`, which rise from 0; up to two series stand beside each other in each bin."""
+    right, step = edges[-1], _round_step(max(1e-9, *(v for values in shares.values() for v in values)))
+    top = step * math.ceil(max(v for values in shares.values() for v in values) / step - 1e-9) or step
+    parts = _draw_axes(right, top, step, across, up)
+    for number, (name, kind) in enumerate(zip(shares, ("bar", "baseline"), strict=False)):
+        x = _LEFT + 150 * number
+        parts.append(f'<rect class="{kind}" x="{x}" y="6" width="11" height="9"/>')
+        parts.append(f'<text x="{x + 16}" y="15">{escape(name)}</text>')
+        for low, high, value in zip(edges[:-1], edges[1:], shares[name], strict=True):
+            width = (_scale_x(high, right) - _scale_x(low, right)) / len(shares)
+            y = _scale_y(value, top)
+            parts.append(
+                f'<rect class="{kind}" x="{_scale_x(low, right) + width * number:.1f}" y="{y:.1f}" '
+                f'width="{width - 0.6:.1f}" height="{_scale_y(0, top) - y:.1f}"/>'
+            )
+    description = "; ".join(f"{name}: {', '.join(f'{v:.3g}' for v in values)}" for name, values in shares.items())
+    size = (_LEFT + _WIDTH + _RIGHT, _TOP + _HEIGHT + _FOOT)
+    told = f"{title}, {up} by {across} in {len(edges) - 1} bins from {edges[0]:g} to {right:g}. {description}"
+    return chart(title, told, *size, "".join(parts))
 
 
 def thin(points: Points, most: int = _POINTS) -> list[tuple[float, float]]:
@@ -64,14 +93,19 @@ def _draw_axes(right: float, top: float, step: float, across: str, up: str) -> l
         y = _scale_y(k * step, top)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + _WIDTH}" y2="{y:.1f}"/>')
         parts.append(f'<text class="label small" x="{_LEFT - 7}" y="{y + 4:.1f}">{k * step:.4g}</text>')
-    stride = max(1.0, _round_step(right))
-    for k in range(math.floor(right / stride) + 1):
+    stride = _round_step(right) if right <= 1 else max(1.0, _round_step(right))  # steps of a training are whole
+    for k in range(math.floor(right / stride + 1e-9) + 1):
         x = k * stride
-        parts.append(f'<text class="axis" x="{_scale_x(x, right):.1f}" y="{_TOP + _HEIGHT + 16}">{x:,.0f}</text>')
+        spelled = f"{x:.4g}" if right <= 1 else f"{x:,.0f}"
+        parts.append(f'<text class="axis" x="{_scale_x(x, right):.1f}" y="{_TOP + _HEIGHT + 16}">{spelled}</text>')
     parts.append(f'<text class="axis" x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 36}">{escape(across)}</text>')
     middle = _TOP + _HEIGHT / 2
     parts.append(f'<text class="axis" transform="translate(12 {middle}) rotate(-90)">{escape(up)}</text>')
     return parts
+
+
+def _draw_whisker(x: float, low: float, high: float) -> str:
+    return f'<line class="whisker" x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"/>'
 
 
 def _scale_x(value: float, right: float) -> float:

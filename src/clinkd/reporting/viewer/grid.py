@@ -11,13 +11,16 @@ from clinkd.reporting.viewer.shot import Html
 
 
 class Cell(NamedTuple):
-    """A score, its interval, the baseline below it, all in words, and a link on this page (a fragment without #)."""
+    """A score, its interval, the baseline below it, all in words, and a link on this page (a fragment without #).
+
+    `shade`, 0 to 4, darkens the cell."""
 
     value: str
     interval: str
     baseline: str
     description: str
     link: str | None = None
+    shade: int = 0
 
 
 def render_grid(
@@ -45,5 +48,6 @@ def _render_cell(cell: Cell | None) -> str:
     inside = f'<b{kind} aria-hidden="true">{escape(cell.value)}</b>{lines}'
     inside += f'<span class="unseen">{escape(cell.description)}</span>'
     if cell.link is None:
-        return f'<td title="{escape(cell.description)}">{inside}</td>'
+        shade = f' class="shade{cell.shade}"' if cell.shade else ""
+        return f'<td{shade} title="{escape(cell.description)}">{inside}</td>'
     return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.description)}">{inside}</a></td>'

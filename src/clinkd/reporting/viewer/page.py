@@ -176,6 +176,11 @@ def charts(figures: Sequence[Html], small: bool = False) -> Html:
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
+def explained(figure: Html, aid: str) -> Html:
+    """A figure above the sentence that helps to read it."""
+    return Html(f"<div>{figure}{paragraph(aid, soft=True)}</div>")
+
+
 def framed(parts: Sequence[Html]) -> Html:
     """Parts in a dashed frame, which sets them apart from the rest of the page."""
     return Html(f'<div class="apart">{"".join(parts)}</div>')

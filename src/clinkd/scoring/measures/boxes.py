@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,15 @@ from clinkd.language.sides import has_no_sides
 from clinkd.records import Box, Task
 from clinkd.scoring.captions import (
     Counts,
-    Sums,
 )
 from clinkd.scoring.measure import (
     IN_COMPARISON,
     NOTHING_SAID,
     Measure,
     Metric,
+    Ratio,
     Rules,
     SampleAnswer,
-    divide,
     make_f1,
     make_ratio,
 )
@@ -35,8 +35,13 @@ SIZES = (("small", 0.01), ("medium", 0.09), ("large", float("inf")))
 _AREA_LIMITS = np.array([limit for _, limit in SIZES[:-1]])
 
 
+# Thresholds that papers print hits at: .25, .5 and .75 of phrase grounding ("Acc@0.5" is Recall@0.5 where a question
+# has one box), .3, .5 and .7 of weakly supervised localisation of findings (ChestX-ray8, Wang et al. 2017).
+HIT_IOUS = (0.25, 0.3, 0.5, 0.7, 0.75)
+COCO_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 _BOX_COLUMNS = (
-    *("answers", "truth boxes", "answered boxes", "found", "found at .25", "found at .75", "touching", "their IoU"),
+    *("answers", "truth boxes", "answered boxes", "found", "touching", "their IoU", "found at .5 to .95"),
+    *(f"found at {iou}" for iou in HIT_IOUS),
     *(f"{size} truth boxes" for size, _ in SIZES),
     *(f"{size} found" for size, _ in SIZES),
     *("truth boxes with a side", "on the other side", "answers without a truth box", "of these with a box"),
@@ -52,6 +57,15 @@ def _count_boxes(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     return np.concatenate([np.zeros((0, len(_BOX_COLUMNS))), *parts])
 
 
+def count_found(items: Sequence[SampleAnswer], thresholds: Sequence[float]) -> Counts:
+    """[N, len(thresholds)] truth boxes of each answer that it finds at each IoU, boxes matched one to one."""
+    truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
+    pairs = _BoxPairs.from_boxes(truth, answered)
+    truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in (truth, answered))
+    overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
+    return np.stack([pairs.sum_pairs(pairs.match_pairs(overlap_P, t)) for t in thresholds], axis=1)
+
+
 def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
     pairs = _BoxPairs.from_boxes(truth, answered)
@@ -59,6 +73,7 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     mirror_T4 = _mirror_boxes(truth_T4)
     overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
     found_P, touching_P = pairs.match_pairs(overlap_P, iou), pairs.match_pairs(overlap_P, 0.0)
+    found_at = {t: pairs.sum_pairs(pairs.match_pairs(overlap_P, t)) for t in {*HIT_IOUS, *COCO_IOUS}}
     found_T, used_A = (np.zeros(len(boxes), dtype=bool) for boxes in (truth_T4, answered_A4))
     found_T[pairs.truth_P[found_P]] = used_A[pairs.answered_P[found_P]] = True
     # not its own mirror image, in a picture where mirrored means the other side
@@ -76,8 +91,8 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
         "truth boxes": num_truth,
         "answered boxes": num_claimed,
         "found": pairs.sum_pairs(found_P),
-        "found at .25": pairs.sum_pairs(pairs.match_pairs(overlap_P, 0.25)),
-        "found at .75": pairs.sum_pairs(pairs.match_pairs(overlap_P, 0.75)),
+        "found at .5 to .95": np.mean([found_at[t] for t in COCO_IOUS], axis=0),
+        **{f"found at {t}": found_at[t] for t in HIT_IOUS},
         "touching": pairs.sum_pairs(touching_P),
         "their IoU": pairs.sum_pairs(np.where(touching_P, overlap_P, 0.0)),
         "truth boxes with a side": pairs.sum_truth(sided_T),
@@ -89,6 +104,20 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
         columns[f"{size} truth boxes"] = pairs.sum_truth(size_T == size_code)
         columns[f"{size} found"] = pairs.sum_truth((size_T == size_code) & found_T)
     return np.column_stack([columns[c] for c in _BOX_COLUMNS]).astype(np.float64)
+
+
+def find_best_overlaps(truth: Sequence[Sequence[Box]], answered: Sequence[Sequence[Box]]) -> Counts:
+    """[T] by truth box, the best IoU with a box of the answer to its question, 0 without one. One box of an answer may
+    be the best of several truth boxes."""
+    best = [np.zeros(0)]
+    for i in range(0, len(truth), _ANSWERS_PER_BLOCK):
+        sides = truth[i : i + _ANSWERS_PER_BLOCK], answered[i : i + _ANSWERS_PER_BLOCK]
+        pairs = _BoxPairs.from_boxes(*sides)
+        truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in sides)
+        best.append(np.zeros(len(truth_T4)))
+        overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
+        np.maximum.at(best[-1], pairs.truth_P, overlap_P)
+    return np.concatenate(best)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +193,10 @@ def _compute_row_ious(a_B4: Counts, b_B4: Counts) -> Counts:
     return np.asarray(intersection / (_compute_areas(a_B4) + _compute_areas(b_B4) - intersection))
 
 
-def _compute_mean_iou(s: Sums) -> Counts:
-    """A spare or a missing box counts as an IoU of 0."""
-    return divide(s["their IoU"], s["truth boxes"] + s["answered boxes"] - s["touching"])
-
+# A spare or a missing box counts as an IoU of 0.
+_MEAN_IOU = Ratio(
+    itemgetter("their IoU"), lambda s: s["truth boxes"] + s["answered boxes"] - s["touching"], binary=False
+)
 
 BOXES = Measure(
     (Task.VG,),
@@ -183,9 +212,12 @@ BOXES = Measure(
         ),
         Metric("Precision", make_ratio("found", "answered boxes"), shown=IN_COMPARISON, missing=NOTHING_SAID),
         Metric("Recall", make_ratio("found", "truth boxes"), shown=("comparison", "ablation")),
-        Metric("mIoU", _compute_mean_iou, shown=("comparison", "question", "ablation")),
-        Metric("Recall@0.25", make_ratio("found at .25", "truth boxes")),
-        Metric("Recall@0.75", make_ratio("found at .75", "truth boxes")),
+        Metric("mIoU", _MEAN_IOU, shown=("comparison", "question", "ablation")),
+        *(Metric(f"Recall@{iou}", make_ratio(f"found at {iou}", "truth boxes")) for iou in HIT_IOUS),
+        *(
+            Metric(f"F1@{name}", make_f1(f"found at {iou}", "truth boxes", "answered boxes"), missing=NOTHING_SAID)
+            for iou, name in ((".5 to .95", "[.5:.95]"), *((iou, str(iou)) for iou in (0.25, 0.5, 0.75)))
+        ),
         Metric(
             "False boxes where none is",
             make_ratio("of these with a box", "answers without a truth box"),

@@ -21,7 +21,7 @@ def _count_flaws(item: SampleAnswer, rules: Rules) -> dict[str, float]:
         "answers": 1,
         "truncated": answer.truncated,
         "unread box": bool(answer.unread),
-        "empty": not answer.answer.text.strip(),
+        "empty": not answer.answer.text.strip() and not answer.unread,
         "to a truth with a box": truth_has_box,
         "of these without a box": truth_has_box and not answer.answer.boxes,
     }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 from clinkd.language.conflicts import affirms, sides
+from clinkd.language.equality import answer_key, unify
 from clinkd.language.facts import Lexicon
 from clinkd.language.negation import affirmed_names
 from clinkd.language.words import normalise
@@ -20,20 +24,40 @@ from clinkd.scoring.measure import (
 _NAME_COLUMNS = ("answers", "hits", "list another class", "truths with a side", "on the other side")
 
 
+def read_classes(item: SampleAnswer, lexicon: Lexicon) -> tuple[set[str], set[str]]:
+    """The classes that the truth names and those that the answer affirms, each by its `answer_key`."""
+    names, known = _list_classes(truth_names(item.sample, lexicon)), _list_classes(lexicon.names)
+    new = [n for n in names if n not in known]
+    affirmed = affirmed_names(unify(item.answer.answer.words), (*new, *known) if new else known)
+    return {" ".join(answer_key(n)) for n in names}, {" ".join(answer_key(n)) for n in affirmed}
+
+
 def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
-    lexicon = rules.lexicon
-    words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
-    new = [n for n in truth if n not in lexicon.names]
-    affirmed = {normalise(n) for n in affirmed_names(words, (*new, *lexicon.names) if new else lexicon.names)}
-    right = {normalise(n) for n in truth}
-    with_side = [n for n in truth if len(sides(n)) == 1]
+    text, truth = item.answer.answer.words, truth_names(item.sample, rules.lexicon)
+    words, names = unify(text), _list_classes(truth)
+    right, affirmed = read_classes(item, rules.lexicon)
+    with_side = [n for n in names if len(sides(n)) == 1]
+    # a class may be a denial ("No finding"), which no text affirms
+    equal = answer_key(text) in {answer_key(item.sample.answer.words), answer_key(", ".join(truth))}
     return {
         "answers": 1,
-        "hits": affirmed == right,
-        "list another class": bool(affirmed - right),
+        "hits": equal or affirmed == right,
+        "list another class": not equal and bool(affirmed - right),
         "truths with a side": bool(with_side),
         "on the other side": any(_affirms_other_side(words, n) for n in with_side),
     }
+
+
+@lru_cache(maxsize=4096)
+def _list_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of classes as answers are searched for them: side words before their nouns, no article, and each class of
+    a list ("opacity, consolidation", "Opacity. Consolidation.") by itself."""
+    classes: dict[tuple[str, ...], str] = {}
+    for name in names:
+        for piece in re.split(r"(?: |^)[.,](?= |$)", unify(name)):
+            if bare := re.sub(r"^(?:(?:and|the|an?)\s+)+", "", piece.strip()):
+                classes.setdefault(answer_key(bare), bare)
+    return tuple(classes.values())
 
 
 def _affirms_other_side(words: str, name: str) -> bool:
@@ -49,7 +73,8 @@ def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
     return sample.names or affirmed_names(words, lexicon.names) or (words,)
 
 
-# Recall: the share of questions answered with the right class and no other. A denied class counts as not named.
+# Recall: the share of questions answered with the right class and no other, in any spelling of `language.spellings`. A
+# class that is denied, unlikely or not to be excluded counts as not named.
 NAMES = Measure(
     (Task.ROC,),
     _NAME_COLUMNS,

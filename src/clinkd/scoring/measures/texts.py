@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
+
 from clinkd.language.conflicts import DESCRIBING, conflicts, sides
 from clinkd.language.facts import read_facts
 from clinkd.language.negation import affirmed_names
@@ -16,7 +18,10 @@ from clinkd.scoring.captions import (
     Caption,
     Counts,
     NotComputed,
+    Sums,
+    by_column,
     caption_figures,
+    compute_answer_mbmr,
 )
 from clinkd.scoring.measure import (
     CLASS,
@@ -24,16 +29,20 @@ from clinkd.scoring.measure import (
     FACTS,
     IN_COMPARISON,
     NOTHING_SAID,
+    SAME_TRUTHS,
     WORDS,
+    Mean,
     Measure,
     Metric,
     Rules,
     SampleAnswer,
     count_each,
+    divide,
     make_f1,
     make_ratio,
     stack_counts,
 )
+from clinkd.scoring.ngrams import CHARACTERS, count_characters
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
 
@@ -43,18 +52,79 @@ def _make_captions(items: Sequence[SampleAnswer]) -> list[Caption]:
 
 def _count_captions(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     assert rules.captions is not None
-    return rules.captions.counts(_make_captions(items))
+    counts = rules.captions.counts(_make_captions(items))
+    return np.column_stack([counts, compute_answer_mbmr(by_column(COLUMNS, counts))])
 
 
+# mBMR is a mean over answers, so that a few words in one answer cannot move it by more than that answer. The others
+# are those of a corpus, as they are printed elsewhere.
+_MBMR_SUM = "mBMR of each answer"
 CAPTIONS = Measure(
     (Task.RC, Task.MIA),
-    COLUMNS,
+    (*COLUMNS, _MBMR_SUM),
     _count_captions,
     (
-        Metric(WORDS, itemgetter(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
+        Metric(WORDS, itemgetter(_MBMR_SUM), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
+        Metric(f"{WORDS} (corpus)", itemgetter(WORDS)),
         *(Metric(name, itemgetter(name)) for name in FIGURES if name != WORDS),
     ),
-    caption_figures,
+    lambda sums: {**caption_figures(sums), _MBMR_SUM: divide(sums[_MBMR_SUM], sums["answers"])},
+)
+
+
+_CIDER_COLUMNS = ("answers", "CIDEr", "answers with a CIDEr")
+
+
+def _count_cider(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
+    """Words are weighed by the truths of all questions of a task: every answer, also of a bootstrap replicate or of a
+    baseline, is scored by the same weights."""
+    assert rules.captions is not None
+    captions, counts = _make_captions(items), np.zeros((len(items), len(_CIDER_COLUMNS)))
+    for task in {item.sample.task for item in items}:
+        places = [i for i, item in enumerate(items) if item.sample.task is task]
+        documents = {items[i].sample.id: captions[i] for i in places}
+        scores = rules.captions.cider([captions[i] for i in places], list(documents.values()))
+        counts[places] = (1, 0, 0) if scores is None else np.column_stack([np.ones(len(places)), scores, scores >= 0])
+    return counts
+
+
+CIDER = Measure(
+    (Task.RC, Task.MIA),
+    _CIDER_COLUMNS,
+    _count_cider,
+    (Metric("CIDEr", Mean("CIDEr", "answers with a CIDEr"), missing=SAME_TRUTHS),),
+)
+
+
+_CHARACTER_COLUMNS = tuple(f"{n} {what}" for n in range(1, CHARACTERS + 1) for what in ("answer", "truth", "both"))
+_RECALL_WEIGHT = 2.0**2  # chrF2: recall counts twice as much as precision
+
+
+def _count_characters(item: SampleAnswer, rules: Rules) -> dict[str, float]:
+    counts = count_characters(item.answer.answer.words, item.sample.answer.words)
+    return {"answers": 1, **dict(zip(_CHARACTER_COLUMNS, counts, strict=True))}
+
+
+def _compute_chrf(sums: Sums) -> Counts:
+    """chrF2 (Popovic 2015) of a corpus, 0..1, as sacrebleu 2 computes it: means over the lengths of n-grams that both
+    sides have."""
+    precision, recall, lengths = (np.zeros_like(sums["answers"]) for _ in range(3))
+    for n in range(1, CHARACTERS + 1):
+        answer, truth, both = (sums[f"{n} {what}"] for what in ("answer", "truth", "both"))
+        present = (answer > 0) & (truth > 0)
+        precision += np.where(present, both / np.maximum(answer, 1), 0.0)
+        recall += np.where(present, both / np.maximum(truth, 1), 0.0)
+        lengths += present
+    precision, recall = (part / np.maximum(lengths, 1) for part in (precision, recall))
+    score = (1 + _RECALL_WEIGHT) * precision * recall / np.maximum(_RECALL_WEIGHT * precision + recall, 1e-16)
+    return np.where(sums["answers"] > 0, score, np.nan)
+
+
+CHRF = Measure(
+    (Task.RC, Task.MIA),
+    ("answers", *_CHARACTER_COLUMNS),
+    count_each(("answers", *_CHARACTER_COLUMNS), _count_characters),
+    (Metric("chrF", _compute_chrf),),
 )
 
 
@@ -104,7 +174,7 @@ SPICE = Measure(
     (Task.RC,),
     SPICE_COLUMNS,
     _count_spice,
-    (Metric("SPICE", make_ratio("F-score", "answers"), primary_of=(Task.RC,), shown=IN_COMPARISON),),
+    (Metric("SPICE", make_ratio("F-score", "answers", binary=False), primary_of=(Task.RC,), shown=IN_COMPARISON),),
 )
 
 

@@ -4,7 +4,8 @@ They use only the training split and the test question, with two exceptions: "ot
 test image, and "images shuffled" is a model's answer when it is shown another test image. Where there is no training
 split, the other images of the test set replace it: what a baseline says of an image never depends on the truth of that
 image's group. They are meant to be strong: the question of a referring task shows a box, and its place and size say
-much. Shapes: N known questions, M test questions, V facts or words, U different known answers.
+much; "learned" is a forest fitted to all that is known without the image (`learned.py`). Shapes: N known questions, M
+test questions, V facts or words, U different known answers.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, iou_of_corners
 from clinkd.language.words import normalise
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Modality, Prediction, Sample, Task
+from clinkd.scoring.blind.learned import LEAST_KNOWN, MOST_KNOWN, LearnedBaseline, make_indicator
 
 OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY = "other image", "median box", "constant", "question only"
-IMAGES_SHUFFLED = "images shuffled"
-BASELINES = (OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY, IMAGES_SHUFFLED)
+LEARNED, IMAGES_SHUFFLED = "learned", "images shuffled"
+BASELINES = (OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY, LEARNED, IMAGES_SHUFFLED)
 
 _POOL_SIZE = 2000  # most known questions of a task and modality, or of a name, that are used; picked evenly
 _TRIALS = 250  # known questions on which the look-up chooses its settings
 _LEAST_SAME_QUESTION = 30  # with so many known questions of the same words, only their boxes are used
 _MOST_SETS = 400  # most answers that are searched for the likeliest box
+_LEARNED_PARTS = 3  # of the groups, each answered by a forest of the others, where the questions are known ones
 _QUESTIONS_AT_ONCE = 1024  # test questions that are looked up together
 
 Matrix = NDArray[np.float32]
@@ -40,17 +43,26 @@ T = TypeVar("T")
 
 def make_image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
     """One list of predictions for each baseline, for the test samples to which it applies; deterministic. "images
-    shuffled" is not included: it needs a model (`images_shuffled`).
+    shuffled" is not included: it needs a model (`shuffle_images`).
 
     Without training samples, each test sample is answered from test samples of other groups. `Prediction.by` says
     where a baseline used a wider set (another modality, all names).
     """
-    known_by_kind, test_by_kind = _group_by_kind(train or test), _group_by_kind(test)
+    return answer_by_other_images(test) | answer_from_questions(train, test)
+
+
+def answer_by_other_images(test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+    """The baseline "other image"; empty where no question has one."""
+    pairs = (pair for questions in group_by_kind(test).values() for pair in _pair_groups(questions))
+    predictions = [_make_prediction(s, other.answer, OTHER_IMAGE) for s, other in pairs]
+    return {OTHER_IMAGE: predictions} if predictions else {}
+
+
+def answer_from_questions(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+    """The baselines that are made from known questions and answers, as `make_image_blind_baselines` tells."""
+    known_by_kind, test_by_kind = group_by_kind(train or test), group_by_kind(test)
     predictions: dict[str, list[Prediction]] = {baseline: [] for baseline in BASELINES}
     for kind, questions in test_by_kind.items():
-        predictions[OTHER_IMAGE] += [
-            _make_prediction(s, other.answer, OTHER_IMAGE) for s, other in _pair_groups(questions)
-        ]
         pool, note = known_by_kind.get(kind, []), ""
         if len({s.group for s in pool}) < (1 if train else 2):
             pool, note = (
@@ -65,7 +77,22 @@ def make_image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) 
                 for s, g in zip(questions, answers, strict=True)
                 if g is not None
             ]
+    for task in dict.fromkeys(s.task for s in test):
+        known, questions = ([s for s in of if s.task is task] for of in (train or test, test))
+        predictions[LEARNED] += _answer_by_learning(known, questions, leave_out=not train)
     return {baseline: rows for baseline, rows in predictions.items() if rows}
+
+
+def _answer_by_learning(known: Sequence[Sample], questions: Sequence[Sample], leave_out: bool) -> Iterator[Prediction]:
+    """The answers of a forest to questions of one task; to known questions, of one that other groups were given to."""
+    for part in range(_LEARNED_PARTS if leave_out else 1):
+        pool, asked = known, questions
+        if leave_out:
+            pool = [s for s in known if _assign_part(s) != part]
+            asked = [s for s in questions if _assign_part(s) == part]
+        if len(pool) >= LEAST_KNOWN and asked:
+            answers = LearnedBaseline(pick_evenly(pool, MOST_KNOWN), _extract_gist).answer(asked)
+            yield from (_make_prediction(s, a, LEARNED) for s, a in zip(asked, answers, strict=True) if a is not None)
 
 
 _WIDER_POOL_NOTES = {
@@ -89,12 +116,12 @@ def _answer_questions(
         yield CONSTANT, [pools.guess(s, "median", ()) for s in questions]
         yield QUESTION_ONLY, [pools.guess(s, "likeliest", ("words", "names")) for s in questions]
     else:
-        lookup = _Lookup(_pick_evenly(pool, _POOL_SIZE), leave_out)
+        lookup = _Lookup(pick_evenly(pool, _POOL_SIZE), leave_out)
         yield CONSTANT, lookup.constant(questions)
         yield QUESTION_ONLY, lookup.answer(questions)
 
 
-def _group_by_kind(samples: Sequence[Sample]) -> dict[Kind, list[Sample]]:
+def group_by_kind(samples: Sequence[Sample]) -> dict[Kind, list[Sample]]:
     samples_by_kind: dict[Kind, list[Sample]] = defaultdict(list)
     for sample in samples:
         samples_by_kind[sample.task, sample.modality].append(sample)
@@ -111,7 +138,7 @@ def _make_prediction(sample: Sample, answer: BoxedText, by: str) -> Prediction:
 def shuffle_images(test: Sequence[Sample]) -> list[Sample]:
     """Each question with an image of another group, of the same task and modality; questions without such an image are
     left out. A model's answers to these are the baseline "images shuffled"."""
-    return [replace(s, images=other.images) for of in _group_by_kind(test).values() for s, other in _pair_groups(of)]
+    return [replace(s, images=other.images) for of in group_by_kind(test).values() for s, other in _pair_groups(of)]
 
 
 def _pair_groups(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
@@ -191,11 +218,11 @@ class _AnswerPool:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._sizes = Counter(s.group for s in samples)
         # picked before the answers are used, so that the choice of others' answers does not depend on the own answer
-        kept = _pick_evenly(samples, _POOL_SIZE)
+        kept = pick_evenly(samples, _POOL_SIZE)
         self._code = {g: i for i, g in enumerate(sorted({s.group for s in kept}))}
         self._sets_by_number: dict[Choice, dict[int, _BoxSets]] = {
             "median": _group_box_sets(kept, self._code),
-            "likeliest": _group_box_sets(_pick_evenly(kept, _MOST_SETS), self._code),
+            "likeliest": _group_box_sets(pick_evenly(kept, _MOST_SETS), self._code),
         }
         self._boxes_cache: dict[tuple[Choice, int], tuple[Box, ...]] = {}
 
@@ -277,7 +304,7 @@ class _Lookup:
         unique_gists = sorted(set(gists), key=sorted)
         code = {gist: i for i, gist in enumerate(unique_gists)}
         self._gist_N = np.array([code[gist] for gist in gists])  # which of the U answers it is
-        self._truth_NV, self._answers_UV = _make_indicator(gists, place), _make_indicator(unique_gists, place)
+        self._truth_NV, self._answers_UV = make_indicator(gists, place), make_indicator(unique_gists, place)
         self._sizes_U = np.array([len(gist) for gist in unique_gists], dtype=np.float64)
         self._text_cache: dict[tuple[int, int], BoxedText] = {}
         self._words = {w: i for i, w in enumerate(sorted({w for s in pool for w in _words(s)}))}
@@ -361,7 +388,7 @@ class _Lookup:
         best, best_quality = settings[0], -1.0
         if len(np.unique(self._groups_N[among])) < 2:
             return best
-        trials = np.array(_pick_evenly(among.tolist(), _TRIALS))
+        trials = np.array(pick_evenly(among.tolist(), _TRIALS))
         distances, own_group = self._measure_distances([self._pool[i] for i in trials], among), self._groups_N[trials]
         for setting in settings:
             answers_of_trials = self._choose_answers(_find_nearest(*distances, setting), own_group, among)
@@ -386,7 +413,7 @@ class _Lookup:
         return np.array([self._code.get(s.group, -1) for s in samples])
 
     def _make_word_rows(self, samples: Sequence[Sample]) -> Any:
-        return _make_indicator([_words(s) for s in samples], self._words)
+        return make_indicator([_words(s) for s in samples], self._words)
 
 
 _SEVERAL, _NOBODY = -2, -3
@@ -403,6 +430,10 @@ def _find_nearest(words_MN: Matrix, boxes_MN: Matrix, setting: _Setting) -> NDAr
 
 def _assign_half(sample: Sample) -> int:
     return hashlib.sha256(sample.group.encode()).digest()[0] & 1
+
+
+def _assign_part(sample: Sample) -> int:
+    return hashlib.sha256(sample.group.encode()).digest()[1] % _LEARNED_PARTS
 
 
 def _split_places(places: NDArray[np.intp]) -> list[NDArray[np.intp]]:
@@ -431,17 +462,7 @@ def _make_box_rows(samples: Iterable[Sample]) -> Matrix:
     return corners([s.question.boxes[0] if s.question.boxes else whole for s in samples]).astype(np.float32)
 
 
-def _make_indicator(sets: Sequence[frozenset[str]], place: Mapping[str, int]) -> Any:
-    """A sparse matrix [sets, places], 1 for each member of a set that has a place."""
-    from scipy import sparse  # here: evaluation starts without it
-
-    members = [(row, place[m]) for row, of in enumerate(sets) for m in of if m in place]
-    rows, columns = np.array(members, dtype=np.intp).reshape(-1, 2).T
-    ones = np.ones(len(members), dtype=np.float32)
-    return sparse.csr_array((ones, (rows, columns)), shape=(len(sets), max(1, len(place))))
-
-
-def _pick_evenly(values: Sequence[T], most: int) -> Sequence[T]:
+def pick_evenly(values: Sequence[T], most: int) -> Sequence[T]:
     if len(values) <= most:
         return values
     return [values[int(i)] for i in np.linspace(0, len(values) - 1, most)]

@@ -10,6 +10,7 @@ An answer without its question is refused, and so is a question without an answe
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -19,14 +20,24 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from clinkd.data.readers.annotated import require_four_numbers
 from clinkd.data.readers.coco import CocoNames
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, make_error_result, table_rows
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    load_json_file,
+    make_error_result,
+    read_head,
+    table_rows,
+)
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
-from clinkd.scoring.answer_files import (
+from clinkd.scoring.detection import DetectorBox, DetectorOutput
+from clinkd.scoring.reading.answer_files import (
     TEXT_KEYS,
     AnswerRow,
     HowToRead,
+    LostAnswer,
     find_frame_doubts,
-    holds_answers,
+    find_text_key,
     make_predictions,
     match_rows,
     read_row,
@@ -44,17 +55,20 @@ class EvaluationData:
     samples: Sequence[Sample]
     what: str  # "the test split of mydata"
     names: CocoNames | None = None
+    images: frozenset[str] = frozenset()  # paths of all images of the split, of those without a question, too
 
 
 class MatchedPredictions(NamedTuple):
     """A prediction for each sample, in their order, and notes on the reading, counted.
 
-    `doubts`: sentences on boxes that may be written otherwise than declared.
+    `doubts`: sentences on boxes that may be written otherwise than declared. `output`: COCO boxes as they stand
+    in the file, those that no question asks for included.
     """
 
     predictions: list[Prediction]
     notes: Counter[str]
     doubts: Sequence[str] = ()
+    output: DetectorOutput = DetectorOutput()
 
 
 def read_results(
@@ -71,26 +85,21 @@ def read_results(
     question without an answer unless `missing` is "wrong".
     """
     how, file = how or HowToRead(), files[0]
-    rows = [_require_good(row) for part in files for row in table_rows(part)]
+    rows = [row for part in files for row in _list_rows(part)]
     notes: Counter[str] = Counter()
     doubts: Sequence[str] = ()
+    detected: list[DetectorBox] = []
     keys = rows[0].value.keys()
     if "candidates" in keys:
         answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
     elif "bbox" in keys:
-        answers = _read_boxes(rows, data, least, notes)
+        answers = _read_boxes(rows, data, least, notes, detected)
     elif "caption" in keys:
         answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
-    elif holds_answers(tuple(keys), how.columns):
-        matched = match_rows([_read_answer_row(row, how) for row in rows], data.samples, notes)
-        answers = make_predictions(matched, data.samples, how, notes)
-        doubts = find_frame_doubts(matched, answers, data.samples, how)
     else:
-        known = ", ".join(TEXT_KEYS)
-        raise BadInput(
-            f"{file}: its fields are {', '.join(keys)}, none of which is known to hold answers ({known}): name it with "
-            "--column response=FIELD; or give predictions of a run (candidates) or COCO results (bbox, or caption)"
-        )
+        matched = match_rows(_read_answer_rows(rows, missing, how, notes), data.samples, notes)
+        answers = make_predictions(matched, data.samples, how, notes)
+        doubts = tuple(find_frame_doubts(answers, data.samples, how))
     unanswered = [s for s in data.samples if s.id not in answers]
     if unanswered and missing == "refuse":
         raise BadInput(
@@ -100,14 +109,33 @@ def read_results(
     notes["questions without an answer, which count as wrong"] += len(unanswered)
     empty = Candidate("", BoxedText(""))
     return MatchedPredictions(
-        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes, doubts
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples],
+        +notes,
+        doubts,
+        DetectorOutput(data.images, detected),
     )
 
 
-def _require_good(row: SourceRow | RowResult) -> SourceRow:
-    if isinstance(row, RowResult):
-        raise BadInput(str(row.problem))
-    return row
+_WRAPPERS = ("logs", "results", "predictions", "answers", "outputs")  # keys of a list of rows in one object
+
+
+def _list_rows(file: Path) -> list[SourceRow]:
+    """The rows of a file; of the list in it where it is one object, as lmms-eval once wrote. Raises BadInput."""
+    if file.suffix.lower() == ".json" and file.is_file() and read_head(file).startswith("{"):
+        with contextlib.suppress(BadInput):  # it may be lines of JSON
+            whole = load_json_file(file)
+            if listed := next((whole[key] for key in _WRAPPERS if isinstance(whole.get(key), list)), None):
+                return [_require_row(file, number, value) for number, value in enumerate(listed, start=1)]
+    rows = []
+    for row in table_rows(file):
+        if isinstance(row, RowResult):
+            raise BadInput(str(row.problem))
+        rows.append(row)
+    return rows
+
+
+def _require_row(file: Path, number: int, value: Any) -> SourceRow:
+    return SourceRow(file, number, value if isinstance(value, dict) else {TEXT_KEYS[0]: value}, value)
 
 
 def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
@@ -118,11 +146,31 @@ def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
         raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem)) from None
 
 
-def _read_answer_row(row: SourceRow, how: HowToRead) -> AnswerRow:
-    def read(_: dict[str, Any]) -> AnswerRow:
-        return read_row(row, how.columns)
-
-    return _read_row(row, read)
+def _read_answer_rows(
+    rows: Sequence[SourceRow], missing: Missing, how: HowToRead, notes: Counter[str]
+) -> list[AnswerRow]:
+    """Each row with its answer; those whose request failed are left out if `missing` is "wrong"."""
+    by_file: dict[Path, list[SourceRow]] = defaultdict(list)
+    for row in rows:
+        by_file[row.file].append(row)
+    answers: list[AnswerRow] = []
+    for file, its_rows in by_file.items():
+        if (key := find_text_key(its_rows, how.columns, notes)) is None:
+            known = ", ".join(TEXT_KEYS)
+            raise BadInput(
+                f"{file}: its fields are {', '.join(its_rows[0].value)}, none of which is known to hold answers "
+                f"({known}): name it with --column response=FIELD; or give predictions of a run (candidates) or COCO "
+                "results (bbox, or caption)"
+            )
+        for row in its_rows:
+            try:
+                answers.append(read_row(row, how.columns, key))
+            except FieldError as fault:
+                if missing == "refuse" or not isinstance(fault, LostAnswer):
+                    problem = make_error_result(row.file, row.number, fault, None, row.value).problem
+                    raise BadInput(str(problem)) from None
+                notes["rows whose request failed, or whose answer is null"] += 1
+    return answers
 
 
 def _read_each(
@@ -162,29 +210,33 @@ def _read_prediction(data: EvaluationData, ids: Set[str], value: dict[str, Any])
 
 
 def _read_boxes(
-    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str]
+    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str], detected: list[DetectorBox]
 ) -> dict[str, Prediction]:
-    """One answer for each name in each image: its boxes, best first."""
+    """One answer for each name in each image: its boxes, best first. `detected` gets the boxes of the images of the
+    split, without those of a name that is annotated there and not asked for."""
     if data.names is None:
         raise BadInput("boxes of COCO results speak of ids: give the COCO annotation file as --data")
     names = data.names
     samples = {(s.images[0].path, s.names[0]): s for s in data.samples if s.task is Task.VG and len(s.names) == 1}
-    boxes: dict[str, list[tuple[float, Box | None]]] = defaultdict(list)
+    boxes: dict[str, list[tuple[float | None, Box | None]]] = defaultdict(list)
 
     def read(value: dict[str, Any]) -> None:
         image, name = names.image(value.get("image_id")), names.category(value.get("category_id"))
-        score = value.get("score", 1.0)
-        if type(score) not in (int, float) or not -1e9 < score < 1e9:
+        score = value.get("score")
+        if score is not None and (type(score) not in (int, float) or not -1e9 < score < 1e9):
             raise FieldError("score", score, "a number is wanted")
         corners = require_four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
         sample = samples.get((image, name))
+        too_low = score is not None and score < least
+        if image in data.images and (sample or (image, name) not in names.annotated) and not too_low:
+            detected.append(DetectorBox(image, name, score, corners))
         if sample is None:
             notes["boxes of names that are not asked for in their image"] += 1
-        elif score < least:
+        elif too_low:
             boxes[sample.id] += []
             notes[f"boxes with a score below {least:g}, left out"] += 1
         else:
-            boxes[sample.id].append((float(score), _clip_box(corners, sample.images[0])))
+            boxes[sample.id].append((score, _clip_box(corners, sample.images[0])))
 
     for row in rows:
         _read_row(row, read)
@@ -200,12 +252,14 @@ def _clip_box(corners: tuple[float, float, float, float], image: ImageRef) -> Bo
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def _make_boxed_prediction(id: str, scored: Sequence[tuple[float, Box | None]], by: str) -> Prediction:
-    ranked = [box for _, box in sorted(scored, key=lambda score_and_box: -score_and_box[0])]
-    boxes = tuple(box for box in ranked if box is not None)
-    unread = ("a box outside the image",) * (len(ranked) - len(boxes))
+def _make_boxed_prediction(id: str, scored: Sequence[tuple[float | None, Box | None]], by: str) -> Prediction:
+    ranked = sorted(scored, key=lambda score_and_box: -(score_and_box[0] or 0.0))
+    kept = [(score, box) for score, box in ranked if box is not None]
+    boxes, scores = tuple(box for _, box in kept), tuple(score for score, _ in kept if score is not None)
+    unread = ("a box outside the image",) * (len(ranked) - len(kept))
     answer = BoxedText(" ".join([BOX_MARK] * len(boxes)), boxes)
-    return Prediction(id, (Candidate(answer.text, answer, unread=unread),), by=by)
+    box_scores = scores if len(scores) == len(boxes) else ()
+    return Prediction(id, (Candidate(answer.text, answer, unread=unread, box_scores=box_scores),), by=by)
 
 
 def _read_caption(data: EvaluationData, ids_by_image: Mapping[str, Sequence[str]], value: dict[str, Any]) -> Prediction:

@@ -1,0 +1,1 @@
+"""Answers as anybody's model or harness writes them, read into predictions: files, rows of the papers, boxes."""
