@@ -18,6 +18,7 @@ from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
+from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
@@ -450,7 +451,7 @@ def score_predictions(
     """Count every answer with every measure of its task. METEOR and the tokenizer start once for all rows, unless
     `captions` brings them. Raises BadInput as `score_by_measures`."""
     with CaptionScorer.opened(captions) as scorer:
-        rules = Rules(config.iou, lexicon, scorer)
+        rules = Rules(config.iou, lexicon, scorer, find_structures(samples, lexicon))
         return score_by_measures(measures(config.spice), samples, predictions, baselines, rules, config.replicates)
 
 
