@@ -34,7 +34,6 @@ from clinkd.scoring.detection import (
     PRECISIONS,
     Detection,
     measure_detection,
-    recall_by_threshold,
 )
 from clinkd.scoring.reading.answer_files import HowToRead
 from clinkd.scoring.reading.box_families import read_answer
@@ -265,14 +264,3 @@ def test_images_without_a_truth_box_count_in_froc() -> None:
     assert (one := measure_detection(alike, answers, 0.5)) and one.images == 1 and one.sensitivity["1/2"] == 0
     few = measure_detection(asked[:4], answers[:4], 0.5)
     assert few and few.sensitivity["1/8"] == 0 and few.sensitivity["1/4"] == 100
-
-
-# ---- hits by IoU ----------------------------------------------------------------------------------------------------
-
-
-def test_recall_falls_with_the_threshold() -> None:
-    asked = [sample(1, NEAR), sample(2, NEAR, FAR)]
-    answers = [says(asked[0], (Box(0.1, 0.1, 0.3, 0.2), 1)), says(asked[1], (NEAR, 1), (NEAR, 1))]
-    thresholds, recall = recall_by_threshold(asked, answers)
-    assert recall == pytest.approx(np.where(thresholds <= 0.5, 2 / 3, 1 / 3))
-    assert np.isnan(recall_by_threshold([], [])[1]).all()

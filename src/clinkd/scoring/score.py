@@ -15,8 +15,15 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.blind.choice import BlindChoice
+from clinkd.scoring.bootstrap import (
+    draw_group_weights,
+    mean_over_keys,
+    percentile_intervals,
+    replicate,
+    widen_points,
+)
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
+from clinkd.scoring.intervals import scale_interval, share_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
 from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
@@ -27,7 +34,6 @@ MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
 ONE_GROUP = "of one patient or image alone: no interval"
-CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
 class Estimate(NamedTuple):
@@ -74,7 +80,7 @@ class PairedDifference:
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates, self.groups)]
+        return [scale_interval(ends) for ends in percentile_intervals(self.replicates, self.groups)]
 
     def at(self, key: str) -> _KeyDifference | None:
         """The difference for one key; None where the two rows share no answers."""
@@ -178,16 +184,16 @@ class ScoredAnswers:
             beam = first[row.task, row.measure.metrics[0]]
             places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
             own_figures, beam_figures = (
-                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
+                mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
             )
             own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1:] for r in (row, beam))
             groups = self._count_groups(row, _encode_keys(row, modalities)[0])[-1:]
-            [ends] = _compute_percentiles(own_replicates - beam_replicates[..., places], groups)
+            [ends] = percentile_intervals(own_replicates - beam_replicates[..., places], groups)
             for metric, value, interval in zip(
                 row.measure.metrics, own_figures - beam_figures[places], ends, strict=True
             ):
                 above = None if np.isnan(value) else 100 * float(value)
-                results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
+                results.append(Gain(row.row, row.task, metric, above, scale_interval(interval)))
         return results
 
     def each(self) -> dict[str, dict[str, float]]:
@@ -241,7 +247,7 @@ class ScoredAnswers:
                 computed, key=lambda baseline: pairs[baseline].theirs, default=None
             )
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
-            interval = _scale_interval(figure.intervals[place])
+            interval = scale_interval(figure.intervals[place])
             cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")
             above = (_spell_figure(ours - theirs, "+"), spell_interval(ends, "+"))
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
@@ -282,7 +288,7 @@ class ScoredAnswers:
         def figures(of: Counts) -> Counts:
             """[..., K, C] sums -> [..., K + 1]"""
             results = ours.measure.figure(metric, of)
-            return np.concatenate([results, _mean_over_keys(results, -1)[..., None]], axis=-1)
+            return np.concatenate([results, mean_over_keys(results, -1)[..., None]], axis=-1)
 
         drawn = [self._bootstrap_figures(r, keys) for r in (ours, theirs)]
         kept = np.append(has_answers, True)
@@ -306,16 +312,16 @@ class ScoredAnswers:
         exchanges: int,
         figures: Callable[[Counts], Counts],
     ) -> Counts:
-        by_group = [self._sum_by_group(row, codes) for row in (ours, theirs)]
-        flat = (by_group[0] - by_group[1]).reshape(len(by_group[0]), -1)
-        whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
+        ours_G, theirs_G = (self._sum_by_group(row, codes) for row in (ours, theirs))
+        whole, other = (ours_G + theirs_G).sum(0), theirs_G.sum(0)
+
+        def difference(moved: Counts) -> Counts:
+            mine = other + moved
+            return figures(mine) - figures(whole - mine)
+
         rng = np.random.default_rng([1, *ours.task.value.encode()])
-        results = []
-        for start in range(0, exchanges, CHUNK):
-            kept = rng.integers(2, size=(min(CHUNK, exchanges - start), len(flat))).astype(np.float64)
-            mine = other + (kept @ flat).reshape(len(kept), *other.shape)
-            results.append(figures(mine) - figures(whole - mine))
-        return np.concatenate(results)
+        kept_PG = np.array([rng.integers(2, size=len(ours_G)).astype(np.uint8) for _ in range(exchanges)])
+        return replicate(difference, ours_G - theirs_G, kept_PG)
 
     def _estimate_figures(
         self, row: _ScoreRow, keys: Sequence[str], drawn: Counts | None
@@ -330,7 +336,7 @@ class ScoredAnswers:
         codes, names = _encode_keys(row, keys)
         sums = _sum_by_key(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        means, groups = _mean_over_keys(values, 0), self._count_groups(row, codes)
+        means, groups = mean_over_keys(values, 0), self._count_groups(row, codes)
         intervals = np.full((len(names) + 1, values.shape[1], 2), np.nan)
         if drawn is not None and len(drawn):
             intervals = self._estimate_intervals(row, codes, np.vstack([values, means]), drawn)
@@ -347,7 +353,7 @@ class ScoredAnswers:
         groups = self._count_groups(row, codes)
         intervals = np.full((*values.shape, 2), np.nan)
         if others := [f for f, metric in enumerate(row.measure.rows) if not isinstance(metric.figure, Ratio)]:
-            by_bootstrap = _compute_percentiles(drawn[:, :, others], groups)
+            by_bootstrap = percentile_intervals(drawn[:, :, others], groups)
             intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
         means = [f for f, metric in enumerate(row.measure.rows) if isinstance(metric.figure, Mean)]
         intervals[:, means] = np.where(np.ptp(drawn[:, :, means], axis=0)[..., None] > 0, intervals[:, means], np.nan)
@@ -368,16 +374,14 @@ class ScoredAnswers:
     def _bootstrap_figures(self, row: _ScoreRow, keys: Sequence[str]) -> Counts:
         """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys. It draws groups, not answers.
         R is 0 where `replicates` is too small for an interval."""
-        codes, names = _encode_keys(row, keys)
-        _, weights = self._weights_by_task[row.task]
-        sums = self._sum_by_group(row, codes)
-        flat = sums.reshape(len(sums), -1)
-        drawn = [np.zeros((0, len(names) + 1, len(row.measure.rows)))]
-        for start in range(0, len(weights), CHUNK):
-            part = weights[start : start + CHUNK].astype(np.float64) @ flat
-            values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
-            drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
-        replicates = np.concatenate(drawn)
+        codes, _ = _encode_keys(row, keys)
+
+        def figures(sums: Counts) -> Counts:
+            """[R, K, C] -> [R, K + 1, F]"""
+            values = row.measure.figures(sums)
+            return np.concatenate([values, mean_over_keys(values, 1)[:, None]], axis=1)
+
+        replicates = replicate(figures, self._sum_by_group(row, codes), self._weights_by_task[row.task][1])
         replicates[:, self._count_groups(row, codes) < 2] = np.nan  # one group always draws itself
         return replicates
 
@@ -429,15 +433,6 @@ def pair_answers(
     sides = [[scored.samples[p[k]] for p in places] for k, scored in enumerate((ours, theirs))]
     samples = min(sides, key=lambda side: len({s.group for s in side}))
     return ScoredAnswers(samples, tuple(row for row in rows if len(row.places)), ours.replicates)
-
-
-def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
-    """[R, G] how often each bootstrap replicate draws each group."""
-    drawn = [
-        np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups).clip(max=255).astype(np.uint8)
-        for _ in range(replicates)
-    ]
-    return np.array(drawn, dtype=np.uint8).reshape(replicates, num_groups)
 
 
 def score_predictions(
@@ -596,7 +591,7 @@ def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list
             if np.isnan(value):
                 scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
-            interval = _scale_interval(ends)
+            interval = scale_interval(ends)
             why = ONE_GROUP if figure.groups == 1 and row.has_interval else None
             scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, why, interval))
     return scores
@@ -630,41 +625,6 @@ def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -
     sums = np.zeros((len(names), row.counts.shape[1]))
     np.add.at(sums, codes, row.counts)
     return sums
-
-
-def _compute_percentiles(replicates: Counts, groups: NDArray[np.intp]) -> Counts:
-    """[R, K, ...] replicates over [K] groups -> [K, ..., 2] ends of 95 % intervals; NaN where no replicate has a
-    figure."""
-    ends = np.full((*replicates.shape[1:], 2), np.nan)
-    for k, number in enumerate(groups.tolist() if len(replicates) else ()):
-        has_figure = np.asarray(~np.isnan(replicates[:, k]).all(axis=0))
-        found = np.nanpercentile(np.where(has_figure, replicates[:, k], 0.0), percentile_levels(max(2, number)), axis=0)
-        ends[k] = np.where(has_figure[..., None], np.moveaxis(found, 0, -1), np.nan)
-    return ends
-
-
-def widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
-    """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
-
-    Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the
-    interval is then Wilson's for that share of the groups; of any other there is none.
-    """
-    widened = intervals.copy()
-    for k, f in np.argwhere(intervals[..., 0] == intervals[..., 1]):
-        share = values[k, f]
-        widened[k, f] = wilson_interval(round(share) * groups[k], groups[k]) if share in (0, 1) else np.nan
-    return widened
-
-
-def _scale_interval(ends: Counts) -> tuple[float, float] | None:
-    return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
-
-
-def _mean_over_keys(values: Counts, axis: int) -> Counts:
-    """Mean over the keys that have a value; NaN where none has."""
-    has_value = ~np.isnan(values)
-    count = has_value.sum(axis)
-    return np.where(count > 0, np.where(has_value, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
 def spell_interval(ends: tuple[float, float] | None, sign: str = "") -> str:

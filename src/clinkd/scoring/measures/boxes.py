@@ -57,15 +57,6 @@ def _count_boxes(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     return np.concatenate([np.zeros((0, len(_BOX_COLUMNS))), *parts])
 
 
-def count_found(items: Sequence[SampleAnswer], thresholds: Sequence[float]) -> Counts:
-    """[N, len(thresholds)] truth boxes of each answer that it finds at each IoU, boxes matched one to one."""
-    truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
-    pairs = _BoxPairs.from_boxes(truth, answered)
-    truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in (truth, answered))
-    overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
-    return np.stack([pairs.sum_pairs(pairs.match_pairs(overlap_P, t)) for t in thresholds], axis=1)
-
-
 def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
     pairs = _BoxPairs.from_boxes(truth, answered)
