@@ -66,8 +66,8 @@ def _choose(
     counts_NKC, answers_N = counts[rows_NK], np.arange(len(rows_NK))
     # undefined: the answer rightly says nothing, for example where neither truth nor answer has a box
     alone_N = rows_NK[answers_N, goodness(counts_NKC, 1.0).argmax(1)]
-    chosen_N = next_N = max([*tried_TN, alone_N], key=lambda rows_N: float(goodness(counts[rows_N].sum(0), -np.inf)))
-    value = -np.inf
+    next_N: NDArray[np.intp] = max([*tried_TN, alone_N], key=lambda n: float(goodness(counts[n].sum(0), -np.inf)))
+    chosen_N, value = next_N, -np.inf
     while (next_value := float(goodness(sums_C := counts[next_N].sum(0), -np.inf))) > value + _LEAST_GAIN:
         chosen_N, value = next_N, next_value
         step = 1e-6 * max(1.0, float(np.abs(sums_C).max()))
