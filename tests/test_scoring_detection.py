@@ -166,7 +166,7 @@ def test_the_case_of_coco_results(shared: Path) -> None:
     for least, expected in ((0.0, (58.065, 78.261, 66.667)), (0.5, (84.375, 78.261, 81.203))):
         answers = read_answers([folder / "res.json"], test, "wrong", least, HowToRead(), None)
         evaluation = evaluate(answers, ["strict"], EvaluateConfig(replicates=0))
-        figures = {s.metric: s.value for s in evaluation.scores if (s.row, s.modality) == ("model", None)}
+        figures = {s.metric: s.value for s in evaluation.strict.scores if (s.row, s.modality) == ("model", None)}
         assert [figures[m] for m in ("Precision", "Recall", "F1")] == pytest.approx(expected, abs=5e-4)
         truth, results = (json.loads((folder / name).read_text()) for name in ("ann.json", "res.json"))
         precision = ask_pycocotools(truth, [r for r in results if r["score"] >= least])
