@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clinkd.records import Prediction, Sample, Score, Task
+from clinkd.records import Score, Task
 from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
@@ -105,26 +105,23 @@ class Outcome:
         return {**hits, **total, **({"parts": parts} if parts else {})}
 
 
-def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Sequence[Prediction]) -> list[Outcome]:
+def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score]) -> list[Outcome]:
     """One for each task that was asked, in the tasks' order; `scores` are those of `scored`."""
     tasks = {s.task for s in scored.samples}
     return [
-        _build_strict_outcome(scored, [s for s in scores if s.task is task], task, predictions)
-        for task in Task
-        if task in tasks
+        _build_strict_outcome(scored, [s for s in scores if s.task is task], task) for task in Task if task in tasks
     ]
 
 
-def _build_strict_outcome(
-    scored: ScoredAnswers, scores: Sequence[Score], task: Task, predictions: Sequence[Prediction]
-) -> Outcome:
+def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: Task) -> Outcome:
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
     measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
     why = mean.why if mean else None
     items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
-    answers, truncated, empty = (
-        int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
+    answers, truncated, empty, unparsed = (
+        int(sum(sums[column] for sums in flaws.values()))
+        for column in ("answers", "truncated", "empty", "of these without a box")
     )
     return Outcome(
         mode="strict",
@@ -145,14 +142,8 @@ def _build_strict_outcome(
             if (s.row, s.modality) == (MODEL, None) and s.why and s.why not in (NOT_ASKED, NOTHING_SAID, why)
         },
         answers=answers,
-        unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
+        unparsed=unparsed if task is Task.VG else 0,
         truncated=truncated,
         empty=empty,
         choice=scored.choice,
     )
-
-
-def _count_unparsed(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> int:
-    """Count the answers without a readable box, among the questions whose truth has a box."""
-    boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
-    return sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)

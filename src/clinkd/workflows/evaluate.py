@@ -133,7 +133,7 @@ def evaluate(
     by_sample = scored_outside.each()
     return Evaluation(
         answers=answers,
-        outcomes=[*outcomes, *strict_outcomes(scored, strict.scores, answers.predictions)],
+        outcomes=[*outcomes, *strict_outcomes(scored, strict.scores)],
         strict=strict,
         detection=measure_detection(answers.samples, answers.predictions, config.iou, answers.output),
         outside={s.name: {id: figures[s.name] for id, figures in by_sample.items()} for s in outside},
