@@ -32,12 +32,7 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.strict import StrictResults
-from clinkd.reporting.tables import (
-    RetestResult,
-    describe_scores,
-    effect_table,
-    read_table,
-)
+from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, read_table
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import score_predictions

@@ -17,13 +17,7 @@ import numpy as np
 
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Candidate, Task
-from clinkd.scoring.bootstrap import (
-    draw_group_weights,
-    mean_over_keys,
-    percentile_intervals,
-    replicate,
-    widen_points,
-)
+from clinkd.scoring.bootstrap import draw_group_weights, mean_over_keys, percentile_intervals, replicate, widen_points
 from clinkd.scoring.captions import (
     COLUMNS,
     Caption,

@@ -15,13 +15,7 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.blind.choice import BlindChoice
-from clinkd.scoring.bootstrap import (
-    draw_group_weights,
-    mean_over_keys,
-    percentile_intervals,
-    replicate,
-    widen_points,
-)
+from clinkd.scoring.bootstrap import draw_group_weights, mean_over_keys, percentile_intervals, replicate, widen_points
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.intervals import scale_interval, share_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer

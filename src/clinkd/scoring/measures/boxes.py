@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, match_overlaps
 from clinkd.language.sides import has_no_sides
 from clinkd.records import Box, Task
-from clinkd.scoring.captions import (
-    Counts,
-)
+from clinkd.scoring.captions import Counts
 from clinkd.scoring.measure import (
     IN_COMPARISON,
     NOTHING_SAID,
