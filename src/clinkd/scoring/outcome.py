@@ -16,10 +16,10 @@ Mode = Literal["official", "strict"]
 MODES: tuple[Mode, ...] = ("official", "strict")
 Figures = dict[tuple[str, str, str | None], float]  # by row, metric and modality
 
-_ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns that add up to the hits
-    Task.VG: (BOXES, "truth boxes", ("found",)),
-    Task.ROC: (NAMES, "answers", ("hits",)),
-    Task.QA: (ANSWERS, "answers", ("right",)),
+_ITEM_COLUMNS = {  # measure, and the columns that count the items and the hits
+    Task.VG: (BOXES, "truth boxes", "found"),
+    Task.ROC: (NAMES, "answers", "hits"),
+    Task.QA: (ANSWERS, "answers", "right"),
 }
 
 
@@ -116,7 +116,7 @@ def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score]) -> list[Outc
 def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: Task) -> Outcome:
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
-    measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
+    measure, total_column, hit_column = _ITEM_COLUMNS.get(task, (FLAWS, "answers", None))
     why = mean.why if mean else None
     items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
     answers, truncated, empty, unparsed = (
@@ -133,7 +133,7 @@ def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: 
             for s in scores
             if s.value is not None and s.metric not in FLAWS.metrics and (s.row == MODEL or not is_choice(s.row))
         },
-        hits={m: int(sum(sums[c] for c in hit_columns)) for m, sums in items.items() if hit_columns},
+        hits={m: int(sums[hit_column]) for m, sums in items.items()} if hit_column else {},
         interval=mean.interval if mean else None,
         why=why,
         not_computed={
