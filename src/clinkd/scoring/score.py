@@ -124,7 +124,7 @@ class _ScoreRow:
 
 
 @dataclass(frozen=True)
-class _GroupedCounts:
+class GroupedCounts:
     """The counts of a row, summed by group (patient, else image) and key (a modality, a source), with the bootstrap
     weights of the groups. Figures have one more key, the mean over the others.
 
@@ -344,7 +344,7 @@ class ScoredAnswers:
     ) -> dict[str | None, Estimate]:
         """Figures of each key with answers, in the order of first appearance; under None the mean over those keys.
 
-        Intervals: from the replicates `drawn`, as `_GroupedCounts.bootstrap` gives them; without any there are none.
+        Intervals: from the replicates `drawn`, as `GroupedCounts.bootstrap` gives them; without any there are none.
         """
         if row.counts is None or not len(row.places):
             return {}
@@ -369,7 +369,7 @@ class ScoredAnswers:
         modalities = [s.modality for s in self.samples]
         return {r.key: self._group_counts(r, modalities).bootstrap() for r in self.rows if r.has_interval}
 
-    def _group_counts(self, row: _ScoreRow, keys: Sequence[str]) -> _GroupedCounts:
+    def _group_counts(self, row: _ScoreRow, keys: Sequence[str]) -> GroupedCounts:
         """The counts of a computed row, summed by group and by the key of each sample."""
         assert row.counts is not None
         groups, weights_RG = self._weights_by_task[row.task]
@@ -378,7 +378,7 @@ class ScoredAnswers:
         sums_GKC = np.zeros((weights_RG.shape[1], len(names), row.counts.shape[1]))
         codes_N = np.array([code[keys[p]] for p in row.places], dtype=np.intp)
         np.add.at(sums_GKC, (groups[row.places], codes_N), row.counts)
-        return _GroupedCounts(row.measure, names, sums_GKC, weights_RG)
+        return GroupedCounts(row.measure, names, sums_GKC, weights_RG)
 
     @cached_property
     def _weights_by_task(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
@@ -595,7 +595,7 @@ def _narrow_row(row: _ScoreRow, metric: str, places: NDArray[np.intp]) -> _Score
     return replace(row, measure=measure, places=row.places[kept_N], counts=row.counts[kept_N])
 
 
-def _permute_answers(ours: _GroupedCounts, theirs: _GroupedCounts, task: Task, exchanges: int) -> Counts:
+def _permute_answers(ours: GroupedCounts, theirs: GroupedCounts, task: Task, exchanges: int) -> Counts:
     """[exchanges, K + 1, F] differences after the two swap their answers in a random half of the groups."""
     whole_KC = ours.sums_KC + theirs.sums_KC
 
