@@ -29,13 +29,14 @@ from benchmarks.report import Row, add_outputs, show
 
 from clinkd.data import phantoms
 from clinkd.records import ImageRef, Task
+from clinkd.reporting import strict
 from clinkd.scoring import official
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measures.boxes import BOXES
 from clinkd.scoring.measures.names import NAMES
 from clinkd.scoring.measures.texts import CHRF, CLAIMS, FACT_TUPLES
 from clinkd.scoring.outcome import MODES
-from clinkd.scoring.score import ScoredAnswers
+from clinkd.scoring.score import GroupedCounts, ScoredAnswers
 from clinkd.workflows import answer as answering
 from clinkd.workflows import evaluate as evaluating
 
@@ -138,8 +139,8 @@ class Parts:
         self.time("tokens", CaptionScorer, "tokenized")
         self.time("official, all else", evaluating, "_score_by_scripts")
         self.time("official intervals", official._CountedAnswers, "compute_interval")
-        self.time("strict intervals", ScoredAnswers, "_bootstrap_figures")
-        self.time("tables", evaluating, "tabulate_scores")
+        self.time("strict intervals", GroupedCounts, "bootstrap")
+        self.time("tables", strict, "tabulate_scores")
         measure_names = {BOXES: "boxes", NAMES: "names", CHRF: "chrF", FACT_TUPLES: "facts", CLAIMS: "claims"}
         for measure, name in measure_names.items():
             counting = SimpleNamespace(count=measure.count)

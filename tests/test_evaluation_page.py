@@ -15,8 +15,9 @@ from PIL import Image
 from clinkd import cli
 from clinkd.boxes import iou
 from clinkd.language.facts import Lexicon
-from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Table, Task, Turn
 from clinkd.reporting.figures import draw_figures, rename_classes
+from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.scoring.plotted import NONE, OTHER, SEVERAL, describe_figures
 
 CLASSES = tuple(f"organ{letter}" for letter in "abcdefghijklmn")  # 14 of them
@@ -201,3 +202,16 @@ def test_names_of_classes_can_be_hidden(described: dict[str, Any]) -> None:
     html = "".join(draw_figures(hidden))
     assert "organ" not in html and "class 14" in html and NONE in html
     assert hidden["names"]["counts"] == described["names"]["counts"] and rename_classes({}, str) == {}
+
+
+def test_sources_are_shown_as_other_words_of_the_data(tmp_path: Path) -> None:
+    by_source = Table("By source", ("Task", "Source"), (("VG", "Mary's images"),), (), "by_source")
+    summary = RunSummary(name="mine", tables=[by_source], scores=())
+    write_report(tmp_path / "page.html", summary, ShownAnswers(image_root=None, shown=hide_mary))
+    for name in ("page.html", "table.md"):
+        text = (tmp_path / name).read_text()
+        assert "By source" in text and "Mary" not in text
+
+
+def hide_mary(text: str) -> str:
+    return text.replace("Mary", "…")

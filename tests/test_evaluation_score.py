@@ -445,7 +445,7 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
     items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
     rows = [says(s, a) for s, a in zip(items, answers, strict=True)]
     judged = score_predictions(items, rows, {}, LEXICON, CONFIG)
-    (outcome,) = strict_outcomes(judged, judged.scores(), rows)
+    (outcome,) = strict_outcomes(judged, judged.scores())
     assert (outcome.hits["ct"], outcome.totals["ct"], outcome.score("ct"), outcome.score()) == (3, 5, 60, 60)
 
 

@@ -7,7 +7,7 @@ import pytest
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import Box, BoxedText, Candidate, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.captions import by_column
+from clinkd.scoring.captions import CaptionScorer, NotComputed, by_column
 from clinkd.scoring.measure import Rules, SampleAnswer
 from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION, find_structures, states_absence
 from clinkd.scoring.score import score_predictions
@@ -141,3 +141,14 @@ def test_without_named_structures_no_caption_is_judged() -> None:
     assert count_made_up([], "A cyst.", "The liver is large.")["not in the image"] == 1
     facts = [sample(Task.RC, "It is dark.", names=(), facts=(Fact("cyst"),))]
     assert count_made_up(facts, "A cyst.")["not in the image"] == 0
+
+
+def test_scores_of_captions_say_how_much_they_make_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack_java(*_: object) -> None:
+        raise NotComputed("no Java")
+
+    monkeypatch.setattr(CaptionScorer, "counts", lack_java)
+    monkeypatch.setattr(CaptionScorer, "cider", lack_java)
+    asked = [sample(Task.VG, HERE), sample(Task.MIA, "An image.", names=())]
+    found = figures(asked, [HERE, "A mass and a cyst."])
+    assert found["CHAIR-s"] == 100 and found["CHAIR-i"] == 50

@@ -40,7 +40,7 @@ def score(train: list[Sample], validation: list[Sample], test: list[Sample]) -> 
     model = [Prediction(s.id, (Candidate("no", BoxedText("no")),)) for s in test]
     config = EvaluateConfig(replicates=0)
     scored = replace(score_predictions(test, model, baselines, RULES.lexicon, config), choice=choice)
-    (outcome,) = strict_outcomes(scored, scored.scores(), model)
+    (outcome,) = strict_outcomes(scored, scored.scores())
     assert outcome.to_json()["blind_is"] == ScoreIndex(scored.scores()).best_baseline(Task.QA, outcome.metric)
     assert outcome.to_json()["blind_chosen_on"] == choice.chosen_on
     return scored.scores()

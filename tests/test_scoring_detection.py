@@ -34,7 +34,6 @@ from clinkd.scoring.detection import (
     PRECISIONS,
     Detection,
     measure_detection,
-    recall_by_threshold,
 )
 from clinkd.scoring.reading.answer_files import HowToRead
 from clinkd.scoring.reading.box_families import read_answer
@@ -167,7 +166,7 @@ def test_the_case_of_coco_results(shared: Path) -> None:
     for least, expected in ((0.0, (58.065, 78.261, 66.667)), (0.5, (84.375, 78.261, 81.203))):
         answers = read_answers([folder / "res.json"], test, "wrong", least, HowToRead(), None)
         evaluation = evaluate(answers, ["strict"], EvaluateConfig(replicates=0))
-        figures = {s.metric: s.value for s in evaluation.scores if (s.row, s.modality) == ("model", None)}
+        figures = {s.metric: s.value for s in evaluation.strict.scores if (s.row, s.modality) == ("model", None)}
         assert [figures[m] for m in ("Precision", "Recall", "F1")] == pytest.approx(expected, abs=5e-4)
         truth, results = (json.loads((folder / name).read_text()) for name in ("ann.json", "res.json"))
         precision = ask_pycocotools(truth, [r for r in results if r["score"] >= least])
@@ -265,14 +264,3 @@ def test_images_without_a_truth_box_count_in_froc() -> None:
     assert (one := measure_detection(alike, answers, 0.5)) and one.images == 1 and one.sensitivity["1/2"] == 0
     few = measure_detection(asked[:4], answers[:4], 0.5)
     assert few and few.sensitivity["1/8"] == 0 and few.sensitivity["1/4"] == 100
-
-
-# ---- hits by IoU ----------------------------------------------------------------------------------------------------
-
-
-def test_recall_falls_with_the_threshold() -> None:
-    asked = [sample(1, NEAR), sample(2, NEAR, FAR)]
-    answers = [says(asked[0], (Box(0.1, 0.1, 0.3, 0.2), 1)), says(asked[1], (NEAR, 1), (NEAR, 1))]
-    thresholds, recall = recall_by_threshold(asked, answers)
-    assert recall == pytest.approx(np.where(thresholds <= 0.5, 2 / 3, 1 / 3))
-    assert np.isnan(recall_by_threshold([], [])[1]).all()

@@ -374,8 +374,8 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if out is None else Path(out).expanduser()
         evaluation = evaluate_answers(model._answer_test(test, folder), ["strict"])
-    values = describe_scores(evaluation.scores, {}, evaluation.gains)
-    return Scores(f"{model.name} on {test.description}", values, tuple(evaluation.scores))
+    values = describe_scores(evaluation.strict.scores, {}, evaluation.strict.gains)
+    return Scores(f"{model.name} on {test.description}", values, tuple(evaluation.strict.scores))
 
 
 def _choose_questions(data: Data, tasks: Sequence[str] | None, split: Split | Literal["all"]) -> TestSet:

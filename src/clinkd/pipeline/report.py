@@ -25,25 +25,16 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import REPORT, SCORES, Run
-from clinkd.records import SPLITS, BadInput, Correction, Sample, Table, Task
+from clinkd.records import SPLITS, BadInput, Correction, Sample, Table
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
-from clinkd.reporting.figures import Curve, rename_classes
+from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import (
-    BY_SOURCE,
-    RetestResult,
-    ScoreIndex,
-    describe_scores,
-    effect_table,
-    read_table,
-    tabulate_scores,
-)
+from clinkd.reporting.strict import StrictResults
+from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, read_table
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
-from clinkd.scoring.metrics import PRIMARY_METRIC
-from clinkd.scoring.plotted import describe_figures
 from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import write_json, write_lines
@@ -66,30 +57,23 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     predictions = read_predictions(work.inputs["select"])
     baselines, choice = collect_baselines(work.inputs, splits, rules)
     scored = replace(score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions), choice=choice)
-    scores, gains = scored.scores(), scored.gains()
-    tables = tabulate_scores(scores, gains)
-    if len({s.source for s in test}) > 1:
-        tables.append(replace(scored.by_source(), key=BY_SOURCE))
-    by_sample = scored.each()
+    strict = StrictResults.of(scored, predictions, baselines, lexicon)
     prediction_by_id = {p.id: p for p in predictions}
     answers = (
         {
             "id": s.id,
             "right": judge_answer(s, prediction_by_id[s.id], rules),
-            "figures": {k: round(v, 4) for k, v in by_sample.get(s.id, {}).items()},
+            "figures": {k: round(v, 4) for k, v in strict.by_sample.get(s.id, {}).items()},
         }
         for s in test
     )
     write_lines(work.folder / ANSWERS, answers)
-    write_lines(work.folder / SCORED, (s.to_json() for s in scores))
+    write_lines(work.folder / SCORED, (s.to_json() for s in strict.scores))
     write_json(work.folder / BLIND_CHOICE, choice.to_json())
-    write_json(work.folder / TABLES, [asdict(t) for t in tables])
+    write_json(work.folder / TABLES, [asdict(t) for t in strict.tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
-    described = describe_scores(scores, {}, gains)
-    best = ScoreIndex(scores).best_baseline(Task.VG, PRIMARY_METRIC[Task.VG])
-    blind = (best, list(baselines[best])) if best else None
-    figures = describe_figures(test, predictions, blind, by_sample, lexicon, config.evaluate.replicates)
-    about = {"figures": figures, "cautions": list_cautions(stages, test, described)}
+    described = describe_scores(strict.scores, {}, strict.gains)
+    about = {"figures": strict.figures, "cautions": list_cautions(stages, test, described)}
     write_json(work.folder / SCORES, {**described, **about})
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
@@ -134,8 +118,7 @@ class _ScoredRun:
         # a page is carried about: what the files of these samples say of a person is not shown on it
         shown = PlainPage(read_identifying_texts(root, [*samples, *(r.sample for r in rewritten)]))
         summary = self._summarise(reflection, _spell_knob)
-        tables, drawn = [_name_sources(t, shown) for t in summary.tables], rename_classes(summary.figures, shown)
-        summary = replace(summary, name=self.config.name, tables=tables, figures=drawn)
+        summary = replace(summary, name=self.config.name)
         answers = ShownAnswers(
             image_root=root,
             answered=answered,
@@ -153,11 +136,9 @@ class _ScoredRun:
             replace(c, by=_hide_corrector(c.by), rejected=c.rejected and "refused") for c in reflection.corrections
         ]
         summary = self._summarise(replace(reflection, corrections=corrections), _spell_public_knob)
-        tables = [_hide_names(t) for t in summary.tables]
+        tables = [replace(t, notes=tuple(map(_hide_paths, t.notes))) for t in summary.tables]
         scores = [replace(s, why=s.why and _hide_paths(s.why)) for s in summary.scores]
-        numbers: dict[str, str] = {}
-        drawn = rename_classes(summary.figures, lambda name: numbers.setdefault(name, f"class {len(numbers) + 1}"))
-        write_shared(path, replace(summary, tables=tables, scores=scores, figures=drawn), self._read_answers())
+        write_shared(path, replace(summary, tables=tables, scores=scores), self._read_answers())
 
     def _summarise(self, reflection: ReflectionResults, spell_knob: Callable[[Knob], str]) -> RunSummary:
         knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
@@ -197,20 +178,6 @@ class _ScoredRun:
 def _hide_paths(note: str) -> str:
     """The words of this program, without paths and what stands in quotes."""
     return re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "…", note)
-
-
-def _hide_names(table: Table) -> Table:
-    """The table without paths in its notes; data sets go by numbers."""
-    numbers: dict[str, str] = {}
-    table = replace(table, notes=tuple(map(_hide_paths, table.notes)))
-    return _name_sources(table, lambda name: numbers.setdefault(name, f"source {len(numbers) + 1}"))
-
-
-def _name_sources(table: Table, shown: Callable[[str], str]) -> Table:
-    """A table by source with the names of the sources as they may be shown; another table as it is."""
-    if table.key != BY_SOURCE:
-        return table
-    return replace(table, rows=tuple((row[0], shown(row[1]), *row[2:]) for row in table.rows))
 
 
 def _hide_corrector(by: str) -> str:

@@ -10,6 +10,7 @@ __all__ = [
     "gallery",
     "printed",
     "report",
+    "strict",
     "survey",
     "systems",
     "tables",

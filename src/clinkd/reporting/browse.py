@@ -183,7 +183,7 @@ def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, A
         "f": {m: round(item.figures[m], 3) for m in _list_question_metrics(sample.task) if m in item.figures},
         "ask": _round_corners(sample.question.boxes),
         "tru": _round_corners(sample.answer.boxes),
-        "c": [_describe_candidate(c, i, shown) for i, c in enumerate(prediction.candidates)],
+        "c": [_describe_candidate(c, shown) for c in prediction.candidates],
         "k": prediction.chosen,
     }
     if shown is not None:
@@ -195,7 +195,7 @@ def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, A
     return value
 
 
-def _describe_candidate(candidate: Candidate, number: int, shown: Shown | None) -> dict[str, Any]:
+def _describe_candidate(candidate: Candidate, shown: Shown | None) -> dict[str, Any]:
     boxed_text = candidate.answer
     value: dict[str, Any] = {"b": _round_corners(boxed_text.boxes)}
     if shown is None:

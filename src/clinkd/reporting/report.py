@@ -17,7 +17,7 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
 from clinkd.reporting.opening import explain_tasks, show_three, state_result, tabulate_headline
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
+from clinkd.reporting.tables import BY_MODALITY, BY_SOURCE, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.browse import Choices, Key, render_browser
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
@@ -98,6 +98,7 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
 
     Raises BadInput on an unreadable image or a full disk.
     """
+    summary = _rename_data(summary, answers.shown, answers.shown)
     browsed = answers.browsed()
     three = show_three(browsed, answers.shown)
     cards = _build_gallery_cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
@@ -110,9 +111,26 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
 def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSample]) -> None:
     """Write a page that can be mailed: without a pixel, the name of the run, or a word that people or models wrote.
 
-    Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
+    Sources and classes go by numbers; other tables, charts and set-up are shown as they are given. Raises BadInput on a
+    full disk.
     """
+    summary = _rename_data(summary, _number_names("source"), _number_names("class"))
     write_atomic(path, _build_page("ClinKD run", summary, select_without_text(answered), Html(""), []))
+
+
+def _rename_data(summary: RunSummary, source: Callable[[str], str], label: Callable[[str], str]) -> RunSummary:
+    """The summary with other names for sources and classes, which are words of the data."""
+    tables = [
+        replace(t, rows=tuple((row[0], source(row[1]), *row[2:]) for row in t.rows)) if t.key == BY_SOURCE else t
+        for t in summary.tables
+    ]
+    return replace(summary, tables=tables, figures=figures.rename_classes(summary.figures, label))
+
+
+def _number_names(noun: str) -> Callable[[str], str]:
+    """Names are replaced by the noun and the order in which they come."""
+    numbers: dict[str, str] = {}
+    return lambda name: numbers.setdefault(name, f"{noun} {len(numbers) + 1}")
 
 
 def _build_page(

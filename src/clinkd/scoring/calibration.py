@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.records import Prediction, Sample, Task
+from clinkd.scoring.bootstrap import draw_group_weights, replicate
 from clinkd.scoring.captions import Counts
 from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.metrics import PRIMARY_METRIC
-from clinkd.scoring.score import CHUNK, draw_group_weights
 
 BINS = 15  # as Guo et al. 2017
 FEWEST = 30  # answers, below which nothing is computed
@@ -134,17 +134,12 @@ def bootstrap_ece(answers: Confidences, edges: Counts, replicates: int) -> tuple
     names, codes_N = np.unique(np.array(answers.groups), return_inverse=True)
     if replicates < 2 or len(names) < 2:
         return None
-    bins = len(edges) - 1
-    sums_G3B = np.zeros((len(names), 3, bins))
+    sums_G3B = np.zeros((len(names), 3, len(edges) - 1))
     bins_N = _place(answers.confidence_N, edges)
     for part, values_N in enumerate((np.ones(len(bins_N)), answers.confidence_N, answers.right_N)):
         np.add.at(sums_G3B[:, part], (codes_N, bins_N), values_N)
     weights_RG = draw_group_weights(np.random.default_rng([2, len(names)]), len(names), replicates)
-    drawn = [
-        _compute_gap((weights_RG[i : i + CHUNK].astype(float) @ sums_G3B.reshape(len(names), -1)).reshape(-1, 3, bins))
-        for i in range(0, replicates, CHUNK)
-    ]
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    low, high = np.percentile(replicate(_compute_gap, sums_G3B, weights_RG), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 
 from clinkd.boxes import corners, iou_of_corners
 from clinkd.records import Box, Candidate, ImageRef, Prediction, Sample, Table, Task
+from clinkd.scoring.bootstrap import draw_group_weights, widen_points
 from clinkd.scoring.captions import Counts
-from clinkd.scoring.intervals import wilson_interval
-from clinkd.scoring.measure import SampleAnswer
-from clinkd.scoring.measures.boxes import count_found
-from clinkd.scoring.score import draw_group_weights, spell_interval
+from clinkd.scoring.intervals import scale_interval
+from clinkd.scoring.score import spell_interval
 
 PRECISIONS = ("AP@[.5:.95]", "AP50", "AP75")
 FALSE_POSITIVES = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}  # an image
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 MOST_BOXES = 100  # of a class in an image that COCO's average precision looks at
 REPLICATES = 200  # of FROC
 MEAN = "mean"
@@ -179,15 +177,6 @@ def _to_pixels(boxes: Sequence[Box], image: ImageRef) -> Counts:
     return np.round(corners(boxes) * (width, height, width, height), 6)
 
 
-def recall_by_threshold(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> tuple[Counts, Counts]:
-    """[19] thresholds of IoU, and [19] the share of all truth boxes of VG that the answers find from each on, boxes
-    matched one to one; 0..1, NaN without a truth box. One prediction for each sample, in their order."""
-    items = [SampleAnswer(s, p.answer) for s, p in zip(samples, predictions, strict=True) if s.task is Task.VG]
-    num_truth = sum(len(item.sample.answer.boxes) for item in items)
-    found = count_found(items, THRESHOLDS).sum(axis=0)
-    return np.array(THRESHOLDS), found / num_truth if num_truth else np.full(len(THRESHOLDS), np.nan)
-
-
 # ---- average precision ----------------------------------------------------------------------------------------------
 
 
@@ -270,10 +259,8 @@ def _compute_froc(
     drawn_R8 = np.column_stack([drawn_R7, drawn_R7.mean(axis=1)])
     names, num_groups = [*FALSE_POSITIVES, MEAN], int((truth_G > 0).sum())
     ends = np.percentile(drawn_R8[1:], [2.5, 97.5], axis=0).T if num_groups > 1 else np.full((len(names), 2), np.nan)
-    intervals = {
-        name: _make_interval(value, low, high, num_groups)
-        for name, value, (low, high) in zip(names, drawn_R8[0], ends.tolist(), strict=True)
-    }
+    [ends] = widen_points(drawn_R8[:1], ends[None], np.array([num_groups]))
+    intervals = dict(zip(names, map(scale_interval, ends), strict=True))
     return dict(zip(names, (100 * drawn_R8[0]).tolist(), strict=True)), intervals
 
 
@@ -292,10 +279,3 @@ def _judge(part: _ClassInImage, iou: float) -> Iterator[tuple[float, bool]]:
             yield scores_B[b], True
         elif not fits_T.any():
             yield scores_B[b], False
-
-
-def _make_interval(value: float, low: float, high: float, num_groups: int) -> tuple[float, float] | None:
-    """x100. Where no replicate differs, Wilson's for all or none of the groups; None for any other figure."""
-    if low == high and value in (0, 1):
-        low, high = wilson_interval(round(value) * num_groups, num_groups)
-    return (100 * low, 100 * high) if low < high else None

@@ -117,3 +117,8 @@ def wilson_interval(part: float, whole: float) -> tuple[float, float]:
     items."""
     low, high = _solve_score(np.array(part / whole), np.array(_Z2 / whole))
     return float(low), float(high)
+
+
+def scale_interval(ends: Floats) -> tuple[float, float] | None:
+    """The ends of an interval, 0..1 -> x100; None for NaN."""
+    return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))

@@ -11,11 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from clinkd.records import Task
-from clinkd.scoring.measure import (
-    Measure,
-    Metric,
-    Place,
-)
+from clinkd.scoring.measure import Measure, Metric, Place
 from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION
 from clinkd.scoring.measures.answers import ANSWERS, is_right
 from clinkd.scoring.measures.boxes import BOXES

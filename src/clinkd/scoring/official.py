@@ -17,6 +17,7 @@ import numpy as np
 
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Candidate, Task
+from clinkd.scoring.bootstrap import draw_group_weights, mean_over_keys, percentile_intervals, replicate, widen_points
 from clinkd.scoring.captions import (
     COLUMNS,
     Caption,
@@ -27,10 +28,10 @@ from clinkd.scoring.captions import (
     by_column,
     caption_figures,
 )
-from clinkd.scoring.intervals import percentile_levels, share_interval
+from clinkd.scoring.intervals import scale_interval, share_interval
 from clinkd.scoring.measure import SAME_TRUTHS, Ratio, make_ratio
 from clinkd.scoring.outcome import Figures, Outcome
-from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights, widen_points
+from clinkd.scoring.score import MODEL
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
 # x1, y1, x2, y2 in thousandths; the corners come in any order, since the scripts do not check it
@@ -185,31 +186,22 @@ class _CountedAnswers:
         code = {name: i for i, name in enumerate(sorted(set(names)))}
         if replicates < 2 or len(code) < 2:
             return None
-        groups = np.array([code[name] for name in names])
-        sums_KGC = np.zeros((len(self.places), len(code), self.counts.shape[1]))
+        groups, num_groups = np.array([code[name] for name in names]), len(code)
+        sums_GKC = np.zeros((num_groups, len(self.places), self.counts.shape[1]))
         for k, places in enumerate(self.places.values()):
-            np.add.at(sums_KGC[k], groups[places], self.counts[places])
+            np.add.at(sums_GKC[:, k], groups[places], self.counts[places])
         if isinstance(self.score, Ratio):
-            sums = by_column(self.columns, sums_KGC)
-            ends = share_interval(self.score.part(sums), self.score.whole(sums), self.score.binary)
-        else:
-            ends = self._bootstrap_interval(sums_KGC, replicates)
-        return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
+            sums = by_column(self.columns, sums_GKC.swapaxes(0, 1))
+            return scale_interval(share_interval(self.score.part(sums), self.score.whole(sums), self.score.binary))
 
-    def _bootstrap_interval(self, sums_KGC: Counts, replicates: int) -> Counts:
-        """[2]"""
-        num_groups = sums_KGC.shape[1]
+        def mean(sums_RKC: Counts) -> Counts:
+            return mean_over_keys(self.score(by_column(self.columns, sums_RKC)), 1)[:, None]
+
         weights = draw_group_weights(np.random.default_rng([0, num_groups]), num_groups, replicates)
-        means: list[Counts] = []
-        for start in range(0, replicates, CHUNK):
-            drawn_KRC = weights[start : start + CHUNK].astype(np.float64) @ sums_KGC
-            figures = self.score(by_column(self.columns, drawn_KRC))
-            has_figure = ~np.isnan(figures)
-            with np.errstate(invalid="ignore"):
-                means.append(np.where(has_figure, figures, 0.0).sum(0) / has_figure.sum(0))
-        ends = np.nanpercentile(np.concatenate(means), percentile_levels(num_groups))
-        [[widened]] = widen_points(np.array([[self.mean / 100]]), ends[None, None], np.array([num_groups]))
-        return np.asarray(widened)
+        number = np.array([num_groups])
+        ends_12 = percentile_intervals(replicate(mean, sums_GKC, weights), number)
+        [[ends]] = widen_points(np.array([[self.mean / 100]]), ends_12[:, None], number)
+        return scale_interval(ends)
 
 
 def _count_answers(rows: Sequence[ReleasedAnswer], task: Task, scorer: CaptionScorer) -> _CountedAnswers:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clinkd.records import Prediction, Sample, Score, Task
+from clinkd.records import Score, Task
 from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
@@ -16,10 +16,10 @@ Mode = Literal["official", "strict"]
 MODES: tuple[Mode, ...] = ("official", "strict")
 Figures = dict[tuple[str, str, str | None], float]  # by row, metric and modality
 
-_ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns that add up to the hits
-    Task.VG: (BOXES, "truth boxes", ("found",)),
-    Task.ROC: (NAMES, "answers", ("hits",)),
-    Task.QA: (ANSWERS, "answers", ("right",)),
+_ITEM_COLUMNS = {  # measure, and the columns that count the items and the hits
+    Task.VG: (BOXES, "truth boxes", "found"),
+    Task.ROC: (NAMES, "answers", "hits"),
+    Task.QA: (ANSWERS, "answers", "right"),
 }
 
 
@@ -105,26 +105,23 @@ class Outcome:
         return {**hits, **total, **({"parts": parts} if parts else {})}
 
 
-def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Sequence[Prediction]) -> list[Outcome]:
+def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score]) -> list[Outcome]:
     """One for each task that was asked, in the tasks' order; `scores` are those of `scored`."""
     tasks = {s.task for s in scored.samples}
     return [
-        _build_strict_outcome(scored, [s for s in scores if s.task is task], task, predictions)
-        for task in Task
-        if task in tasks
+        _build_strict_outcome(scored, [s for s in scores if s.task is task], task) for task in Task if task in tasks
     ]
 
 
-def _build_strict_outcome(
-    scored: ScoredAnswers, scores: Sequence[Score], task: Task, predictions: Sequence[Prediction]
-) -> Outcome:
+def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: Task) -> Outcome:
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
-    measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
+    measure, total_column, hit_column = _ITEM_COLUMNS.get(task, (FLAWS, "answers", None))
     why = mean.why if mean else None
     items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
-    answers, truncated, empty = (
-        int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
+    answers, truncated, empty, unparsed = (
+        int(sum(sums[column] for sums in flaws.values()))
+        for column in ("answers", "truncated", "empty", "of these without a box")
     )
     return Outcome(
         mode="strict",
@@ -136,7 +133,7 @@ def _build_strict_outcome(
             for s in scores
             if s.value is not None and s.metric not in FLAWS.metrics and (s.row == MODEL or not is_choice(s.row))
         },
-        hits={m: int(sum(sums[c] for c in hit_columns)) for m, sums in items.items() if hit_columns},
+        hits={m: int(sums[hit_column]) for m, sums in items.items()} if hit_column else {},
         interval=mean.interval if mean else None,
         why=why,
         not_computed={
@@ -145,14 +142,8 @@ def _build_strict_outcome(
             if (s.row, s.modality) == (MODEL, None) and s.why and s.why not in (NOT_ASKED, NOTHING_SAID, why)
         },
         answers=answers,
-        unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
+        unparsed=unparsed if task is Task.VG else 0,
         truncated=truncated,
         empty=empty,
         choice=scored.choice,
     )
-
-
-def _count_unparsed(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> int:
-    """Count the answers without a readable box, among the questions whose truth has a box."""
-    boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
-    return sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -15,9 +15,11 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.blind.choice import BlindChoice
+from clinkd.scoring.bootstrap import draw_group_weights, mean_over_keys, percentile_intervals, replicate, widen_points
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.intervals import percentile_levels, share_interval, wilson_interval
+from clinkd.scoring.intervals import scale_interval, share_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
+from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
@@ -26,7 +28,6 @@ MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
 ONE_GROUP = "of one patient or image alone: no interval"
-CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
 class Estimate(NamedTuple):
@@ -73,7 +74,7 @@ class PairedDifference:
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates, self.groups)]
+        return [scale_interval(ends) for ends in percentile_intervals(self.replicates, self.groups)]
 
     def at(self, key: str) -> _KeyDifference | None:
         """The difference for one key; None where the two rows share no answers."""
@@ -123,6 +124,63 @@ class _ScoreRow:
 
 
 @dataclass(frozen=True)
+class GroupedCounts:
+    """The counts of a row, summed by group (patient, else image) and key (a modality, a source), with the bootstrap
+    weights of the groups. Figures have one more key, the mean over the others.
+
+    Shapes: G groups, K keys in the order of first appearance, C columns, F metrics, R replicates (0: no intervals).
+    """
+
+    measure: Measure
+    keys: Sequence[str]
+    sums_GKC: Counts
+    weights_RG: NDArray[np.uint8]
+
+    @cached_property
+    def sums_KC(self) -> Counts:
+        return np.asarray(self.sums_GKC.sum(0))
+
+    @property
+    def answers_K(self) -> NDArray[np.intp]:
+        """[K] judged answers."""
+        return self.sums_KC[:, JUDGED].astype(int)
+
+    @property
+    def groups(self) -> NDArray[np.intp]:
+        """[K + 1] groups with a judged answer, by key and in all."""
+        judged_GK = self.sums_GKC[:, :, JUDGED] > 0
+        return np.append(judged_GK.sum(0), judged_GK.any(1).sum())
+
+    def figures(self, sums: Counts) -> Counts:
+        """[..., K, C] sums -> [..., K + 1, F]"""
+        values = self.measure.figures(sums)
+        return np.concatenate([values, mean_over_keys(values, -2)[..., None, :]], axis=-2)
+
+    def bootstrap(self) -> Counts:
+        """[R, K + 1, F] figures of each replicate. It draws groups, not answers."""
+        replicates = replicate(self.figures, self.sums_GKC, self.weights_RG)
+        replicates[:, self.groups < 2] = np.nan  # one group always draws itself
+        return replicates
+
+    def compute_intervals(self, values: Counts, drawn: Counts) -> Counts:
+        """[K + 1, F] values, [R, K + 1, F] replicates -> [K + 1, F, 2] intervals: of shares by `share_interval`, of
+        other metrics from the replicates."""
+        groups, intervals = self.groups, np.full((*values.shape, 2), np.nan)
+        if others := [f for f, metric in enumerate(self.measure.rows) if not isinstance(metric.figure, Ratio)]:
+            by_bootstrap = percentile_intervals(drawn[:, :, others], groups)
+            intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
+        means = [f for f, metric in enumerate(self.measure.rows) if isinstance(metric.figure, Mean)]
+        intervals[:, means] = np.where(np.ptp(drawn[:, :, means], axis=0)[..., None] > 0, intervals[:, means], np.nan)
+        sums_GK = self.measure.name_sums(self.sums_GKC)
+        for f, metric in enumerate(self.measure.rows):
+            if isinstance(ratio := metric.figure, Ratio):
+                hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
+                intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
+                intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
+        return intervals
+
+
+@dataclass(frozen=True)
 class ScoredAnswers:
     """All answers, counted once; tables by modality and by source are sums of these counts. `choice`: of the best
     image-blind baseline."""
@@ -162,8 +220,8 @@ class ScoredAnswers:
         row = next((r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure)), None)
         if row is None or row.counts is None:
             return {}
-        codes, names = _encode_keys(row, [s.modality for s in self.samples])
-        sums = dict(zip(names, _sum_by_key(row, codes, names), strict=True))
+        grouped = self._group_counts(row, [s.modality for s in self.samples])
+        sums = dict(zip(grouped.keys, grouped.sums_KC, strict=True))
         return {m.value: by_column(measure.columns, sums[m]) for m in Modality if m in sums and sums[m][JUDGED]}
 
     def gains(self) -> list[Gain]:
@@ -176,17 +234,13 @@ class ScoredAnswers:
                 continue
             beam = first[row.task, row.measure.metrics[0]]
             places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
-            own_figures, beam_figures = (
-                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in (row, beam)
-            )
+            own, of_beam = (self._group_counts(r, modalities) for r in (row, beam))
+            above = own.figures(own.sums_KC)[-1] - of_beam.figures(of_beam.sums_KC)[-1, places]
             own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1:] for r in (row, beam))
-            groups = self._count_groups(row, _encode_keys(row, modalities)[0])[-1:]
-            [ends] = _compute_percentiles(own_replicates - beam_replicates[..., places], groups)
-            for metric, value, interval in zip(
-                row.measure.metrics, own_figures - beam_figures[places], ends, strict=True
-            ):
-                above = None if np.isnan(value) else 100 * float(value)
-                results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
+            [ends] = percentile_intervals(own_replicates - beam_replicates[..., places], own.groups[-1:])
+            for metric, value, interval in zip(row.measure.metrics, above.tolist(), ends, strict=True):
+                gained = None if np.isnan(value) else 100 * value
+                results.append(Gain(row.row, row.task, metric, gained, scale_interval(interval)))
         return results
 
     def each(self) -> dict[str, dict[str, float]]:
@@ -226,7 +280,7 @@ class ScoredAnswers:
         row = self._find_row(MODEL, task, metric)
         assert row is not None
         place = row.measure.metrics.index(metric)
-        figures = self._estimate_figures(row, sources, self._bootstrap_figures(row, sources))
+        figures = self._estimate_figures(row, sources, self._group_counts(row, sources).bootstrap())
         apart = {
             baseline: both
             for baseline in baselines
@@ -240,7 +294,7 @@ class ScoredAnswers:
                 computed, key=lambda baseline: pairs[baseline].theirs, default=None
             )
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
-            interval = _scale_interval(figure.intervals[place])
+            interval = scale_interval(figure.intervals[place])
             cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")
             above = (_spell_figure(ours - theirs, "+"), spell_interval(ends, "+"))
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
@@ -266,132 +320,65 @@ class ScoredAnswers:
         `exchanges`: how often the two swap their answers in a random half of the groups. If the two were equally good,
         each such difference would be as likely as the observed one, for any metric (Noreen 1989).
         """
-        pair = self._find_row(row, task, metric), self._find_row(other, task, metric)
-        if pair[0] is None or pair[1] is None:
+        pair = [r for name in (row, other) if (r := self._find_row(name, task, metric))]
+        if len(pair) < 2:
             return None
         places = np.intersect1d(pair[0].places, pair[1].places)
-        ours, theirs = (_select_answers(r, places) for r in pair if r)
-        codes, names = _encode_keys(ours, keys)
-        sums = [_sum_by_key(r, codes, names) for r in (ours, theirs)]
-        has_answers = sums[0][:, JUDGED] > 0
-        if not has_answers.any():
+        ours, theirs = (self._group_counts(_narrow_row(r, metric, places), keys) for r in pair)
+        answers = ours.answers_K
+        if not answers.any():
             return None
-        column = ours.measure.metrics.index(metric)
-
-        def figures(of: Counts) -> Counts:
-            """[..., K, C] sums -> [..., K + 1]"""
-            results = ours.measure.figure(metric, of)
-            return np.concatenate([results, _mean_over_keys(results, -1)[..., None]], axis=-1)
-
-        drawn = [self._bootstrap_figures(r, keys) for r in (ours, theirs)]
-        kept = np.append(has_answers, True)
-        answers = sums[0][:, JUDGED].astype(int)
-        exchanged = self._permute_answers(ours, theirs, codes, exchanges, figures) if exchanges else None
+        kept = np.append(answers > 0, True)
         return PairedDifference(
-            keys=(*(n for n, t in zip(names, has_answers, strict=True) if t), None),
-            answers=(*answers[has_answers].tolist(), int(answers.sum())),
-            groups=self._count_groups(ours, codes)[kept],
-            ours=figures(sums[0])[kept],
-            theirs=figures(sums[1])[kept],
-            replicates=(drawn[0] - drawn[1])[:, kept, column],
-            permuted=None if exchanged is None else exchanged[:, kept],
+            keys=(*(k for k, n in zip(ours.keys, answers.tolist(), strict=True) if n), None),
+            answers=(*answers[answers > 0].tolist(), int(answers.sum())),
+            groups=ours.groups[kept],
+            ours=ours.figures(ours.sums_KC)[kept, 0],
+            theirs=theirs.figures(theirs.sums_KC)[kept, 0],
+            replicates=(ours.bootstrap() - theirs.bootstrap())[:, kept, 0],
+            permuted=_permute_answers(ours, theirs, task, exchanges)[:, kept, 0] if exchanges else None,
         )
-
-    def _permute_answers(
-        self,
-        ours: _ScoreRow,
-        theirs: _ScoreRow,
-        codes: NDArray[np.intp],
-        exchanges: int,
-        figures: Callable[[Counts], Counts],
-    ) -> Counts:
-        by_group = [self._sum_by_group(row, codes) for row in (ours, theirs)]
-        flat = (by_group[0] - by_group[1]).reshape(len(by_group[0]), -1)
-        whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
-        rng = np.random.default_rng([1, *ours.task.value.encode()])
-        results = []
-        for start in range(0, exchanges, CHUNK):
-            kept = rng.integers(2, size=(min(CHUNK, exchanges - start), len(flat))).astype(np.float64)
-            mine = other + (kept @ flat).reshape(len(kept), *other.shape)
-            results.append(figures(mine) - figures(whole - mine))
-        return np.concatenate(results)
 
     def _estimate_figures(
         self, row: _ScoreRow, keys: Sequence[str], drawn: Counts | None
     ) -> dict[str | None, Estimate]:
         """Figures of each key with answers, in the order of first appearance; under None the mean over those keys.
 
-        Intervals: of shares by `share_interval`, of other metrics from the replicates `drawn`, as `_bootstrap_figures`
-        gives them; without replicates there are none.
+        Intervals: from the replicates `drawn`, as `GroupedCounts.bootstrap` gives them; without any there are none.
         """
         if row.counts is None or not len(row.places):
             return {}
-        codes, names = _encode_keys(row, keys)
-        sums = _sum_by_key(row, codes, names)
-        values = row.measure.figures(sums)  # [K, F]
-        means, groups = _mean_over_keys(values, 0), self._count_groups(row, codes)
-        intervals = np.full((len(names) + 1, values.shape[1], 2), np.nan)
-        if drawn is not None and len(drawn):
-            intervals = self._estimate_intervals(row, codes, np.vstack([values, means]), drawn)
-        results: dict[str | None, Estimate] = {}
-        for i, name in enumerate(names):
-            if sums[i, JUDGED]:
-                results[name] = Estimate(values[i], int(sums[i, JUDGED]), int(groups[i]), intervals[i])
-        if results:
-            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), int(groups[-1]), intervals[-1])
-        return results
-
-    def _estimate_intervals(self, row: _ScoreRow, codes: NDArray[np.intp], values: Counts, drawn: Counts) -> Counts:
-        """[K + 1, F] values, [R, K + 1, F] replicates -> [K + 1, F, 2]"""
-        groups = self._count_groups(row, codes)
+        grouped = self._group_counts(row, keys)
+        values = grouped.figures(grouped.sums_KC)
+        answers, groups = grouped.answers_K, grouped.groups
         intervals = np.full((*values.shape, 2), np.nan)
-        if others := [f for f, metric in enumerate(row.measure.rows) if not isinstance(metric.figure, Ratio)]:
-            by_bootstrap = _compute_percentiles(drawn[:, :, others], groups)
-            intervals[:, others] = widen_points(values[:, others], by_bootstrap, groups)
-        means = [f for f, metric in enumerate(row.measure.rows) if isinstance(metric.figure, Mean)]
-        intervals[:, means] = np.where(np.ptp(drawn[:, :, means], axis=0)[..., None] > 0, intervals[:, means], np.nan)
-        sums_GK = row.measure.name_sums(self._sum_by_group(row, codes))
-        for f, metric in enumerate(row.measure.rows):
-            if isinstance(ratio := metric.figure, Ratio):
-                hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
-                intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
-                intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
-        return intervals
+        if drawn is not None and len(drawn):
+            intervals = grouped.compute_intervals(values, drawn)
+        results: dict[str | None, Estimate] = {
+            key: Estimate(values[i], int(answers[i]), int(groups[i]), intervals[i])
+            for i, key in enumerate(grouped.keys)
+            if answers[i]
+        }
+        if results:
+            results[None] = Estimate(values[-1], int(answers.sum()), int(groups[-1]), intervals[-1])
+        return results
 
     @cached_property
     def _replicates_by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
-        """`_bootstrap_figures` over modalities for each row with intervals, by its key; scores and gains use it."""
+        """Replicates over modalities of each row with intervals, by its key; scores and gains use them."""
         modalities = [s.modality for s in self.samples]
-        return {r.key: self._bootstrap_figures(r, modalities) for r in self.rows if r.has_interval}
+        return {r.key: self._group_counts(r, modalities).bootstrap() for r in self.rows if r.has_interval}
 
-    def _bootstrap_figures(self, row: _ScoreRow, keys: Sequence[str]) -> Counts:
-        """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys. It draws groups, not answers.
-        R is 0 where `replicates` is too small for an interval."""
-        codes, names = _encode_keys(row, keys)
-        _, weights = self._weights_by_task[row.task]
-        sums = self._sum_by_group(row, codes)
-        flat = sums.reshape(len(sums), -1)
-        drawn = [np.zeros((0, len(names) + 1, len(row.measure.rows)))]
-        for start in range(0, len(weights), CHUNK):
-            part = weights[start : start + CHUNK].astype(np.float64) @ flat
-            values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
-            drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
-        replicates = np.concatenate(drawn)
-        replicates[:, self._count_groups(row, codes) < 2] = np.nan  # one group always draws itself
-        return replicates
-
-    def _count_groups(self, row: _ScoreRow, codes: NDArray[np.intp]) -> NDArray[np.intp]:
-        """[K + 1] groups with a judged answer, by key and in all."""
-        judged_GK = self._sum_by_group(row, codes)[:, :, JUDGED] > 0
-        return np.append(judged_GK.sum(0), judged_GK.any(1).sum())
-
-    def _sum_by_group(self, row: _ScoreRow, codes: NDArray[np.intp]) -> Counts:
-        """[G, K, C] sums of the counts by group and key; `codes` is the key of each answer."""
+    def _group_counts(self, row: _ScoreRow, keys: Sequence[str]) -> GroupedCounts:
+        """The counts of a computed row, summed by group and by the key of each sample."""
         assert row.counts is not None
-        groups, weights = self._weights_by_task[row.task]
-        sums = np.zeros((weights.shape[1], int(codes.max()) + 1, row.counts.shape[1]))
-        np.add.at(sums, (groups[row.places], codes), row.counts)
-        return sums
+        groups, weights_RG = self._weights_by_task[row.task]
+        names = list(dict.fromkeys(keys[p] for p in row.places))
+        code = {name: i for i, name in enumerate(names)}
+        sums_GKC = np.zeros((weights_RG.shape[1], len(names), row.counts.shape[1]))
+        codes_N = np.array([code[keys[p]] for p in row.places], dtype=np.intp)
+        np.add.at(sums_GKC, (groups[row.places], codes_N), row.counts)
+        return GroupedCounts(row.measure, names, sums_GKC, weights_RG)
 
     @cached_property
     def _weights_by_task(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
@@ -430,15 +417,6 @@ def pair_answers(
     return ScoredAnswers(samples, tuple(row for row in rows if len(row.places)), ours.replicates)
 
 
-def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
-    """[R, G] how often each bootstrap replicate draws each group."""
-    drawn = [
-        np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups).clip(max=255).astype(np.uint8)
-        for _ in range(replicates)
-    ]
-    return np.array(drawn, dtype=np.uint8).reshape(replicates, num_groups)
-
-
 def score_predictions(
     samples: Sequence[Sample],
     predictions: Iterable[Prediction],
@@ -450,7 +428,7 @@ def score_predictions(
     """Count every answer with every measure of its task. METEOR and the tokenizer start once for all rows, unless
     `captions` brings them. Raises BadInput as `score_by_measures`."""
     with CaptionScorer.opened(captions) as scorer:
-        rules = Rules(config.iou, lexicon, scorer)
+        rules = Rules(config.iou, lexicon, scorer, find_structures(samples, lexicon))
         return score_by_measures(measures(config.spice), samples, predictions, baselines, rules, config.replicates)
 
 
@@ -595,7 +573,7 @@ def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list
             if np.isnan(value):
                 scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
-            interval = _scale_interval(ends)
+            interval = scale_interval(ends)
             why = ONE_GROUP if figure.groups == 1 and row.has_interval else None
             scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, why, interval))
     return scores
@@ -609,61 +587,25 @@ def _make_missing_scores(
     return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
 
 
-def _select_answers(row: _ScoreRow, places: NDArray[np.intp]) -> _ScoreRow:
-    """The part of a row that answers these samples."""
+def _narrow_row(row: _ScoreRow, metric: str, places: NDArray[np.intp]) -> _ScoreRow:
+    """The part of a computed row that answers these samples, with one metric."""
     assert row.counts is not None
-    selected_N = np.isin(row.places, places)
-    return replace(row, places=row.places[selected_N], counts=row.counts[selected_N])
+    kept_N = np.isin(row.places, places)
+    measure = replace(row.measure, rows=tuple(m for m in row.measure.rows if m.name == metric))
+    return replace(row, measure=measure, places=row.places[kept_N], counts=row.counts[kept_N])
 
 
-def _encode_keys(row: _ScoreRow, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
-    """The key of each answer [N] as a number, and the keys by number, in the order of first appearance."""
-    names = list(dict.fromkeys(keys[p] for p in row.places))
-    code = {name: i for i, name in enumerate(names)}
-    return np.array([code[keys[p]] for p in row.places]), names
+def _permute_answers(ours: GroupedCounts, theirs: GroupedCounts, task: Task, exchanges: int) -> Counts:
+    """[exchanges, K + 1, F] differences after the two swap their answers in a random half of the groups."""
+    whole_KC = ours.sums_KC + theirs.sums_KC
 
+    def difference(moved_KC: Counts) -> Counts:
+        mine_KC = theirs.sums_KC + moved_KC
+        return ours.figures(mine_KC) - ours.figures(whole_KC - mine_KC)
 
-def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
-    """[K, C] counts of the answers of each key."""
-    assert row.counts is not None
-    sums = np.zeros((len(names), row.counts.shape[1]))
-    np.add.at(sums, codes, row.counts)
-    return sums
-
-
-def _compute_percentiles(replicates: Counts, groups: NDArray[np.intp]) -> Counts:
-    """[R, K, ...] replicates over [K] groups -> [K, ..., 2] ends of 95 % intervals; NaN where no replicate has a
-    figure."""
-    ends = np.full((*replicates.shape[1:], 2), np.nan)
-    for k, number in enumerate(groups.tolist() if len(replicates) else ()):
-        has_figure = np.asarray(~np.isnan(replicates[:, k]).all(axis=0))
-        found = np.nanpercentile(np.where(has_figure, replicates[:, k], 0.0), percentile_levels(max(2, number)), axis=0)
-        ends[k] = np.where(has_figure[..., None], np.moveaxis(found, 0, -1), np.nan)
-    return ends
-
-
-def widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
-    """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
-
-    Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the
-    interval is then Wilson's for that share of the groups; of any other there is none.
-    """
-    widened = intervals.copy()
-    for k, f in np.argwhere(intervals[..., 0] == intervals[..., 1]):
-        share = values[k, f]
-        widened[k, f] = wilson_interval(round(share) * groups[k], groups[k]) if share in (0, 1) else np.nan
-    return widened
-
-
-def _scale_interval(ends: Counts) -> tuple[float, float] | None:
-    return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
-
-
-def _mean_over_keys(values: Counts, axis: int) -> Counts:
-    """Mean over the keys that have a value; NaN where none has."""
-    has_value = ~np.isnan(values)
-    count = has_value.sum(axis)
-    return np.where(count > 0, np.where(has_value, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
+    rng, num_groups = np.random.default_rng([1, *task.value.encode()]), len(ours.sums_GKC)
+    kept_PG = np.array([rng.integers(2, size=num_groups).astype(np.uint8) for _ in range(exchanges)])
+    return replicate(difference, ours.sums_GKC - theirs.sums_GKC, kept_PG)
 
 
 def spell_interval(ends: tuple[float, float] | None, sign: str = "") -> str:

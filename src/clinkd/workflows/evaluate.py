@@ -20,17 +20,16 @@ from clinkd.pipeline.prepared import (
     read_identifying_texts,
 )
 from clinkd.pipeline.runs import REPORT, SCORES
-from clinkd.records import BadInput, ImageRef, Modality, Prediction, Sample, Score, Table, Task
+from clinkd.records import BadInput, ImageRef, Modality, Prediction, Sample, Table, Task
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
-from clinkd.reporting.figures import rename_classes
 from clinkd.reporting.gallery import choose_gallery, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
+from clinkd.reporting.strict import StrictResults
 from clinkd.reporting.tables import (
     AVERAGED,
     MISSING,
     NOT_COMPUTED,
-    ScoreIndex,
     as_cell,
     describe_blind,
     describe_metrics,
@@ -38,38 +37,31 @@ from clinkd.reporting.tables import (
     format_signed,
     mean_of_all,
     tabulate_outside,
-    tabulate_scores,
 )
 from clinkd.scoring import official
 from clinkd.scoring.blind.choice import answer_blindly
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.detection import Detection, measure_detection
 from clinkd.scoring.measure import Rules
-from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
 from clinkd.scoring.outside import TASKS, OutsideScorer, make_outside_measure
-from clinkd.scoring.plotted import describe_figures
-from clinkd.scoring.score import Gain, ScoredAnswers, score_by_measures, score_predictions, spell_interval
+from clinkd.scoring.score import ScoredAnswers, score_by_measures, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, hash_samples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from.
+    """The scores of some answers: an outcome for each mode and task, and what mode strict says, if that was asked.
     `outside`: by outside scorer and sample the score of the model's answer, as the program gave it."""
 
     answers: Answers
     outcomes: Sequence[Outcome]
-    scores: Sequence[Score] = ()
-    gains: Sequence[Gain] = ()
-    strict_tables: Sequence[Table] = ()
-    iou: float = EvaluateConfig().iou
+    strict: StrictResults = field(default_factory=StrictResults)
     detection: Detection | None = None
-    by_sample: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # figures of each answer, 0..1
-    figures: Mapping[str, Any] = field(default_factory=dict)  # the numbers of the page's figures
     outside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    iou: float = EvaluateConfig().iou
 
     @property
     def cautions(self) -> list[str]:
@@ -90,7 +82,7 @@ class Evaluation:
         about["cautions"] = self.cautions
         about |= {"detection": self.detection.to_json()} if self.detection else {}
         if self.outside:
-            about["scorers"] = describe_metrics(self.scores, tuple(self.outside))
+            about["scorers"] = describe_metrics(self.strict.scores, tuple(self.outside))
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -106,7 +98,7 @@ class Evaluation:
             why = f"VG average precision (mAP) and FROC not computed: {self.detection.why}"
             overall = replace(overall, notes=(why, *overall.notes))
         detection = self.detection.tables() if self.detection else []
-        outside = [tabulate_outside(self.scores, tuple(self.outside))] if self.outside else []
+        outside = [tabulate_outside(self.strict.scores, tuple(self.outside))] if self.outside else []
         return [overall, _tabulate_modalities(ordered), *detection, *outside]
 
 
@@ -136,18 +128,17 @@ def evaluate(
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
     scored = replace(scored, choice=choice, rows=(*scored.rows, *scored_outside.rows))
-    scores, gains, by_sample = scored.scores(), scored.gains(), scored.each()
-    tables = tabulate_scores(scores, gains, any(len(p.candidates) > 1 for p in answers.predictions))
-    if len({s.source for s in answers.samples}) > 1:
-        tables.append(scored.by_source())
-    outcomes += strict_outcomes(scored, scores, answers.predictions)
-    best = ScoreIndex(scores).best_baseline(Task.VG, PRIMARY_METRIC[Task.VG])
-    blind = (best, baselines[best]) if best else None
-    drawn = describe_figures(answers.samples, answers.predictions, blind, by_sample, answers.lexicon, config.replicates)
-    detection = measure_detection(answers.samples, answers.predictions, config.iou, answers.output)
-    each = scored_outside.each()
-    kept = {s.name: {id: figures[s.name] for id, figures in each.items()} for s in outside}
-    return Evaluation(answers, outcomes, scores, gains, tables, config.iou, detection, by_sample, drawn, kept)
+    choices = any(len(p.candidates) > 1 for p in answers.predictions)
+    strict = StrictResults.of(scored, answers.predictions, baselines, answers.lexicon, choices)
+    by_sample = scored_outside.each()
+    return Evaluation(
+        answers=answers,
+        outcomes=[*outcomes, *strict_outcomes(scored, strict.scores)],
+        strict=strict,
+        detection=measure_detection(answers.samples, answers.predictions, config.iou, answers.output),
+        outside={s.name: {id: figures[s.name] for id, figures in by_sample.items()} for s in outside},
+        iou=config.iou,
+    )
 
 
 def _score_outside(
@@ -246,7 +237,7 @@ def write(evaluation: Evaluation, folder: Path, images: Path | None = None) -> N
     answers = evaluation.answers
     write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
-    write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
+    write_lines(folder / SCORED, (s.to_json() for s in evaluation.strict.scores))
     write_json(folder / BLIND_CHOICE, evaluation.outcomes[0].choice.to_json())
     if evaluation.outside:
         rows = ({"scorer": n, "id": id, "score": v} for n, of in evaluation.outside.items() for id, v in of.items())
@@ -255,10 +246,12 @@ def write(evaluation: Evaluation, folder: Path, images: Path | None = None) -> N
         (folder / OUTSIDE).unlink(missing_ok=True)  # of an earlier evaluation
     official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
     strict_table = (
-        describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
+        describe_scores(evaluation.strict.scores, {}, evaluation.strict.gains)
+        if evaluation.strict.scores
+        else {"mode": "official"}
     )
     detection = {"detection": evaluation.detection.to_json()} if evaluation.detection else {}
-    about = {"official": official_outcomes, "figures": evaluation.figures, "cautions": evaluation.cautions}
+    about = {"official": official_outcomes, "figures": evaluation.strict.figures, "cautions": evaluation.cautions}
     write_json(folder / SCORES, {**strict_table, **detection, **about})
     _write_page(folder / REPORT, evaluation, images)
     write_json(folder / EVALUATION, _describe_evaluation(evaluation))  # last: a folder with it is whole
@@ -271,7 +264,7 @@ def _write_page(path: Path, evaluation: Evaluation, images: Path | None) -> None
         samples = find_pictures(images, samples)
     root = answers.root or images
     answered = [
-        AnsweredSample(number, s, p, None, evaluation.by_sample.get(s.id, {}))
+        AnsweredSample(number, s, p, None, evaluation.strict.by_sample.get(s.id, {}))
         for number, (s, p) in enumerate(zip(samples, answers.predictions, strict=True), start=1)
     ]
     on_page = [a._replace(right=judge_answer(a.sample, a.prediction, rules)) for a in choose_evenly(answered, MOST)]
@@ -282,9 +275,9 @@ def _write_page(path: Path, evaluation: Evaluation, images: Path | None) -> None
     shown = PlainPage(texts)
     summary = RunSummary(
         name=f"{answers.system} on {answers.test_set}",
-        tables=[*evaluation.tables(), *evaluation.strict_tables],
-        scores=evaluation.scores,
-        figures=rename_classes(evaluation.figures, shown),
+        tables=[*evaluation.tables(), *evaluation.strict.tables],
+        scores=evaluation.strict.scores,
+        figures=evaluation.strict.figures,
         origin=_tabulate_origin(evaluation),
         cautions=evaluation.cautions,
     )

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, match_overlaps
 from clinkd.language.sides import has_no_sides
 from clinkd.records import Box, Task
-from clinkd.scoring.captions import (
-    Counts,
-)
+from clinkd.scoring.captions import Counts
 from clinkd.scoring.measure import (
     IN_COMPARISON,
     NOTHING_SAID,
@@ -55,15 +53,6 @@ def _count_boxes(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
         for i in range(0, len(items), _ANSWERS_PER_BLOCK)
     ]
     return np.concatenate([np.zeros((0, len(_BOX_COLUMNS))), *parts])
-
-
-def count_found(items: Sequence[SampleAnswer], thresholds: Sequence[float]) -> Counts:
-    """[N, len(thresholds)] truth boxes of each answer that it finds at each IoU, boxes matched one to one."""
-    truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
-    pairs = _BoxPairs.from_boxes(truth, answered)
-    truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in (truth, answered))
-    overlap_P = _compute_row_ious(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
-    return np.stack([pairs.sum_pairs(pairs.match_pairs(overlap_P, t)) for t in thresholds], axis=1)
 
 
 def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:

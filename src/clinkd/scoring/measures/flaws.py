@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from clinkd.records import Task
-from clinkd.scoring.measure import (
-    Measure,
-    Metric,
-    Rules,
-    SampleAnswer,
-    count_each,
-    make_ratio,
-)
+from clinkd.scoring.measure import Measure, Metric, Rules, SampleAnswer, count_each, make_ratio
 
 _FLAW_COLUMNS = ("answers", "truncated", "unread box", "empty", "to a truth with a box", "of these without a box")
 
