@@ -12,7 +12,7 @@ import pytest
 
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.language.conflicts import conflicts
-from clinkd.language.equality import answer_key
+from clinkd.language.equality import answer_key, says_same
 from clinkd.language.facts import Lexicon
 from clinkd.language.languages import list_languages
 from clinkd.language.negation import affirmed_names
@@ -227,6 +227,43 @@ def test_no_verdict_depends_on_the_truth() -> None:
         for word, verdict in language.verdicts.items():
             assert read_yes_no(word, "", word) == verdict or word == "no"
     assert read_yes_no("no", "", "no") == "no"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("hepatitis A", "hepatitis"), ("types A and B", "types and B"), ("left hand", "left"), ("AIDS", "aid"),
+        ("fracture in left hand", "left fracture"), (".5 cm", "5 cm"), ("-5 HU", "5 HU"), ("<5 mm", ">5 mm"),
+        ("≤ 3", "≥ 3"), ("<5 mm", "5 mm"), ("↑ uptake", "↓ uptake"), ("ER+", "ER-"), ("ER+", "ER"), ("3+", "3"),
+        ("+", "-"), ("(+)", "(-)"), ("", "?"), ("", "+"), ("", "-"), ("?", "!"), ("2 mm", "2cm"),
+    ],
+)  # fmt: skip
+def test_signs_and_letters_that_are_no_article_tell_answers_apart(one: str, other: str) -> None:
+    assert not says_same(one, other) and not says_same(other, one)
+    assert figures([(qa(other or "x"), one)])["Accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (".5 cm", "0.5 cm"), ("2cm", "2 cm"), ("<5mm", "less than 5 mm"), ("on the left-hand side", "left"),
+        ("ER+", "ER positive"), ("-", "negative"), ("hepatitis A", "Hepatitis a."), ("?", "?"), ("L4-5", "L4 - 5"),
+        ("a left-sided mass", "mass, left"), ("- mass", "mass"), ("5-10 mm", "5 - 10 mm"), ("↑", "increased"),
+    ],
+)  # fmt: skip
+def test_signs_in_words_say_the_same(one: str, other: str) -> None:
+    assert says_same(one, other) and says_same(other, one)
+
+
+def test_an_empty_answer_says_nothing() -> None:
+    assert not says_same("", "") and not says_same(" ", "\n")
+
+
+def test_options_that_differ_by_a_sign_or_an_article() -> None:
+    sizes = ("<5 mm", ">5 mm", "5 mm")
+    assert [read_choice(a, sizes) for a in (*sizes, "more than 5mm")] == ["A", "B", "C", "B"]
+    vitamins = ("vitamin A", "vitamin B")
+    assert [read_choice(a, vitamins) for a in ("Vitamin", "vitamin a", "Vitamin B")] == ["", "A", "B"]
 
 
 # ---- spellings ------------------------------------------------------------------------------------------------------
