@@ -230,6 +230,24 @@ def test_no_verdict_depends_on_the_truth() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Is the left lung smaller than the right lung?", {"The left lung is smaller than the right lung": "yes"}),
+        ("Is the left lung smaller than the right lung?", {"The right lung is smaller than the left lung": None}),
+        ("Is the left lung smaller than the right lung?", {"The left lung is not smaller than the right lung": "no"}),
+        ("Is the left lung smaller than the right lung?", {"The right lung is not smaller than the left lung": None}),
+        ("Is T1 brighter than T2?", {"T2 is brighter than T1": None, "T1 is brighter than T2": "yes"}),
+        ("Is the mass left of the heart?", {"The heart is left of the mass": None}),
+        ("Is there a mass?", {"No other mass": None, "There is no other mass.": None, "No mass": "no"}),
+        ("Is there any other mass?", {"No other mass": "no"}),
+        ("Is there evidence of a mass?", {"There is no evidence of a mass": "no"}),
+    ],
+)
+def test_what_changes_places_with_another_is_no_answer(question: str, said: dict[str, str | None]) -> None:
+    assert {answer: read_yes_no(answer, question) for answer in said} == said
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ("hepatitis A", "hepatitis"), ("types A and B", "types and B"), ("left hand", "left"), ("AIDS", "aid"),
