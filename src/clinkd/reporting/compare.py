@@ -41,6 +41,7 @@ LEVEL = 0.05
 EXCHANGES = 1999  # the smallest p is then 1 / 2000
 _EXCHANGES_A_TEST = 40  # the smallest p after Holm is then 1 / 40, however many tests there are
 _THEIRS = "compared"
+_ROUNDING = 1e-9  # of a difference: what is smaller is no spread
 
 Interval = tuple[float, float]
 Key = TypeVar("Key", bound=Hashable)
@@ -343,7 +344,7 @@ class SeedDifference(NamedTuple):
     `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
     pairs of this spread tell from 0 in 80 % of repetitions: sd / sqrt(n) times the noncentrality at which the
     noncentral t exceeds t.975 in 80 %, with n - 1 degrees of freedom (Cohen 1988). All three are None for a single
-    pair, whose spread is not known.
+    pair, and where all pairs differ by the same amount: the spread is not known. Pairs without a difference have p 1.
     """
 
     mean: float
@@ -371,13 +372,13 @@ def pool_values(values: Sequence[float]) -> SeedMean:
 def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> SeedDifference:
     """Compare one figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
     mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
-    if sd is None:
-        return SeedDifference(mean, None, None, None, 1)
+    if sd is None or (mean and sd <= _ROUNDING * abs(mean)):
+        return SeedDifference(mean, None, None, None, seeds)
     from scipy.special import nctdtrinc, stdtr  # here: what needs no interval starts without it
 
     error = sd / seeds**0.5
     smallest = float(nctdtrinc(seeds - 1, 1 - POWER, _compute_t_quantile(1 - LEVEL / 2, seeds))) * error
-    p = float(2 * stdtr(seeds - 1, -abs(mean) / error)) if error else float(mean == 0)  # all alike: sure, or no change
+    p = float(2 * stdtr(seeds - 1, -abs(mean) / error)) if error else 1.0
     return SeedDifference(mean, interval, p, smallest, seeds)
 
 
