@@ -61,7 +61,7 @@ def figures(pairs: Sequence[tuple[Sample, str]], measure: Measure = ANSWERS, rul
         "B", "(B)", "[B]", "b", "b)", "(b)", "B.", "**B**", "\\boxed{B}", "Option B", "Answer: B", "Answer: **B**",
         "The correct answer is B.", "The correct option is (B).", "I choose B", "B is correct", "It is B.",
         "B. pneumonia", "B) Pneumonia.", "B: pneumonia", "B - pneumonia", "B\npneumonia", "(B) pneumonia",
-        "B.pneumonia", "Option B: pneumonia", "The answer is B) pneumonia", "pneumonia (B)", "B. This lobe is opaque.",
+        "B.pneumonia", "B pneumonia", "The answer is B pneumonia.", "Option B: pneumonia", "The answer is B) pneumonia", "pneumonia (B)", "B. This lobe is opaque.",
         "B. pneumonia, because the lobe is opaque", "pneumonia", "Pneumonia.", "This is pneumonia.",
         "The answer is pneumonia.", "Pneumonia. The lobe is opaque.", "Option A is incorrect. Option B is correct.",
         "The answer is B, not C.", "It's B", "I would go with B.", "The most likely diagnosis is B. pneumonia.",
@@ -77,7 +77,7 @@ def test_an_option_is_chosen_by_its_letter_or_its_words(answer: str) -> None:
     "answer",
     [
         "", "B. edema", "edema (B)", "B. oedema", "B or C", "A, B", "B/C", "Both B and C", "E", "I am not sure.",
-        "A large mass is seen", "A mass in the lung", "Hepatitis B.", "I think it is not pneumonia",
+        "A large mass is seen", "A mass in the lung", "Hepatitis B.", "B edema", "B pneumonia C a mass", "I think it is not pneumonia",
         "A. edema B. pneumonia", "A. edema\nB. pneumonia\nC. a mass\nD. no finding", "consistent with pneumonia",
         "edema and pneumonia", "Not B", "The most likely diagnosis is B. edema.", "It is A large thing",
     ],
@@ -271,6 +271,11 @@ def test_signs_and_letters_that_are_no_article_tell_answers_apart(one: str, othe
 )  # fmt: skip
 def test_signs_in_words_say_the_same(one: str, other: str) -> None:
     assert says_same(one, other) and says_same(other, one)
+
+
+def test_a_truth_without_a_word_is_met_by_no_other_answer() -> None:
+    told = [(asked(Turn(Task.ROC, BoxedText("What?"), BoxedText("??"))), a) for a in ("I do not know", "", "??")]
+    assert [figures([one], NAMES)["Recall"] for one in told] == [0, 0, 100]
 
 
 def test_an_empty_answer_says_nothing() -> None:

@@ -41,7 +41,7 @@ def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     equal = any(says_same(text, words) for words in (item.sample.answer.words, ", ".join(truth)))
     return {
         "answers": 1,
-        "hits": equal or affirmed == right,
+        "hits": equal or (bool(right) and affirmed == right),
         "list another class": not equal and bool(affirmed - right),
         "truths with a side": bool(with_side),
         "on the other side": any(_affirms_other_side(words, n) for n in with_side),
