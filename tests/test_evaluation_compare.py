@@ -90,7 +90,7 @@ def test_one_pair_has_a_difference_and_no_interval():
 
 
 def test_pairs_that_never_vary():
-    """Two seeds that differ by the same amount do not tell how others would: no p of 0, also not by a rounding error."""
+    """Two seeds that differ by the same amount do not tell how others would: no p of 0, nor one by rounding errors."""
     assert compare_paired_values([2.0, 3.0], [1.0, 2.0]) == (1.0, None, None, None, 2)
     assert compare_paired_values([0.3, 0.6, 0.9], [0.2, 0.5, 0.8])[1:] == (None, None, None, 3)
     assert compare_paired_values([1.0, 2.0], [1.0, 2.0]) == (0.0, None, 1.0, None, 2)

@@ -15,6 +15,7 @@ from PIL import Image
 from clinkd.cli import main
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
+from clinkd.pipeline.prepared import OUTSIDE
 from clinkd.records import (
     BadInput,
     Box,
@@ -27,7 +28,6 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.pipeline.prepared import OUTSIDE
 from clinkd.reporting.cases import SharedCases
 from clinkd.reporting.compare import ComparedAnswers
 from clinkd.reporting.printed import paper_tables
