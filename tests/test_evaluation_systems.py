@@ -14,6 +14,8 @@ from PIL import Image
 
 from clinkd.cli import main
 from clinkd.config import EvaluateConfig
+from clinkd.language.facts import Lexicon
+from clinkd.pipeline.prepared import OUTSIDE
 from clinkd.records import (
     BadInput,
     Box,
@@ -27,10 +29,12 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.reporting.cases import SharedCases
+from clinkd.reporting.compare import ComparedAnswers
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.systems import ComparedSystems, System, TaskResult, pool_systems, system_tables
+from clinkd.scoring.measure import Rules
 from clinkd.storage import write_json, write_lines
-from clinkd.workflows.compare import HowToCompare, compare
+from clinkd.workflows.compare import HowToCompare, _Member, _name_apart, compare
 
 
 def result(score: float | None, **by_modality: float) -> TaskResult:
@@ -174,6 +178,48 @@ def test_files_of_one_system_are_joined(tmp_path, capsys):
     )
 
 
+def keep_scores(place: Path, ids: Sequence[str], score: object) -> Path:
+    """As `clinkd evaluate --scorer` leaves them behind."""
+    write_lines(place / OUTSIDE, ({"scorer": "judge", "id": id, "score": score} for id in ids))
+    return place
+
+
+def test_outside_scores_stay_where_folders_are_joined(tmp_path, capsys):
+    """Of one of two joined folders, as no program scores VG."""
+    grounding, classes = ([asked(i, task) for i in range(6)] for task in (Task.VG, Task.ROC))
+    words = []
+    for name, score in (("A", 0.75), ("B", 0.5)):
+        of_classes = folder(tmp_path / f"{name}-roc", classes, [True] * 6, system=name)
+        words += [str(folder(tmp_path / f"{name}-vg", grounding, [True] * 6, system=name))]
+        words += [str(keep_scores(of_classes, [s.id for s in classes], score))]
+    assert main(["compare", *words, "--json"]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert pair["tasks"]["ROC"]["metrics"]["judge"]["difference"] == pytest.approx(25)
+    assert "judge" not in pair["tasks"]["VG"]["metrics"]
+    for ids, score, told in ((["s0"], 0.5, "no score of judge is kept for the answer to"), (["s0"], "x", "are not as")):
+        keep_scores(tmp_path / "B-roc", ids, score)
+        assert main(["compare", *words]) == 2 and told in capsys.readouterr().err
+
+
+def test_systems_that_are_alike_have_no_interval_without_a_width(tmp_path, capsys):
+    samples = [asked(i) for i in range(6)]
+    words = [str(folder(tmp_path / n, samples, [i < 4 for i in range(6)])) for n in "abcd"]
+    assert main(["compare", *words[:2], "--json"]) == 0
+    recall = json.loads(capsys.readouterr().out)["comparisons"][0]["tasks"]["ROC"]["metrics"]["Recall"]
+    assert (recall["difference"], recall["interval"], recall["p"], recall["smallest"]) == (0, None, 1, None)
+    assert main(["compare", *words[:2], "--against", *words[2:], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    recall = told["comparisons"][0]["tasks"]["ROC"]["metrics"]["Recall"]
+    assert (recall["interval"], recall["p"], recall["smallest"], recall["ours_interval"]) == (None, 1, None, None)
+    assert told["systems"][0]["ROC"]["interval"] is None and told["systems"][0]["ROC"]["score"] == 50
+
+
+def test_systems_of_one_name_are_told_apart_from_one_named_like_that():
+    answers = ComparedAnswers("a", [], [], Rules(0.5, Lexicon(())))
+    members = [_Member(answers, System(name, "", {}), ()) for name in ("a", "a", "a (1)")]
+    assert [m.system.name for m in _name_apart(members)] == ["a (1)", "a (2)", "a (1) (3)"]
+
+
 def test_what_cannot_be_compared_is_left_out_with_the_reason(tmp_path, capsys):
     a, b = named(tmp_path, "a", "b")
     other = folder(tmp_path / "other", [asked(i, Task.VG) for i in range(4)], [True] * 4)
@@ -212,6 +258,7 @@ def wrong(tmp_path_factory):
         (["a", "b", "--against", "a"], "--against: 1 for 2 runs"),
         (["a", "b", "--against", "b", "a", "--all-pairs"], "give one of the two"),
         (["a", "--against", "other"], "a and other share no question"),
+        (["a", "a", "--against", "b", "b"], "a and b are given twice, and a pair is one seed"),
         (["a", "b", "--against", "other", "b"], "a and other share no question"),
         (["a", "--against", "finer"], "evaluate.iou=0.5 of a is 0.7 in finer"),
         (["a", "nowhere"], "nowhere: no run of that name or path"),

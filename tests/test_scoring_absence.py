@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from clinkd.config import EvaluateConfig
@@ -10,7 +12,7 @@ from clinkd.records import Box, BoxedText, Candidate, Fact, ImageRef, Modality, 
 from clinkd.scoring.captions import CaptionScorer, NotComputed, by_column
 from clinkd.scoring.measure import Rules, SampleAnswer
 from clinkd.scoring.measures.absence import ABSENCE, HALLUCINATION, find_structures, states_absence
-from clinkd.scoring.score import score_predictions
+from clinkd.scoring.score import score_by_measures, score_predictions
 
 LEXICON = Lexicon(("mass", "cyst", "liver", "lung", "left lung", "right lung"))
 BOX = Box(0.1, 0.1, 0.3, 0.3)
@@ -58,6 +60,11 @@ def figures(samples: list[Sample], answers: list[BoxedText | str]) -> dict[str, 
         ("Keine Masse zu sehen.", True),
         ("", False),
         ("I cannot see the image.", False),
+        ("The mass is not absent.", False),
+        ("I don't think there is no mass.", False),
+        ("Not applicable", False),
+        ("A non-contrast CT", False),
+        ("A non-contrast CT without a mass", True),
         ("I'm sorry, I can't help with that.", False),
         ("It cannot be determined whether there is a mass.", False),
         ("It is unclear if there is no mass or a small one.", False),
@@ -93,6 +100,28 @@ def test_yes_and_no_of_plain_questions_have_the_same_figures() -> None:
     found = figures(asked, ["Yes, there is.", "yes", "No.", "yes"])
     assert found["POPE accuracy"] == pytest.approx(200 / 3) and found["Yes ratio"] == pytest.approx(200 / 3)
     assert found["POPE precision"] == 50 and found["POPE recall"] == 100 and found["Absence accuracy"] == 50
+
+
+@pytest.mark.parametrize("an_image", [1, 2, 1.5])  # questions: of one kind in each image, of both, of both or one
+def test_intervals_of_pope_hold_the_figures_however_questions_lie_in_images(an_image: float) -> None:
+    truths = ["yes" if n % 2 else "no" for n in range(60)]
+    said = [{"yes": "no", "no": "yes"}[t] if n % 7 == 0 else t for n, t in enumerate(truths)]
+    samples = [
+        replace(sample(Task.QA, t, question="Is there a mass?", image=f"{int(n / an_image)}.png"), id=str(n))
+        for n, t in enumerate(truths)
+    ]
+    samples += [replace(samples[1], id=f"x{n}", modality=Modality.XRAY) for n in range(2)]  # nothing absent in X-ray
+    predictions = [
+        Prediction(s.id, (Candidate(a, BoxedText(a)),)) for s, a in zip(samples, [*said, "no", "no"], strict=True)
+    ]
+    scored = score_by_measures([ABSENCE], samples, predictions, {}, Rules(0.5, LEXICON), 20)
+    found = {s.metric: s for s in scored.scores() if (s.row, s.modality) == ("model", None)}
+    for metric in ("POPE precision", "POPE F1", "Yes ratio"):
+        (low, high), value = found[metric].interval or (0, 0), found[metric].value or 0
+        assert low < value < high and high - low < 35
+    key = ("model", "POPE precision", Modality.CT)
+    (of_ct,) = (s for s in scored.scores() if (s.row, s.metric, s.modality) == key)
+    assert found["POPE precision"].interval == pytest.approx(of_ct.interval)  # X-ray has no such figure
 
 
 def test_where_all_is_present_nothing_is_said_of_absence() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.language.conflicts import conflicts
-from clinkd.language.equality import answer_key
+from clinkd.language.equality import answer_key, says_same
 from clinkd.language.facts import Lexicon
 from clinkd.language.languages import list_languages
 from clinkd.language.negation import affirmed_names
@@ -61,6 +61,7 @@ def figures(pairs: Sequence[tuple[Sample, str]], measure: Measure = ANSWERS, rul
         "B", "(B)", "[B]", "b", "b)", "(b)", "B.", "**B**", "\\boxed{B}", "Option B", "Answer: B", "Answer: **B**",
         "The correct answer is B.", "The correct option is (B).", "I choose B", "B is correct", "It is B.",
         "B. pneumonia", "B) Pneumonia.", "B: pneumonia", "B - pneumonia", "B\npneumonia", "(B) pneumonia",
+        "B pneumonia", "The answer is B pneumonia.",
         "B.pneumonia", "Option B: pneumonia", "The answer is B) pneumonia", "pneumonia (B)", "B. This lobe is opaque.",
         "B. pneumonia, because the lobe is opaque", "pneumonia", "Pneumonia.", "This is pneumonia.",
         "The answer is pneumonia.", "Pneumonia. The lobe is opaque.", "Option A is incorrect. Option B is correct.",
@@ -77,7 +78,8 @@ def test_an_option_is_chosen_by_its_letter_or_its_words(answer: str) -> None:
     "answer",
     [
         "", "B. edema", "edema (B)", "B. oedema", "B or C", "A, B", "B/C", "Both B and C", "E", "I am not sure.",
-        "A large mass is seen", "A mass in the lung", "Hepatitis B.", "I think it is not pneumonia",
+        "A large mass is seen", "A mass in the lung", "Hepatitis B.", "B edema", "B pneumonia C a mass",
+        "I think it is not pneumonia",
         "A. edema B. pneumonia", "A. edema\nB. pneumonia\nC. a mass\nD. no finding", "consistent with pneumonia",
         "edema and pneumonia", "Not B", "The most likely diagnosis is B. edema.", "It is A large thing",
     ],
@@ -227,6 +229,66 @@ def test_no_verdict_depends_on_the_truth() -> None:
         for word, verdict in language.verdicts.items():
             assert read_yes_no(word, "", word) == verdict or word == "no"
     assert read_yes_no("no", "", "no") == "no"
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Is the left lung smaller than the right lung?", {"The left lung is smaller than the right lung": "yes"}),
+        ("Is the left lung smaller than the right lung?", {"The right lung is smaller than the left lung": None}),
+        ("Is the left lung smaller than the right lung?", {"The left lung is not smaller than the right lung": "no"}),
+        ("Is the left lung smaller than the right lung?", {"The right lung is not smaller than the left lung": None}),
+        ("Is T1 brighter than T2?", {"T2 is brighter than T1": None, "T1 is brighter than T2": "yes"}),
+        ("Is the mass left of the heart?", {"The heart is left of the mass": None}),
+        ("Is there a mass?", {"No other mass": None, "There is no other mass.": None, "No mass": "no"}),
+        ("Is there any other mass?", {"No other mass": "no"}),
+        ("Is there evidence of a mass?", {"There is no evidence of a mass": "no"}),
+    ],
+)
+def test_what_changes_places_with_another_is_no_answer(question: str, said: dict[str, str | None]) -> None:
+    assert {answer: read_yes_no(answer, question) for answer in said} == said
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("hepatitis A", "hepatitis"), ("types A and B", "types and B"), ("left hand", "left"), ("AIDS", "aid"),
+        ("fracture in left hand", "left fracture"), (".5 cm", "5 cm"), ("-5 HU", "5 HU"), ("<5 mm", ">5 mm"),
+        ("≤ 3", "≥ 3"), ("<5 mm", "5 mm"), ("↑ uptake", "↓ uptake"), ("ER+", "ER-"), ("ER+", "ER"), ("3+", "3"),
+        ("+", "-"), ("(+)", "(-)"), ("", "?"), ("", "+"), ("", "-"), ("?", "!"), ("2 mm", "2cm"),
+    ],
+)  # fmt: skip
+def test_signs_and_letters_that_are_no_article_tell_answers_apart(one: str, other: str) -> None:
+    assert not says_same(one, other) and not says_same(other, one)
+    assert figures([(qa(other or "x"), one)])["Accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (".5 cm", "0.5 cm"), ("2cm", "2 cm"), ("<5mm", "less than 5 mm"), ("on the left-hand side", "left"),
+        ("ER+", "ER positive"), ("-", "negative"), ("hepatitis A", "Hepatitis a."), ("?", "?"), ("L4-5", "L4 - 5"),
+        ("a left-sided mass", "mass, left"), ("- mass", "mass"), ("5-10 mm", "5 - 10 mm"), ("↑", "increased"),
+    ],
+)  # fmt: skip
+def test_signs_in_words_say_the_same(one: str, other: str) -> None:
+    assert says_same(one, other) and says_same(other, one)
+
+
+def test_a_truth_without_a_word_is_met_by_no_other_answer() -> None:
+    told = [(asked(Turn(Task.ROC, BoxedText("What?"), BoxedText("??"))), a) for a in ("I do not know", "", "??")]
+    assert [figures([one], NAMES)["Recall"] for one in told] == [0, 0, 100]
+
+
+def test_an_empty_answer_says_nothing() -> None:
+    assert not says_same("", "") and not says_same(" ", "\n")
+
+
+def test_options_that_differ_by_a_sign_or_an_article() -> None:
+    sizes = ("<5 mm", ">5 mm", "5 mm")
+    assert [read_choice(a, sizes) for a in (*sizes, "more than 5mm")] == ["A", "B", "C", "B"]
+    vitamins = ("vitamin A", "vitamin B")
+    assert [read_choice(a, vitamins) for a in ("Vitamin", "vitamin a", "Vitamin B")] == ["", "A", "B"]
 
 
 # ---- spellings ------------------------------------------------------------------------------------------------------

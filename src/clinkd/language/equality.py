@@ -18,7 +18,7 @@ _SPELT = {  # other words for a side; rightmost and the like are places of their
     **dict.fromkeys(("rightsided", "rightside", "righthand"), "right"),
     **dict.fromkeys(("bilateral", "bilaterally"), "both"),
 }
-_AFTER_SIDE = {"side", "sided", "sides", "hand"}
+_AFTER_SIDE = {"side", "sided", "sides"}
 _BEFORE_SIDE = {"on", "in", "at", "to"}
 _POSITIONS = {  # adjectives that may stand before or behind a side word: "lower left lobe"
     *("upper", "lower", "middle", "mid", "anterior", "posterior", "medial", "lateral", "superior", "inferior"),
@@ -28,6 +28,7 @@ _BORDERS = {  # words that end a noun and what describes it
     *_ARTICLES, *PLACES, *VERBS, *AUXILIARY, *_SIDES, ",", "and", "or", "with", "without", "no", "not", "of", "from",
     *("for", "but", "there", "this", "that", "these", "those", "it", "its", "which", "than", "nor", "versus", "vs"),
 }  # fmt: skip
+_NO_NOUN = {",", ".", "and", "or"}
 _FRAMES = (  # openings that say nothing: "This is the liver."
     *(("this", "is"), ("it", "is"), ("its",), ("these", "are"), ("there", "is"), ("there", "are"), ("they", "are")),
     *(("the", "image", "shows"), ("this", "image", "shows"), ("image", "shows")),
@@ -46,10 +47,20 @@ def unify(text: str) -> str:
 @lru_cache(maxsize=65536)
 def answer_key(text: str) -> tuple[str, ...]:
     """What makes two texts equal: their words in one spelling, numbers as digits, no articles and empty openings."""
-    words = [w for w in unify(text).split() if w not in {",", "."}]
-    frame = next((f for f in _FRAMES if tuple(words[: len(f)]) == f), ())
-    words = [w for w in words[len(frame) :] if w not in _ARTICLES] or words
-    return tuple(str(NUMBERS[w]) if w in NUMBERS else singular(w) for w in words)
+    marked = unify(text).split()
+    # nothing follows the A of "hepatitis A" and of "A and B": it is no article
+    articles = {i for i, w in enumerate(marked[:-1]) if w in _ARTICLES and marked[i + 1] not in _NO_NOUN}
+    words = [(i, w) for i, w in enumerate(marked) if w not in {",", "."}]
+    frame = next((f for f in _FRAMES if tuple(w for _, w in words[: len(f)]) == f), ())
+    kept = [w for i, w in words[len(frame) :] if i not in articles] or [w for _, w in words]
+    return tuple(str(NUMBERS[w]) if w in NUMBERS else singular(w) for w in kept)
+
+
+def says_same(answer: str, truth: str) -> bool:
+    """Whether an answer says the same as the truth. Texts without a word ("?") are the same character by character, and
+    an empty answer says nothing."""
+    key = answer_key(answer)
+    return key == answer_key(truth) and (key != () or answer.strip() == truth.strip() != "")
 
 
 def _spell_sides(words: Sequence[str]) -> list[str]:
@@ -57,8 +68,9 @@ def _spell_sides(words: Sequence[str]) -> list[str]:
     spelt: list[str] = []
     for word in words:
         word = _SPELT.get(word, word)
-        after_side = bool(spelt) and spelt[-1] in _SIDES
-        if after_side and word == "sided":
+        if word in {"side", "sided"} and spelt[-1:] == ["hand"] and {*spelt[-2:-1]} & _SIDES:
+            spelt.pop()  # "on the left-hand side"; a left hand is a part of the body
+        if word == "sided" and spelt and spelt[-1] in _SIDES:
             continue
         if spelt[-1:] == ["and"] and {*spelt[-2:-1], word} == {"left", "right"}:
             spelt[-2:] = ["both"]

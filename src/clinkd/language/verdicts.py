@@ -38,6 +38,9 @@ _EXISTS = {
     "is",
     "are",
 }  # with what a repeated question begins
+# words between two that cannot change places: "smaller than", "left of"
+_RELATING = {"than", "of", "to", "from", "by", "before", "after", "behind", "into", "toward", "towards"}
+_NOT_ALL = {"other", "another"}  # "no other mass" leaves open whether there is one
 _OPEN_VERBS = {"may", "might", "could", "would", "should", "cannot", "cant"}
 
 
@@ -97,6 +100,8 @@ def _read_echo(answer: str, question: str) -> Verdict | None:
     content = {singular(w): i for i, w in enumerate(said.words) if carries_finding(w) and w not in empty}
     if not heads or any(said.uncertain[i] for i in content.values()):
         return None
+    if _NOT_ALL & ({*said.words} - {*asked}) or (_RELATING & {*asked} and not _keeps_order([*content], heads + places)):
+        return None
     if any(said.negated[i] for i in content.values()):  # "no effusion" denies a pleural effusion, too
         return "no" if heads[-1] in content and content.keys() <= {*heads, *places} else None
     start = next((i for i, word in enumerate(said.words) if word not in _PREAMBLE), len(said.words))
@@ -104,6 +109,12 @@ def _read_echo(answer: str, question: str) -> Verdict | None:
     if not opens or (opens[0] not in _EXISTS and singular(opens[0]) not in heads):
         return None  # "The image shows a mass" describes
     return "yes" if content.keys() == {*heads, *places} else None
+
+
+def _keeps_order(words: Sequence[str], asked: Sequence[str]) -> bool:
+    """Whether the words stand in the order in which they are asked; others beside them do not count."""
+    rest = iter(asked)
+    return all(word in rest for word in words if word in asked)
 
 
 def _read_negated(text: str) -> list[bool]:

@@ -12,6 +12,7 @@ from clinkd.records import BOX_MARK
 
 _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+|,")
 _SENTENCE_END = re.compile(r"[;!?\n\r\u2028\u2029]+|\.(?!\d)|(?<!\d)\.")
+_BARE_DECIMAL = re.compile(r"(?<![\w.)\]])\.(?=\d)")  # .5 is 0.5
 _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc](?=\w)")
 
 
@@ -19,6 +20,7 @@ _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc](?=\w)")
 def sentences(text: str) -> tuple[tuple[str, ...], ...]:
     """Sentences as lower-case words, with commas and colons as ",": all other readers start from these."""
     plain = unicodedata.normalize("NFKC", text.replace(BOX_MARK, " ")).casefold().replace(":", ",")
+    plain = _BARE_DECIMAL.sub("0.", plain)
     plain = _APOSTROPHE.sub("", plain)  # isn't -> isnt, patient's -> patients
     word_lists = (tuple(_WORD.findall(s)) for s in _SENTENCE_END.split(plain))
     return tuple(words for words in word_lists if any(w != "," for w in words))

@@ -41,6 +41,7 @@ LEVEL = 0.05
 EXCHANGES = 1999  # the smallest p is then 1 / 2000
 _EXCHANGES_A_TEST = 40  # the smallest p after Holm is then 1 / 40, however many tests there are
 _THEIRS = "compared"
+_ROUNDING = 1e-9  # of a difference: what is smaller is no spread
 
 Interval = tuple[float, float]
 Key = TypeVar("Key", bound=Hashable)
@@ -211,7 +212,7 @@ def score_systems(systems: Iterable[ComparedAnswers], replicates: int) -> Iterat
             chosen = _require_chosen_answers(answers)
             config = EvaluateConfig(iou=answers.rules.iou, replicates=replicates)
             scored = score_predictions(answers.samples, chosen, {}, lexicon, config, scorer)
-            stored = [make_stored_measure(name, [(chosen, scores)]) for name, scores in answers.outside.items()]
+            stored = [make_stored_measure(name, answers.samples, chosen, of) for name, of in answers.outside.items()]
             outside = score_by_measures(stored, answers.samples, chosen, {}, answers.rules, replicates)
             scored = replace(scored, rows=(*scored.rows, *outside.rows))
             yield ScoredSystem(answers.name, answers, scored)
@@ -306,7 +307,7 @@ def _compare_metric(scored: ScoredAnswers, task: Task, metric: str, exchanges: i
         if not np.isnan(ours - theirs):
             modality = None if key is None else Modality(key)
             interval = intervals[k]
-            if interval and interval[0] == interval[1] and ours != theirs:
+            if interval and interval[0] == interval[1]:
                 interval = None  # all parts alike: the bootstrap cannot tell how others would differ
             tested = (interval, *_test_by_permutation(paired, k), paired.answers[k])
             differences.append(MetricDifference(task, metric, modality, ours, theirs, ours - theirs, *tested))
@@ -329,7 +330,8 @@ def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | 
 
 
 class SeedMean(NamedTuple):
-    """Several seeds of one system: mean, standard deviation, and Student's 95 % interval of the mean; None for one."""
+    """Several seeds of one system: mean, standard deviation, and Student's 95 % interval of the mean. Both are None for
+    one; equal values have no interval, as they do not tell how another would differ."""
 
     mean: float
     sd: float | None
@@ -343,7 +345,7 @@ class SeedDifference(NamedTuple):
     `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
     pairs of this spread tell from 0 in 80 % of repetitions: sd / sqrt(n) times the noncentrality at which the
     noncentral t exceeds t.975 in 80 %, with n - 1 degrees of freedom (Cohen 1988). All three are None for a single
-    pair, whose spread is not known.
+    pair, and where all pairs differ by the same amount: the spread is not known. If that amount is 0, p is 1.
     """
 
     mean: float
@@ -364,6 +366,8 @@ def pool_values(values: Sequence[float]) -> SeedMean:
     if len(values) < 2:
         return SeedMean(mean, None, None, len(values))
     sd = stdev(values)
+    if sd <= _ROUNDING * abs(mean):
+        return SeedMean(mean, sd, None, len(values))
     half = _compute_t_quantile(0.975, len(values)) * sd / len(values) ** 0.5
     return SeedMean(mean, sd, (mean - half, mean + half), len(values))
 
@@ -371,13 +375,13 @@ def pool_values(values: Sequence[float]) -> SeedMean:
 def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> SeedDifference:
     """Compare one figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
     mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
-    if sd is None:
-        return SeedDifference(mean, None, None, None, 1)
+    if sd is None or interval is None:
+        return SeedDifference(mean, None, 1.0 if sd == 0 == mean else None, None, seeds)
     from scipy.special import nctdtrinc, stdtr  # here: what needs no interval starts without it
 
     error = sd / seeds**0.5
     smallest = float(nctdtrinc(seeds - 1, 1 - POWER, _compute_t_quantile(1 - LEVEL / 2, seeds))) * error
-    p = float(2 * stdtr(seeds - 1, -abs(mean) / error)) if error else float(mean == 0)  # all alike: sure, or no change
+    p = float(2 * stdtr(seeds - 1, -abs(mean) / error))
     return SeedDifference(mean, interval, p, smallest, seeds)
 
 

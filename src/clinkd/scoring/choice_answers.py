@@ -1,7 +1,7 @@
 """The option that an answer to a multiple-choice question chooses: its letter, its words, or both.
 
     B   (B)   b)   B.   **B**   Option B   Answer: B   The correct answer is B.   B is correct
-    B. pneumonia   (B) pneumonia   Option B: pneumonia   pneumonia (B)   B. pneumonia, because ...
+    B. pneumonia   (B) pneumonia   B pneumonia   Option B: pneumonia   pneumonia (B)   B. pneumonia, because ...
     pneumonia   Pneumonia. The lower lobe is opaque.
 
 An answer that contradicts itself ("B. oedema" where C is oedema; "B or C"; all options again) chooses none. Words count
@@ -29,6 +29,7 @@ _OPENING = re.compile(rf"^\W*(?i:(?:the|my)\s+)?(?:(?i:final|correct|best|right)
 _ALONE = re.compile(r"\W*([A-Ja-j])\W*")
 # a letter at the beginning, with a mark behind it; then words
 _HEAD = re.compile(rf"\W*(?:\(([A-Ja-j])\)|([A-Ja-j])[.):](?=\s|$|[^\W\d])|({_L})(?:,|\n|\s*[-–—](?=\s)))\s*(.*)", re.S)
+_SPACED = re.compile(rf"\W*({_L})\s+(.+)", re.S)  # "B pneumonia": a choice only with the words of that option
 _MARKED = re.compile(rf"(?:^|\n)\s*\(?({_L})[.):]\s|\(({_L})\)")
 _INLINE = re.compile(rf"\s({_L})[.):]\s+\S")
 _WITH_WORDS = re.compile(rf"(?<!\S)\(?({_L})[.):]\s+")
@@ -57,6 +58,8 @@ def _read_part(text: str, options: Sequence[str]) -> set[str]:
     """The letters of all options that a text chooses by letter or by words."""
     bare = _OPENING.sub("", text, count=1)
     head = _HEAD.match(bare)
+    if (spaced := _SPACED.fullmatch(bare)) and spaced[1] in _find_words(spaced[2], options, whole=True):
+        return {spaced[1]}
     is_a = head is not None and (head[1] or head[2] or head[3]).upper() == "A"  # not the article of what follows
     named = set() if is_a else _find_words(text, options)
     if len(named) == 1 and len(text) > 1 and _has_key(text, options[OPTION_LETTERS.index(min(named))]):
@@ -89,10 +92,10 @@ def _find_letters(text: str, bare: str) -> Iterator[str]:
             yield from (letter, second[1])
 
 
-def _find_words(text: str, options: Sequence[str]) -> set[str]:
-    """The letters of the options whose words a text is, or begins with as a clause of its own."""
+def _find_words(text: str, options: Sequence[str], whole: bool = False) -> set[str]:
+    """The letters of the options whose words a text is, or, if not `whole`, begins with as a clause of its own."""
     lettered = {c: words for c, words in zip(OPTION_LETTERS, options, strict=False) if words}
-    for part in (text, _CLAUSE_END.split(text.strip(), maxsplit=1)[0]):
+    for part in (text,) if whole else (text, _CLAUSE_END.split(text.strip(), maxsplit=1)[0]):
         if same := {letter for letter, words in lettered.items() if _has_key(part, words)}:
             exact = {letter for letter in same if normalise(lettered[letter]) == normalise(part)}
             return {min(exact)} if exact else same  # "cyst" and "cysts" may be two options

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clinkd.language.facts import Lexicon
 from clinkd.records import Candidate, Sample, Task
@@ -130,15 +131,18 @@ class Ratio:
     """A figure that is a share: the sum of one count divided by that of another, of which it is a part in every answer.
 
     So it has the interval of a share (`clinkd.scoring.intervals`). Not `binary`: the items are values from 0 to 1, such
-    as an IoU, and not hits or misses.
+    as an IoU, and not hits or misses. `part` and `whole` add up over answers; `given`: whether sums of many answers
+    make the figure say something.
     """
 
     part: Callable[[Sums], Counts]
     whole: Callable[[Sums], Counts]
     binary: bool = True
+    given: Callable[[Sums], NDArray[np.bool_]] | None = None
 
     def __call__(self, sums: Sums) -> Counts:
-        return divide(self.part(sums), self.whole(sums))
+        share = divide(self.part(sums), self.whole(sums))
+        return share if self.given is None else np.where(self.given(sums), share, np.nan)
 
 
 def make_ratio(part: str, whole: str, binary: bool = True) -> Ratio:

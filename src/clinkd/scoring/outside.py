@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from clinkd.data.codecs import make_codec
-from clinkd.records import BadInput, BoxedText, Modality, Prediction, Task
+from clinkd.records import BadInput, BoxedText, Modality, Prediction, Sample, Task
 from clinkd.scoring.captions import Counts
 from clinkd.scoring.measure import Mean, Measure, Metric, Rules, SampleAnswer
 from clinkd.scoring.metrics import MEASURES
@@ -99,24 +99,30 @@ def make_outside_measure(scorer: OutsideScorer) -> Measure:
     return _make_measure(scorer.name, count)
 
 
-def make_stored_measure(name: str, scored: Sequence[tuple[Sequence[Prediction], Mapping[str, float]]]) -> Measure:
-    """The same figure from kept scores: of each system its predictions, and the score of each by the id of its sample.
+def make_stored_measure(
+    name: str, samples: Sequence[Sample], predictions: Sequence[Prediction], scores: Mapping[str, float]
+) -> Measure:
+    """The same figure from kept scores: those of the predictions of a system by the id of their sample.
 
-    Its `count` raises BadInput naming an answer without a score.
+    It is of the tasks with a kept score; a system may be joined from folders that were not all scored. Its `count`
+    raises BadInput naming an answer to such a task without a score.
     """
-    scores = {(p.id, p.answer.answer): of[p.id] for predictions, of in scored for p in predictions if p.id in of}
+    score_by_answer = {(p.id, p.answer.answer): scores[p.id] for p in predictions if p.id in scores}
+    tasks = {s.task for s in samples if s.id in scores}
 
     def count(items: Sequence[SampleAnswer], _: Rules) -> Counts:
         keys = [(item.sample.id, item.answer.answer) for item in items]
-        if missing := next((id for id, answer in keys if (id, answer) not in scores), None):
+        if missing := next((id for id, answer in keys if (id, answer) not in score_by_answer), None):
             raise BadInput(f"no score of {name} is kept for the answer to {missing!r}; evaluate with --scorer again")
-        return np.array([[1.0, scores[key]] for key in keys])
+        return np.array([[1.0, score_by_answer[key]] for key in keys])
 
-    return _make_measure(name, count)
+    return _make_measure(name, count, tuple(task for task in TASKS if task in tasks))
 
 
-def _make_measure(name: str, count: Callable[[Sequence[SampleAnswer], Rules], Counts]) -> Measure:
-    return Measure(TASKS, _COLUMNS, count, (Metric(name, Mean("score", "answers")),))
+def _make_measure(
+    name: str, count: Callable[[Sequence[SampleAnswer], Rules], Counts], tasks: tuple[Task, ...] = TASKS
+) -> Measure:
+    return Measure(tasks, _COLUMNS, count, (Metric(name, Mean("score", "answers")),))
 
 
 def _make_pair(item: SampleAnswer) -> TextPair:

@@ -174,7 +174,8 @@ class GroupedCounts:
         sums_GK = self.measure.name_sums(self.sums_GKC)
         for f, metric in enumerate(self.measure.rows):
             if isinstance(ratio := metric.figure, Ratio):
-                hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
+                counted_K1 = ~np.isnan(values[:-1, f, None])  # the others do not count in the mean
+                hits_KG, items_KG = ratio.part(sums_GK).T * counted_K1, ratio.whole(sums_GK).T * counted_K1
                 intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
                 intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
         return intervals

@@ -106,7 +106,7 @@ def _read_outside_scores(file: Path) -> dict[str, dict[str, float]]:
     """By outside scorer and sample the score of the chosen answer; empty where no program scored."""
     scores: dict[str, dict[str, float]] = {}
     for row in JsonLines(file).read() if file.is_file() else ():
-        scores.setdefault(row["scorer"], {})[row["id"]] = row["score"]
+        scores.setdefault(row["scorer"], {})[row["id"]] = float(row["score"])
     return scores
 
 
@@ -200,6 +200,8 @@ def _name_apart(members: Sequence[_Member]) -> list[_Member]:
     """The same systems; those of one name get the number of their place behind it."""
     names = [m.system.name for m in members]
     apart = [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, start=1)]
+    if len({*apart}) < len(apart):  # one is called "a (1)" already
+        apart = [f"{name} ({n})" for n, name in enumerate(names, start=1)]
     return [
         replace(m, answers=replace(m.answers, name=name), system=m.system._replace(name=name))
         for m, name in zip(members, apart, strict=True)
@@ -220,7 +222,9 @@ def _join_members(one: _Member, other: _Member) -> _Member:
             "cannot be joined; evaluate one of them again"
         )
     rules = Rules(a.rules.iou, join_lexicons((a.rules.lexicon, b.rules.lexicon)))
-    answers = ComparedAnswers(name, [*a.samples, *b.samples], [*a.predictions, *b.predictions], rules)
+    outside = {by: {**a.outside.get(by, {}), **b.outside.get(by, {})} for by in {**a.outside, **b.outside}}
+    samples, predictions = [*a.samples, *b.samples], [*a.predictions, *b.predictions]
+    answers = ComparedAnswers(name, samples, predictions, rules, outside=outside)
     sets = ", ".join(dict.fromkeys((one.system.test_set, other.system.test_set)))
     system = System(name, sets, {**one.system.results, **other.system.results})
     return _Member(answers, system, (*one.places, *other.places), one.strict and other.strict)
@@ -243,6 +247,8 @@ def compare(wanted: Sequence[str], runs: Path, how: HowToCompare, page_file: Pat
             f"--against: {len(how.against)} for {len(wanted)} runs; give one for each, in the order of their seeds"
         )
     seeds = len(how.against) > 1
+    if twice := [pair for pair, count in Counter(zip(wanted, how.against, strict=False)).items() if count > 1]:
+        raise BadInput(f"--against: {' and '.join(twice[0])} are given twice, and a pair is one seed; give each once")
     if seeds:
         members = [_read_member(name, runs, how.mode) for name in (*wanted, *how.against)]
         pairs = [(n, n + len(wanted)) for n in range(len(wanted))]

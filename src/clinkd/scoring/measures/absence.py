@@ -38,6 +38,13 @@ _UNDECIDED = re.compile(
     re.I,
 )
 
+# a denied denial, and what denies nothing that could be there: "not absent", "not applicable", "non-contrast CT"
+_NO_DENIAL = re.compile(
+    r"(?:\bnot|n['’]?t)\s+(?:absent|missing|no\b|applicable)"
+    r"|(?:\bnot|n['’]?t)\s+(?:think|believe|say|mean)\s+(?:that\s+)?(?:there|it|this|the\s+\w+)\s+(?:is|are)\s+(?:no|not|absent)\b"
+    r"|\bnon[\s-]+\w+",
+    re.I,
+)
 _UNSEEN = re.compile(
     r"\b(?:(?:am|is|was|are|were|['’]m)\s+)?(?:unable|not\s+able|fail(?:s|ed)?)\s+to\s+"
     r"(?:find|see|locate|identify|detect|visuali[sz]e|discern|spot)\b"
@@ -59,7 +66,7 @@ def states_absence(answer: Candidate, names: Iterable[str]) -> bool:
     language = find_language(text)
     if language and language is not list_languages()[0]:  # which deny by sentences, not by words
         return denies(text) or bool(language.phrases and language.phrases.denying.search(text.lower()))
-    text = _UNSEEN.sub(" cannot find", text)
+    text = _NO_DENIAL.sub(" ", _UNSEEN.sub(" cannot find", text))
     return denies(text) and not affirmed_names(text, names)
 
 
@@ -109,7 +116,7 @@ def _says_present(item: SampleAnswer) -> bool | None:
 
 def _of_both_kinds(figure: Ratio) -> Ratio:
     """A figure that says something only where present and absent structures are asked about."""
-    return replace(figure, whole=lambda s: figure.whole(s) * ((s["present"] > 0) & (s["absent"] > 0)))
+    return replace(figure, given=lambda s: (s["present"] > 0) & (s["absent"] > 0))
 
 
 # As POPE (Li et al. 2023, "Evaluating object hallucination in large vision-language models"), in which yes is the

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clinkd.data.readers.choices import split_options
-from clinkd.language.equality import answer_key
+from clinkd.language.equality import answer_key, says_same
 from clinkd.language.languages import read_verdict
 from clinkd.language.verdicts import read_yes_no
 from clinkd.language.words import normalise, singular
@@ -48,7 +48,7 @@ def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     the data say; where they do not, those with the truth yes or no are closed."""
     sample, turn = item.sample, item.sample.turns[-1]
     row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
-    right = answer_key(item.answer.answer.words) == answer_key(sample.answer.words)
+    right = says_same(item.answer.answer.words, sample.answer.words)
     if choice := _find_choice(sample):
         chosen = read_choice(item.answer.answer.text, choice.options, sample.question.words)
         right = choice.is_true(chosen)

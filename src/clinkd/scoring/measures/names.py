@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from clinkd.language.conflicts import affirms, sides
-from clinkd.language.equality import answer_key, unify
+from clinkd.language.equality import answer_key, says_same, unify
 from clinkd.language.facts import Lexicon
 from clinkd.language.negation import affirmed_names
 from clinkd.language.words import normalise
@@ -38,10 +38,10 @@ def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     right, affirmed = read_classes(item, rules.lexicon)
     with_side = [n for n in names if len(sides(n)) == 1]
     # a class may be a denial ("No finding"), which no text affirms
-    equal = answer_key(text) in {answer_key(item.sample.answer.words), answer_key(", ".join(truth))}
+    equal = any(says_same(text, words) for words in (item.sample.answer.words, ", ".join(truth)))
     return {
         "answers": 1,
-        "hits": equal or affirmed == right,
+        "hits": equal or (bool(right) and affirmed == right),
         "list another class": not equal and bool(affirmed - right),
         "truths with a side": bool(with_side),
         "on the other side": any(_affirms_other_side(words, n) for n in with_side),
