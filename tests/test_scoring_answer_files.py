@@ -159,11 +159,36 @@ def test_all_spellings_of_the_examples_are_read_or_named():
         ("Why.\n## Answer\nliver", "liver"), ("[THINK]x[/THINK]liver", "liver"), ('{"answer": "liver"}', "liver"),
         ("<unused94>thought\nx<unused95>liver", "liver"), ("<CONCLUSION> liver </CONCLUSION>", "liver"),
         ("x</think>liver<think>y", "liver"),
+        ("<|begin_of_box|>Yes<|end_of_box|>", "Yes"), ("x</think>liver</answer>", "liver"),
+        ("<answer><|begin_of_box|>[1, 2]<|end_of_box|></answer>", "[1, 2]"), ("<output>liver</output>", "liver"),
+        ("<think>yes? <answer>liver</answer>", "liver"), ("<think>in <answer></answer> tags", ""),
+        ('a<|channel|>final <|constrain|>json<|message|>{"Answer": ["liver", "lung"]}', "liver, lung"),
+        ("analysisThe user asks.assistantfinalliver", "liver"), ("analysisThe user asks", ""),
+        ("Analysis: liver", "Analysis: liver"), ("<|channel>thought\nx<channel|>liver", "liver"),
+        ('{"Final Answer": 3}', "3"), ('{"reasoning": "x", "response": "liver"}', "liver"),
+        ("Here is my thought process: x.\nHere is my response: liver", "liver"), ("why\n#### liver", "liver"),
+        ("Yes. The answer is based on its shape.", "Yes. The answer is based on its shape."),
+        ("yes\nyes", "yes"), ("Output: liver", "liver"), ("### Response:\nliver", "liver"),
+        ("liver\nHuman: no?", "liver"), ("&lt;think&gt;x&lt;/think&gt;liver &amp; lung", "liver & lung"),
     ],
 )  # fmt: skip
 def test_the_final_answer_is_what_remains(raw, text):
     final = find_final_answer(raw)
     assert final.text == text and not final.refused
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nNo?<|im_end|>\n<|im_start|>assistant\n",
+        "[INST] No? [/INST]",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nNo?<|eot_id|><|start_header_id|>assistant"
+        "<|end_header_id|>\n\n", "<bos><start_of_turn>user\nNo?<end_of_turn>\n<start_of_turn>model\n",
+        "USER: No? ASSISTANT: ", "system\nS\nuser\nNo?\nassistant\n", "<|user|>\nNo?<|end|>\n<|assistant|>\n",
+    ],
+)  # fmt: skip
+def test_a_prompt_before_the_answer_is_none_of_it(prompt):
+    assert find_final_answer(f"{prompt}<think>no</think>liver").text == "liver"
 
 
 @pytest.mark.parametrize(
