@@ -287,6 +287,45 @@ def test_a_question_that_is_answered_twice_is_refused():
         match_rows(rows_of("id", [1, 1]), SAMPLES, Counter())
 
 
+def match_values(values: list[dict[str, object]], samples: list[Sample], notes: Counter[str]) -> dict[str, str]:
+    rows = [SourceRow(Path("a.jsonl"), n, value, None) for n, value in enumerate(values, start=1)]
+    return {id: row.text for id, row in match_rows([read_row(r, {}, "response") for r in rows], samples, notes).items()}
+
+
+def test_ids_are_found_in_any_field_and_as_numbers_before_rows_count_by_their_place():
+    numbered = [replace(one, id=f"00{n}") for n, one in enumerate(SAMPLES)]
+    order = [3, 1, 5, 0, 2, 4]
+    for spelled in (int, float, str):
+        found = match_values([{"id": spelled(n), "response": f"{n}"} for n in order], numbered, Counter())
+        assert found == {f"00{n}": f"{n}" for n in range(6)}
+    notes: Counter[str] = Counter()
+    found = match_values([{"id": k, "which": f"s{n}", "response": f"{n}"} for k, n in enumerate(order)], SAMPLES, notes)
+    assert found == {f"s{n}": f"{n}" for n in range(6)}
+    assert notes["answers matched by their field 'which', which holds ids of the data"] == 6
+
+
+def test_a_row_that_tells_the_question_of_another_id_is_refused():
+    other = replace(SAMPLES[1], turns=(Turn(Task.QA, BoxedText("What is it?"), BoxedText("A.")),))
+    rows = [{"id": "s0", "question": "What is it?", "response": "x"}, {"id": "s1", "response": "y"}]
+    with pytest.raises(BadInput, match="row 1: id s0 is another question of the data"):
+        match_values(rows, [SAMPLES[0], other], Counter())
+
+
+@pytest.mark.parametrize(
+    "reply", [{"text": "liver"}, [{"text": "liver", "finish_reason": "stop"}], {"content": "liver"}]
+)
+def test_an_answer_in_an_object_of_its_own_is_read(reply):
+    assert read_row(SourceRow(Path("a.jsonl"), 1, {"outputs": reply}, None), {}, "outputs").text == "liver"
+
+
+def test_packed_files_are_refused_and_lists_under_other_keys_read(tmp_path):
+    data = EvaluationData(SAMPLES, "the data")
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"id": f"s{n}", "response": TEXTS[n]} for n in range(6)]}))
+    assert len(read_results([tmp_path / "a.json"], data).predictions) == 6
+    with pytest.raises(BadInput, match="unpack it first"):
+        read_results([tmp_path / "a.jsonl.gz"], data)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -296,6 +335,8 @@ def test_a_question_that_is_answered_twice_is_refused():
         ({"custom_id": "s0", "response": {"status_code": 400, "body": {"error": {"code": 3}}}}, "a reply without"),
         ({"id": "s0", "filtered_resps": [["-1.5", "False"], ["-2.5", "True"]]}, "log-likelihoods of choices"),
         ({"id": "s0", "response": True}, "text is wanted"),
+        ({"id": "s0", "response": []}, "null; ask again"),
+        ({"index": "s0", "prediction": "Failed to obtain answer via API."}, "the request failed"),
     ],
 )
 def test_a_row_without_an_answer_is_named(value, words):
