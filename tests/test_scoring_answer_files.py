@@ -168,6 +168,8 @@ def test_all_spellings_of_the_examples_are_read_or_named():
         ('{"Final Answer": 3}', "3"), ('{"reasoning": "x", "response": "liver"}', "liver"),
         ("Here is my thought process: x.\nHere is my response: liver", "liver"), ("why\n#### liver", "liver"),
         ("Yes. The answer is based on its shape.", "Yes. The answer is based on its shape."),
+        ("\ufeffliver\u200b", "liver"), ("```\nliver\n```", "liver"), ('"liver"', "liver"), ("1. liver", "liver"),
+        ("1. liver 2. lung", "1. liver 2. lung"), ("Why.\n**Final answer: liver**", "liver"), ("a. b. a. b.", "a. b."),
         ("yes\nyes", "yes"), ("Output: liver", "liver"), ("### Response:\nliver", "liver"),
         ("liver\nHuman: no?", "liver"), ("&lt;think&gt;x&lt;/think&gt;liver &amp; lung", "liver & lung"),
     ],

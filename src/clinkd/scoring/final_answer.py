@@ -69,6 +69,13 @@ _STATED = re.compile(
     re.I,
 )
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8});", re.I)
+_UNSEEN = re.compile("[\ufeff\u200b-\u200f\u2060\u00ad]")  # marks without width, which would be a part of a word
+# marks around the whole answer: a block of code, quotes; or before its only line
+_AROUND = re.compile(
+    r"""```\w*\n(?P<code>(?:(?!```).)*)\n```|"(?P<double>[^"]*)"|“(?P<curved>[^“”]*)”|'(?P<single>[^']*)'"""
+    r"""|(?:1[.)]|[-*•])[ \t]+(?P<line>[^\W\d](?:(?!\s2[.)]\s)[^\n])*)""",
+    re.S,
+)
 _FENCE = re.compile(r"```(?:json)?")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
 _EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?!\*)|(?<!`)`(?!`))(?=\S)(.{1,400}?)(?<=\S)\1(?![`\w])", re.S)
@@ -118,7 +125,7 @@ def ends_whole(raw: str) -> bool:
 def find_final_answer(raw: str) -> FinalAnswer:
     """The last answer in what a model wrote; the text "" where there is none."""
     cut: list[str] = []
-    raw = _ENTITY.sub(lambda entity: html.unescape(entity.group()), raw)
+    raw = _ENTITY.sub(lambda entity: html.unescape(entity.group()), _UNSEEN.sub("", raw))
     if prompt := _PROMPT.match(raw):
         cut.append("the prompt")
         raw = raw[prompt.end() :]
@@ -130,6 +137,10 @@ def find_final_answer(raw: str) -> FinalAnswer:
     text = _choose_statement(_SPECIAL_TOKENS.sub("", text), cut)
     text = _cut_repeats(text, cut)
     plain = _HEADING.sub("", _EMPHASIS.sub(r"\2", _LATEX_TEXT.sub(r"\1", text)))
+    if plain.count("**") % 2:  # a line in bold, of which the beginning is cut
+        plain = plain.strip().removesuffix("**")
+    if around := _AROUND.fullmatch(plain.strip()):
+        plain = around[around.lastgroup or 0]
     if plain != text:
         cut.append("Markdown")
     refused = _refuses(plain)
@@ -208,13 +219,17 @@ def _find_member(text: str) -> str | None:
 def _cut_repeats(text: str, cut: list[str]) -> str:
     """The text with a sentence once that is written again and again."""
     sentences = re.split(r"(?<=[.!?])\s+|\n\s*", text.strip())
+    for length in range(1, len(sentences) // 2 + 1):  # of all that is said, several times
+        if len(sentences) % length == 0 and sentences == sentences[:length] * (len(sentences) // length):
+            cut.append("repeats")
+            return " ".join(sentences[:length])
     kept: list[str] = []
     repeats = 1
     for sentence in sentences:
         repeats = repeats + 1 if kept and sentence == kept[-1] else 1
         if repeats < 2 or not sentence:
             kept.append(sentence)
-    if len(sentences) - len(kept) >= _LEAST_REPEATS - 1 or 1 == len(kept) < len(sentences):
+    if len(sentences) - len(kept) >= _LEAST_REPEATS - 1:
         cut.append("repeats")
         return " ".join(kept)
     return text

@@ -395,7 +395,9 @@ def find_frame_doubts(
     best = max(_FRAMES, key=lambda name: overlaps[name])
     as_declared = f"read as {how.flag} {how.boxes} the boxes overlap the truth by {declared:.0%}"
     if overlaps[best] > max(_CLEARLY, 2 * declared):
-        alike = [name for name, known in FAMILIES.items() if known == FAMILIES[best] and name != best != RESIZED]
+        alike = [
+            n for n, known in FAMILIES.items() if known == FAMILIES[best] and RESIZED not in (n, best) and n != best
+        ]
         named = f"{best} (as {', '.join(alike[:3])})" if alike else best
         yield (
             f"{as_declared}, read as {named} by {overlaps[best]:.0%} (mean IoU of {len(asked)} answers): if the model "
