@@ -138,7 +138,7 @@ def _read_text(value: Any, key: str) -> tuple[str, bool, int]:
     if isinstance(value, dict):
         value, truncated, more = _read_reply(value, key)
         spare += more
-    if isinstance(value, str) and _FAILED.fullmatch(value):
+    if isinstance(value, str) and says_failure(value):
         raise LostAnswer(key, value, "the request failed; ask again, or let --missing wrong count it")
     if value is None or value == []:
         raise LostAnswer(key, value, "null; ask again, let --missing wrong count it, or name it: --column response=")
@@ -147,6 +147,11 @@ def _read_text(value: Any, key: str) -> tuple[str, bool, int]:
     if not isinstance(value, str):
         raise FieldError(key, value, "text is wanted; name the field of the answers with --column response=FIELD")
     return value, truncated, spare
+
+
+def says_failure(text: str) -> bool:
+    """Whether a program wrote the failure of its request in the place of an answer."""
+    return bool(_FAILED.fullmatch(text))
 
 
 def _read_reply(value: dict[str, Any], key: str) -> tuple[Any, bool, int]:
@@ -254,7 +259,7 @@ def _find_ids(rows: Sequence[AnswerRow], ids: Set[str], notes: Counter[str]) -> 
         return [short[row.id.lstrip("0")] for row in rows]
     for key in rows[0].row.value:
         values = [_read_word(row.row.value, key, ()) for row in rows]
-        if ids.issuperset(values) and len({*values}) == len(rows):
+        if ids >= {*values} and len({*values}) == len(rows):
             notes[f"answers matched by their field {key!r}, which holds ids of the data"] += len(rows)
             return values
     return None
