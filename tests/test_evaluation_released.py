@@ -155,6 +155,8 @@ def test_captions_keep_every_paragraph_and_no_line_is_shifted(tmp_path: Path) ->
         (row("x", "  ", id=7), "row 2, id 7: annotation.*nothing to judge by"),
         (row("x", id=7, image=""), "row 2, id 7: image.*empty"),
         ([1, 2], "row 2.*object"),
+        (row("", id=7, error="timeout"), "row 2, id 7: error = timeout: the request failed"),
+        (row("Failed to obtain answer via API.", id=7), "row 2, id 7: response.*the request failed"),
         (row("x", "<box>(100,100),(100,200)</box>", id=7), "row 2, id 7: annotation.*--truth-boxes qwen-vl"),
     ],
 )
@@ -300,6 +302,11 @@ def test_sizes_come_from_the_rows_or_the_images_or_are_asked_for(
     PIL.Image.new("L", (500, 250)).save(tmp_path / "ct_1.png")
     status, out, _ = call(capsys, *words, "--images", tmp_path)
     assert status == 0 and json.loads(out)["score"] == 100
+    status, out, err = call(
+        capsys, "--predictions", written(tmp_path, {**given, "image": "D:\\x\\ct_1.png"}), *words[2:],
+        "--images", tmp_path, "--prefix", "D:\\x\\",
+    )  # fmt: skip
+    assert status == 0 and list(json.loads(out)["by_modality"]) == ["ct"]
     status, _, err = call(capsys, "--predictions", written(tmp_path, {**given, "width": "500"}), *words[2:])
     assert status == 2 and "width = 500: pixels of the image are wanted" in err
 
@@ -363,6 +370,8 @@ def test_files_and_tasks_belong_together(tmp_path: Path, capsys: pytest.CaptureF
         (("--predictions", vg, roc, "--task", "VG", "VG"), "--task VG: of two files"),
         (("--predictions", vg, "--task", "VG", "--column", "id=nr"), "--column: rows in the papers' form"),
         (("--predictions", vg, "--data", vg, "--task", "VG", "ROC"), "--data has its own tasks"),
+        (("--predictions", vg, "--task", "VG", "--box-form", "xywh"), "--box-form: is for --data"),
+        (("--predictions", vg, "--task", "VG", "--missing", "wrong"), "--missing: is for --data"),
     ):
         status, out, err = call(capsys, *words, *more)
         assert status == 2 and named in err and err.count("\n") == 1

@@ -159,11 +159,38 @@ def test_all_spellings_of_the_examples_are_read_or_named():
         ("Why.\n## Answer\nliver", "liver"), ("[THINK]x[/THINK]liver", "liver"), ('{"answer": "liver"}', "liver"),
         ("<unused94>thought\nx<unused95>liver", "liver"), ("<CONCLUSION> liver </CONCLUSION>", "liver"),
         ("x</think>liver<think>y", "liver"),
+        ("<|begin_of_box|>Yes<|end_of_box|>", "Yes"), ("x</think>liver</answer>", "liver"),
+        ("<answer><|begin_of_box|>[1, 2]<|end_of_box|></answer>", "[1, 2]"), ("<output>liver</output>", "liver"),
+        ("<think>yes? <answer>liver</answer>", "liver"), ("<think>in <answer></answer> tags", ""),
+        ('a<|channel|>final <|constrain|>json<|message|>{"Answer": ["liver", "lung"]}', "liver, lung"),
+        ("analysisThe user asks.assistantfinalliver", "liver"), ("analysisThe user asks", ""),
+        ("Analysis: liver", "Analysis: liver"), ("<|channel>thought\nx<channel|>liver", "liver"),
+        ('{"Final Answer": 3}', "3"), ('{"reasoning": "x", "response": "liver"}', "liver"),
+        ("Here is my thought process: x.\nHere is my response: liver", "liver"), ("why\n#### liver", "liver"),
+        ("Yes. The answer is based on its shape.", "Yes. The answer is based on its shape."),
+        ("\ufeffliver\u200b", "liver"), ("```\nliver\n```", "liver"), ('"liver"', "liver"), ("1. liver", "liver"),
+        ("1. liver 2. lung", "1. liver 2. lung"), ("Why.\n**Final answer: liver**", "liver"), ("a. b. a. b.", "a. b."),
+        ("yes\nyes", "yes"), ("Output: liver", "liver"), ("### Response:\nliver", "liver"),
+        ("liver\nHuman: no?", "liver"), ("&lt;think&gt;x&lt;/think&gt;liver &amp; lung", "liver & lung"),
     ],
 )  # fmt: skip
 def test_the_final_answer_is_what_remains(raw, text):
     final = find_final_answer(raw)
     assert final.text == text and not final.refused
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nNo?<|im_end|>\n<|im_start|>assistant\n",
+        "[INST] No? [/INST]",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nNo?<|eot_id|><|start_header_id|>assistant"
+        "<|end_header_id|>\n\n", "<bos><start_of_turn>user\nNo?<end_of_turn>\n<start_of_turn>model\n",
+        "USER: No? ASSISTANT: ", "system\nS\nuser\nNo?\nassistant\n", "<|user|>\nNo?<|end|>\n<|assistant|>\n",
+    ],
+)  # fmt: skip
+def test_a_prompt_before_the_answer_is_none_of_it(prompt):
+    assert find_final_answer(f"{prompt}<think>no</think>liver").text == "liver"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +289,45 @@ def test_a_question_that_is_answered_twice_is_refused():
         match_rows(rows_of("id", [1, 1]), SAMPLES, Counter())
 
 
+def match_values(values: list[dict[str, object]], samples: list[Sample], notes: Counter[str]) -> dict[str, str]:
+    rows = [SourceRow(Path("a.jsonl"), n, value, None) for n, value in enumerate(values, start=1)]
+    return {id: row.text for id, row in match_rows([read_row(r, {}, "response") for r in rows], samples, notes).items()}
+
+
+def test_ids_are_found_in_any_field_and_as_numbers_before_rows_count_by_their_place():
+    numbered = [replace(one, id=f"00{n}") for n, one in enumerate(SAMPLES)]
+    order = [3, 1, 5, 0, 2, 4]
+    for spelled in (int, float, str):
+        found = match_values([{"id": spelled(n), "response": f"{n}"} for n in order], numbered, Counter())
+        assert found == {f"00{n}": f"{n}" for n in range(6)}
+    notes: Counter[str] = Counter()
+    found = match_values([{"id": k, "which": f"s{n}", "response": f"{n}"} for k, n in enumerate(order)], SAMPLES, notes)
+    assert found == {f"s{n}": f"{n}" for n in range(6)}
+    assert notes["answers matched by their field 'which', which holds ids of the data"] == 6
+
+
+def test_a_row_that_tells_the_question_of_another_id_is_refused():
+    other = replace(SAMPLES[1], turns=(Turn(Task.QA, BoxedText("What is it?"), BoxedText("A.")),))
+    rows = [{"id": "s0", "question": "What is it?", "response": "x"}, {"id": "s1", "response": "y"}]
+    with pytest.raises(BadInput, match="row 1: id s0 is another question of the data"):
+        match_values(rows, [SAMPLES[0], other], Counter())
+
+
+@pytest.mark.parametrize(
+    "reply", [{"text": "liver"}, [{"text": "liver", "finish_reason": "stop"}], {"content": "liver"}]
+)
+def test_an_answer_in_an_object_of_its_own_is_read(reply):
+    assert read_row(SourceRow(Path("a.jsonl"), 1, {"outputs": reply}, None), {}, "outputs").text == "liver"
+
+
+def test_packed_files_are_refused_and_lists_under_other_keys_read(tmp_path):
+    data = EvaluationData(SAMPLES, "the data")
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"id": f"s{n}", "response": TEXTS[n]} for n in range(6)]}))
+    assert len(read_results([tmp_path / "a.json"], data).predictions) == 6
+    with pytest.raises(BadInput, match="unpack it first"):
+        read_results([tmp_path / "a.jsonl.gz"], data)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -271,6 +337,8 @@ def test_a_question_that_is_answered_twice_is_refused():
         ({"custom_id": "s0", "response": {"status_code": 400, "body": {"error": {"code": 3}}}}, "a reply without"),
         ({"id": "s0", "filtered_resps": [["-1.5", "False"], ["-2.5", "True"]]}, "log-likelihoods of choices"),
         ({"id": "s0", "response": True}, "text is wanted"),
+        ({"id": "s0", "response": []}, "null; ask again"),
+        ({"index": "s0", "prediction": "Failed to obtain answer via API."}, "the request failed"),
     ],
 )
 def test_a_row_without_an_answer_is_named(value, words):

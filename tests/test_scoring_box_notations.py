@@ -9,9 +9,9 @@ import time
 import pytest
 
 from clinkd.data.grids import Size
-from clinkd.records import BadInput
+from clinkd.records import BadInput, BoxedText
 from clinkd.scoring.final_answer import find_final_answer
-from clinkd.scoring.reading.box_families import read_answer
+from clinkd.scoring.reading.box_families import ReadAnswer, read_answer
 
 CORNERS = (0.1, 0.2, 0.4, 0.5)
 SPELLED = [
@@ -73,6 +73,19 @@ THOUSANDTHS = [
     '{"detections": [{"box": [100,200,400,500], "confidence": 0.9, "class": "liver"}], "count": 1}',
     "{'<OD>': {'bboxes': [[100, 200, 400, 500]], 'labels': ['liver']}}",
     '[[100, 200, 400, 500], "liver", 0.93]',
+    "[100, 200, 400, 500, 0.93]",
+    "[y_min, x_min, y_max, x_max] = [200, 100, 500, 400]",
+    "In the format (x, y, width, height) it is [100, 200, 300, 300].",
+    "[x_center, y_center, width, height]: [250, 350, 300, 300]",
+    "(100,200),(400,210),(390,500),(110,490)",  # an outline, and no two boxes
+    "from x=100, y=200 to x=400, y=500",
+    "<box><100><200><400><500></box>",
+    "[np.float64(100.0), np.float64(200.0), np.float64(400.0), np.float64(500.0)]",
+    '{"p1": [100, 200], "p2": [400, 500]}',
+    "\\[100, 200, 400, 500\\]",
+    "- x1: 100\n- y1: 200\n- x2: 400\n- y2: 500",
+    "X: [100, 400], Y: [200, 500]",
+    '{"Place": "[100, 200, 400, 500]"}',
     "liver: 0.93 [100, 200, 400, 500]",
     '[{"bbox_2d": [100, 200, 400, 500], "lab',
     '<box x1="100" y1="200" x2="400" y2="500"/>',
@@ -135,10 +148,11 @@ def test_several_boxes_stay_several(text: str, family: str) -> None:
             "<box>(1,2),(3,", "<box>(100,100),(300,30", "<box></box>", "[0.1, 0.1, 0.3, 0.3]", "[100, 100, 1200, 300]",
             "(100,100),(100,300)", "(-25,1),(30,40)", "[box]", "<box>(1,2)</box>", "(250, 350)", "[250, 350]",
             "(100,200), (400,500), (700,100)", "<point>250 350</point>", '<points coords="1 1 250 350 2 400 500"/>',
-            "start_box='<|box_start|>(100,200)<|box_end|>'", '{"x": 250, "y": 350}', "[100, 200, 400, 500, 0.93]",
+            "start_box='<|box_start|>(100,200)<|box_end|>'", '{"x": 250, "y": 350}', "[100, 200, 400, 500, 7]",
             '{"bbox_2d": [100, 200, 4', "<box>liver</box>", '{"bbox": [NaN, 2, 3, 4]}', "[1e999, 2, 3, 4]",
             "bbox: 100,200,400,500 (liver)", "[100px, 200px, 400px, 500px]", "| 100 | 200 | 400 | 500 |",
-            "- x1: 100\n- y1: 200\n- x2: 400\n- y2: 500", "<loc0205><loc0102><loc0512><loc0410> liver",
+            "liver 0.95 100 200 400 500 1", "horizontally from 100 to 400 and vertically from 200 to 500",
+            "<loc0205><loc0102><loc0512><loc0410> liver",
             "<object><patch_index_0195><patch_index_0525></object>",
         )),
         ('{"x1": 1,024, "y1": 200, "x2": 400, "y2": 500}', "pixels"), ("[1,024, 2,048, 3,072, 4,096]", "pixels"),
@@ -185,3 +199,10 @@ def test_pixels_need_a_size_and_a_family_a_known_name() -> None:
         read_answer("(1,2),(3,4)", "qwen2.5-vl")
     with pytest.raises(BadInput, match="did you mean gemini"):
         read_answer("(1,2),(3,4)", "gemin")
+
+
+def test_an_object_whose_box_is_empty_says_that_it_is_nowhere() -> None:
+    for text in ('[{"bbox_2d": [], "label": "liver"}]', '{"box_2d": null}', '[{"bbox": "none"}, {"bbox": []}]'):
+        assert read_answer(text, "thousandths") == ReadAnswer(BoxedText("[]")), text
+    both = read_answer('[{"bbox_2d": []}, {"bbox_2d": [100, 200, 400, 500]}]', "thousandths")
+    assert len(both.answer.boxes) == 1 and not both.unread

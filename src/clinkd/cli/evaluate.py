@@ -25,6 +25,9 @@ _CHAT_KNOBS = (  # knobs with a flag of the same name
     *("model", "key_variable", "input_price", "output_price", "budget"),
     *("max_tokens", "limit_as", "concurrency", "journal"),
 )
+_OF_ROWS = frozenset(  # flags of data that rows in the papers' form have, too
+    ("task", "boxes", "column", "images", "no_images", "group", "prefix", "min_pixels", "max_pixels", "workers")
+)
 RELEASED = "qwen-vl"  # how the papers' files write boxes; marks of Qwen2-VL are read, too
 
 
@@ -241,6 +244,7 @@ def _find_released(args: argparse.Namespace) -> ReleasedFiles:
 
     if args.column:
         raise BadInput("--column: rows in the papers' form have the papers' fields; give --data to name others")
+    _refuse_flags_of_data(args)
     tasks = [_read_task(word) for word in args.task] if args.task else [_find_task(f) for f in args.predictions]
     if len(tasks) != len(args.predictions):
         raise BadInput(
@@ -253,7 +257,17 @@ def _find_released(args: argparse.Namespace) -> ReleasedFiles:
     how = truth._replace(boxes=args.boxes or truth.boxes, flag="--boxes")
     images = args.images if not args.no_images else None
     files = dict(zip(tasks, args.predictions, strict=True))
-    return ReleasedFiles(files, truth, how, images, args.group, args.quarantine)
+    return ReleasedFiles(files, truth, how, images, args.group, args.quarantine, args.prefix)
+
+
+def _refuse_flags_of_data(args: argparse.Namespace) -> None:
+    """Raises BadInput for a flag that says how --data is written, where there is none: it would change nothing."""
+    parser = argparse.ArgumentParser()
+    source_flags(parser)
+    defaults = {**vars(parser.parse_args([])), "missing": "refuse", "least": 0.0, "split": "test"}
+    for name in defaults.keys() - _OF_ROWS:
+        if getattr(args, name) != defaults[name]:
+            raise BadInput(f"--{name.replace('_', '-')}: is for --data; rows in the papers' form are read without it")
 
 
 def _build_chat_config(args: argparse.Namespace) -> ChatConfig:

@@ -5,38 +5,76 @@ What is cut is named, so that it can be counted. A refusal, or reasoning that ne
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import dataclass
 
-_NAMES = r"(?:think|thinking|thought|reasoning|reason|analysis|scratchpad|seed:think|rationale)"
-_OPEN = rf"(?:<{_NAMES}>|◁think▷|<\|begin_of_thought\|>|<unused94>|\[THINK\])"
-_CLOSE = rf"(?:</{_NAMES}>|◁/think▷|<\|end_of_thought\|>|<unused95>|\[/THINK\])"
-_FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\s*<\|message\|>")
-_CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)\b.*", re.S)
+_NAMES = r"(?:think|thinking|thought|reasoning|reason|analysis|scratchpad|seed:think|rationale|reflection)"
+_OPEN = rf"(?:<{_NAMES}>|◁think▷|<\|begin_of_thought\|>|<unused94>|\[THINK\]|<\|think\|>|<\|channel>)"
+_CLOSE = rf"(?:</{_NAMES}>|◁/think▷|<\|end_of_thought\|>|<unused95>|\[/THINK\]|<\|/think\|>|<channel\|>)"
+# the latter: where tokens were dropped in decoding, and their words are left
+_FINAL_CHANNEL = re.compile(
+    r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|\A\s*analysis.*assistantfinal", re.S
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)\b.*|\A\s*analysis(?=[A-Z][a-z]).*", re.S)
 _THOUGHT = re.compile(rf"(?P<open>{_OPEN})|{_CLOSE}", re.I)
 _LAST_TOKEN = (
     r"(?:<\|(?:im_end|endoftext|eot_id|eom_id|end|end_of_text|return|eos|endofanswer)\|>|</s>|<eos>|<end_of_turn>"
     r"|<｜end▁of▁sentence｜>)"
 )
-_ENDS = re.compile(rf"{_LAST_TOKEN}|\[/?INST\]|<\|(?:im_start|start|start_header_id|user)\|>|<start_of_turn>")
+_ENDS = re.compile(
+    rf"{_LAST_TOKEN}|\[/?INST\]|<\|(?:im_start|start|start_header_id|user)\|>|<start_of_turn>"
+    r"|\n[ \t]*+(?:#{1,4}[ \t]*+)?(?:Human|HUMAN|User|USER)[ \t]*+:"
+)
 _ENDS_WITH_TOKEN = re.compile(rf"{_LAST_TOKEN}\s*\Z")
 _STARTS = re.compile(
     r"\s*(?:(?:<s>|<bos>|<pad>|<\|im_start\|>|<\|begin_of_text\|>|<\|start(?:_header_id)?\|>|<start_of_turn>|\[/INST\]"
     r"|<｜Assistant｜>|<\|assistant\|>)\s*)*+"
-    r"(?:(?:assistant|model)[ \t]*+(?:<\|end_header_id\|>\s*|\n\s*)|assistant\s*:\s*)?",
+    r"(?:(?:assistant|model)[ \t]*+(?:<\|end_header_id\|>\s*|\n\s*)"
+    r"|(?:#{1,4}[ \t]*+)?(?:assistant|response|output|prediction)\s*:\s*)?",
     re.I,
+)
+# the turns of a prompt that stands before its answer, up to the mark of the answer
+_PROMPT = re.compile(
+    r"\A\s*+(?:<s>|<bos>|<\|begin_of_text\|>)?+\s*+(?:"
+    r"<\|im_start\|>\s*(?:system|user)\b.*<\|im_start\|>\s*assistant\b"
+    r"|<\|start_header_id\|>\s*(?:system|user)\b.*<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>"
+    r"|<start_of_turn>\s*user\b.*<start_of_turn>\s*model\b"
+    r"|<\|(?:system|user)\|>.*<\|assistant\|>"
+    r"|\[INST\].*\[/INST\]"
+    r"|(?:system|user)\n.*\n(?:assistant|model)\n"
+    r"|(?:A chat between.{0,400}?)?(?:USER|Human|User|###\s*Human)\s*:.*(?:ASSISTANT|Assistant|GPT)\s*:"
+    r")",
+    re.S,
 )
 _SPECIAL_TOKENS = re.compile(
     r"<(?:pad|unk|image)>|<\|(?:pad|unk|(?:begin|end)_of_solution|(?:image|vision|video)_\w+)\|>"
 )
-_ANSWER_TAG = re.compile(r"<(answer|final_answer|response|conclusion|solution)>(.*?)(?:</\1>|\Z)", re.S | re.I)
+_ANSWER_TAGS = r"(?:answer|final_answer|response|conclusion|solution|output)"
+_ANSWER_TAG = re.compile(
+    rf"<({_ANSWER_TAGS})>(?P<inside>.*?)(?:</\1>|\Z)|<\|begin_of_box\|>(?P<boxed>.*?)(?:<\|end_of_box\|>|\Z)",
+    re.S | re.I,
+)
+_ANSWER_END = re.compile(rf"</{_ANSWER_TAGS}>", re.I)
+_ANSWER_LAST = re.compile(r"<(answer|final_answer)>\s*[^\s<](?:(?!<\1>).)*</\1>\s*\Z", re.S | re.I)
+_MEMBERS = ("final_answer", "answer", "response", "prediction", "output", "result", "conclusion", "choice", "option")
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _STATED = re.compile(
     r"(?:^|[\n.!?*:)#]\s{0,4}+)\*{0,3}+\s{0,4}+(?:(?:so|thus|therefore|hence)[,:]?\s+)?(?:the\s+)?"
     r"(?:(?:final|correct|best)\s+)?answer\s{0,4}"
-    r"(?:\*{0,3}\s{0,4}[:：]\s{0,4}\*{0,3}|\*{0,3}\s{0,4}\n|\s(?:is|would be)\b:?)\s*",
+    r"(?:\*{0,3}\s{0,4}[:：]\s{0,4}\*{0,3}|\*{0,3}\s{0,4}\n|\s(?:is|would be)\b:?"
+    r"(?!\s+(?:based|given|found|derived|supported|determined|obtained|provided|because|not|clear|unclear)\b))\s*"
+    r"|\bhere\s+is\s+my\s+response\s*:\s*|\n####\s+(?=[^\n]+\Z)",
     re.I,
+)
+_ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8});", re.I)
+_UNSEEN = re.compile("[\ufeff\u200b-\u200f\u2060\u00ad]")  # marks without width, which would be a part of a word
+# marks around the whole answer: a block of code, quotes; or before its only line
+_AROUND = re.compile(
+    r"""```\w*\n(?P<code>(?:(?!```).)*)\n```|"(?P<double>[^"]*)"|“(?P<curved>[^“”]*)”|'(?P<single>[^']*)'"""
+    r"""|(?:1[.)]|[-*•])[ \t]+(?P<line>[^\W\d](?:(?!\s2[.)]\s)[^\n])*)""",
+    re.S,
 )
 _FENCE = re.compile(r"```(?:json)?")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}")
@@ -87,6 +125,10 @@ def ends_whole(raw: str) -> bool:
 def find_final_answer(raw: str) -> FinalAnswer:
     """The last answer in what a model wrote; the text "" where there is none."""
     cut: list[str] = []
+    raw = _ENTITY.sub(lambda entity: html.unescape(entity.group()), _UNSEEN.sub("", raw))
+    if prompt := _PROMPT.match(raw):
+        cut.append("the prompt")
+        raw = raw[prompt.end() :]
     text = _cut_reasoning(_STARTS.sub("", raw, count=1), cut)
     if end := _ENDS.search(text):
         if text[end.end() :].strip():
@@ -95,6 +137,10 @@ def find_final_answer(raw: str) -> FinalAnswer:
     text = _choose_statement(_SPECIAL_TOKENS.sub("", text), cut)
     text = _cut_repeats(text, cut)
     plain = _HEADING.sub("", _EMPHASIS.sub(r"\2", _LATEX_TEXT.sub(r"\1", text)))
+    if plain.count("**") % 2:  # a line in bold, of which the beginning is cut
+        plain = plain.strip().removesuffix("**")
+    if around := _AROUND.fullmatch(plain.strip()):
+        plain = around[around.lastgroup or 0]
     if plain != text:
         cut.append("Markdown")
     refused = _refuses(plain)
@@ -115,6 +161,9 @@ def _cut_reasoning(text: str, cut: list[str]) -> str:
             kept = kept if thinks else []  # reasoning whose beginning stood in the prompt
             start, thinks = mark.end(), False
             cut.append("reasoning")
+    if thinks and (last := _ANSWER_LAST.search(text, start)):  # it forgot to end its reasoning
+        cut.append("reasoning")
+        return last.group()
     shorter = "".join(kept) if thinks else "".join([*kept, text[start:]])
     whole = _CHANNEL.sub("", shorter)
     if thinks or whole != shorter:
@@ -132,9 +181,12 @@ def _refuses(text: str) -> bool:
 
 def _choose_statement(text: str, cut: list[str]) -> str:
     """What the model marks as its answer, by a tag, a box of LaTeX, or the words "the answer is"."""
-    if tags := _ANSWER_TAG.findall(text):
+    for _ in range(2):  # one tag may be within another
+        if not (tags := list(_ANSWER_TAG.finditer(text))):
+            break
         cut.append("text beside the answer")
-        text = tags[-1][1]
+        text = tags[-1]["inside"] or tags[-1]["boxed"] or ""
+    text = _ANSWER_END.sub("", text)
     if (member := _find_member(text)) is not None:
         cut.append("text beside the answer")
         return member
@@ -155,16 +207,22 @@ def _find_member(text: str) -> str | None:
     if not (inside.startswith("{") and inside.endswith("}")):
         return None
     try:
-        members = json.loads(inside)
+        members = {re.sub(r"[\s-]", "_", key.lower()): value for key, value in json.loads(inside).items()}
     except (ValueError, RecursionError):
         return None
-    answer = next((members[key] for key in ("final_answer", "answer") if key in members), None)
-    return answer if isinstance(answer, str) else None
+    answer = next((members[key] for key in _MEMBERS if key in members), None)
+    if isinstance(answer, list) and answer and all(isinstance(part, str) for part in answer):
+        return ", ".join(answer)
+    return json.dumps(answer) if isinstance(answer, int | float) else answer if isinstance(answer, str) else None
 
 
 def _cut_repeats(text: str, cut: list[str]) -> str:
     """The text with a sentence once that is written again and again."""
-    sentences = re.split(r"(?<=[.!?\n])\s+", text.strip())
+    sentences = re.split(r"(?<=[.!?])\s+|\n\s*", text.strip())
+    for length in range(1, len(sentences) // 2 + 1):  # of all that is said, several times
+        if len(sentences) % length == 0 and sentences == sentences[:length] * (len(sentences) // length):
+            cut.append("repeats")
+            return " ".join(sentences[:length])
     kept: list[str] = []
     repeats = 1
     for sentence in sentences:

@@ -141,6 +141,7 @@ class ReleasedFiles:
 
     `truth` and `how`: how truths and answers write boxes. `images`: the folder of the images, where their sizes are
     needed or pictures wanted. `group`: see `released.read_lines`. `quarantine`: where bad rows are set aside.
+    `prefix`: cut from the front of each image path.
     """
 
     files: Mapping[Task, Path]
@@ -149,6 +150,7 @@ class ReleasedFiles:
     images: Path | None = None
     group: str | None = None
     quarantine: Path | None = None
+    prefix: str = ""
 
     @property
     def sized_images(self) -> Path | None:
@@ -156,12 +158,15 @@ class ReleasedFiles:
         in_pixels = [choose_family(how.boxes, how.flag).unit is None for how in (self.truth, self.how)]
         return self.images if any(in_pixels) else None
 
+    def _source(self, file: Path) -> Source:
+        return Source(file, images=self.images, prefix=self.prefix.replace("\\", "/"))
+
     def read_lines(self, strictly: bool) -> dict[Task, released.ReleasedLines]:
         """The rows of each file, without those that cannot be used. Raises BadInput with the first of these, unless
         they are set aside."""
         lines = {}
         for task, file in self.files.items():
-            resolver = ImageResolver(Source(file, images=self.images)) if self.sized_images else None
+            resolver = ImageResolver(self._source(file)) if self.sized_images else None
             lines[task] = released.read_lines(file, resolver, self.group)
             if strictly:
                 faults = released.find_unreadable_truths(lines[task], task, self.truth)

@@ -18,8 +18,9 @@ What an answer says at last, and its boxes, are read here for all sources of ans
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -33,12 +34,26 @@ from clinkd.scoring.reading.box_families import FAMILIES, choose_family, read_an
 COLUMNS = ("id", "response", "question", "image")  # what --column may name
 TEXT_KEYS = (  # "answer" is the last, as many harnesses keep the truth there
     *("response", "prediction", "predict", "filtered_resps", "resps", "result", "text", "output", "model_output"),
-    *("pred", "model_answer", "model_response", "generated_text", "generated_answer", "completion", "generation"),
+    *(
+        "pred",
+        "model_answer",
+        "model_response",
+        "generated_text",
+        "generated_answer",
+        "completion",
+        "generation",
+        "outputs",
+    ),
     "answer",
 )
 _TRUTH_KEY = "answer"
 ID_KEYS = (  # a batch has an id of its own
-    *("custom_id", "key", "id", "question_id", "qid", "sample_id", "uid", "doc_id", "index"),
+    *("custom_id", "key", "id", "question_id", "qid", "sample_id", "request_id", "uid", "uuid", "doc_id"),
+    *("index", "idx", "data_id", "case_id", "question_idx"),
+)
+# what VLMEvalKit and others write in the place of an answer, where a request failed
+_FAILED = re.compile(
+    r"\s*(?:Failed to obtain answer via API|\*\*ERROR\*\*|API (?:call )?(?:error|failed)\b).{0,200}", re.I | re.S
 )
 QUESTION_KEYS = ("question", "prompt", "input", "query", "problem")
 IMAGE_KEYS = ("image", "image_path", "img", "image_name", "img_name", "images", "file_name")
@@ -123,13 +138,20 @@ def _read_text(value: Any, key: str) -> tuple[str, bool, int]:
     if isinstance(value, dict):
         value, truncated, more = _read_reply(value, key)
         spare += more
-    if value is None:
+    if isinstance(value, str) and says_failure(value):
+        raise LostAnswer(key, value, "the request failed; ask again, or let --missing wrong count it")
+    if value is None or value == []:
         raise LostAnswer(key, value, "null; ask again, let --missing wrong count it, or name it: --column response=")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise FieldError(key, value, "text is wanted; name the field of the answers with --column response=FIELD")
     return value, truncated, spare
+
+
+def says_failure(text: str) -> bool:
+    """Whether a program wrote the failure of its request in the place of an answer."""
+    return bool(_FAILED.fullmatch(text))
 
 
 def _read_reply(value: dict[str, Any], key: str) -> tuple[Any, bool, int]:
@@ -150,8 +172,10 @@ def _read_reply(value: dict[str, Any], key: str) -> tuple[Any, bool, int]:
         texts = [_join_parts(part.get("content")) or "" for part in parts]
         return "".join(texts), body.get("status") == "incomplete", 0
     message = _flat(body.get("message")) or body
-    if "content" in message:  # Anthropic
-        return _join_parts(message["content"]), message.get("stop_reason") == "max_tokens", 0
+    for part in ("content", "text", "generated_text"):  # the first of Anthropic
+        if part in message:
+            cut = (message.get("stop_reason") or body.get("finish_reason")) in ("max_tokens", "length")
+            return _join_parts(message[part]), cut, 0
     why = "a reply without an answer; ask again, or let --missing wrong count it"
     raise LostAnswer(key, body.get("error") or value, why)
 
@@ -166,7 +190,10 @@ def _join_parts(content: Any) -> Any:
 
 def _read_word(value: Mapping[str, Any], named: str | None, keys: Sequence[str]) -> str:
     for key in (named,) if named else keys:
-        if isinstance(found := value.get(key), str | int) and not isinstance(found, bool):
+        found = value.get(key)
+        if isinstance(found, float) and found.is_integer():  # as sheets have numbers
+            found = int(found)
+        if isinstance(found, str | int | float) and not isinstance(found, bool):
             return str(found).strip()
     return ""
 
@@ -196,9 +223,7 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     """The row of each question, by its id. Raises BadInput where rows do not belong to questions without doubt."""
     ids = {sample.id for sample in samples}
     if all(row.id in ids for row in rows):
-        words = {sample.id: _fold(sample.question.words) for sample in samples}
-        others = sum(bool(row.question) and words[row.id] not in _fold(row.question) for row in rows)
-        notes["answers whose row tells another question than the data have under its id"] += others
+        _refuse_other_questions(rows, samples, notes)
         return _give(rows, [row.id for row in rows])
     by_content: dict[tuple[str, str], list[str]] = defaultdict(list)
     for sample in samples:
@@ -207,6 +232,8 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     if all(len(hits) == 1 for hits in found):
         notes["answers matched by image and question, as their ids are none of the data's"] += len(rows)
         return _give(rows, [hits[0] for hits in found])
+    if (by_field := _find_ids(rows, ids, notes)) is not None:
+        return _give(rows, by_field)
     in_place = len(rows) == len(samples) and all(
         not row.question or _fold(sample.question.words) in _fold(row.question)
         for row, sample in zip(rows, samples, strict=True)
@@ -214,13 +241,43 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     if in_place and _count_up(rows):
         notes["answers matched by their place, as their ids are none of the data's"] += len(rows)
         return _give(rows, [sample.id for sample in samples])
-    number, row = next((n, row) for n, row in enumerate(rows) if row.id not in ids)
+    lost = [(n, row) for n, row in enumerate(rows) if row.id not in ids]
+    number, row = next(((n, row) for n, row in lost if len(found[n]) != 1), lost[0])
     several = len(found[number]) > 1
     why = "is the image and question of several" if several else "is of none, by id or by image and question"
     raise BadInput(
         f"{row.row.file}, row {row.row.number}: id {row.id or '(none)'}, image {row.image or '(none)'}: {why}, and "
         f"{len(rows)} rows are not in the order of {len(samples)} questions; name the fields with --column id=FIELD"
     )
+
+
+def _find_ids(rows: Sequence[AnswerRow], ids: Set[str], notes: Counter[str]) -> list[str] | None:
+    """The ids of the data that stand in another field of each row, or whose zeros in front a sheet has lost."""
+    short = {id.lstrip("0"): id for id in ids if id.isdigit()}
+    if len(short) == len(ids) and all(row.id.lstrip("0") in short for row in rows):
+        notes["answers whose id lacks zeros in front"] += sum(row.id not in ids for row in rows)
+        return [short[row.id.lstrip("0")] for row in rows]
+    for key in rows[0].row.value:
+        values = [_read_word(row.row.value, key, ()) for row in rows]
+        if ids >= {*values} and len({*values}) == len(rows):
+            notes[f"answers matched by their field {key!r}, which holds ids of the data"] += len(rows)
+            return values
+    return None
+
+
+def _refuse_other_questions(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Counter[str]) -> None:
+    """Raises BadInput where a row tells the question of another sample: its id is a place, and no id of the data."""
+    words = {sample.id: _fold(sample.question.words) for sample in samples}
+    known = frozenset(words.values())
+    for row in rows:
+        told = _fold(row.question)
+        if told and words[row.id] not in told:
+            notes["answers whose row tells another question than the data have under its id"] += 1
+            if told in known:
+                raise BadInput(
+                    f"{row.row.file}, row {row.row.number}: id {row.id} is another question of the data than the one "
+                    f"that the row tells, {shorten_value(row.question)!r}; name the fields with --column id=FIELD"
+                )
 
 
 def _give(rows: Sequence[AnswerRow], ids: Sequence[str]) -> dict[str, AnswerRow]:
@@ -343,7 +400,9 @@ def find_frame_doubts(
     best = max(_FRAMES, key=lambda name: overlaps[name])
     as_declared = f"read as {how.flag} {how.boxes} the boxes overlap the truth by {declared:.0%}"
     if overlaps[best] > max(_CLEARLY, 2 * declared):
-        alike = [name for name, known in FAMILIES.items() if known == FAMILIES[best] and name != best != RESIZED]
+        alike = [
+            n for n, known in FAMILIES.items() if known == FAMILIES[best] and RESIZED not in (n, best) and n != best
+        ]
         named = f"{best} (as {', '.join(alike[:3])})" if alike else best
         yield (
             f"{as_declared}, read as {named} by {overlaps[best]:.0%} (mean IoU of {len(asked)} answers): if the model "

@@ -21,8 +21,10 @@ from clinkd.scoring.reading.box_notations import (
     Coordinates,
     Order,
     claims_a_box,
+    find_stated_order,
     is_marked,
     read_notation,
+    says_nowhere,
 )
 from clinkd.spelling import suggest
 
@@ -99,13 +101,20 @@ def choose_family(name: str, flag: str = "--boxes") -> BoxFamily:
 
 
 _PLACE = "\ue000"  # of a box, until the brackets of JSON around it are gone
+_NOWHERE = "\ue001"  # an object whose box is empty
+_NOWHERE_LISTED = re.compile(rf"\[?\s*{_NOWHERE}(?:\s*,\s*{_NOWHERE})*\s*\]?")
 _JSON_AROUND = re.compile(r"""(?:\{ ?["']\w+["'] ?: ?)?\[? ?(?P<inside>[^\[\]{}]*+)\]? ?\}?""")
 
 
+# numbers as numpy shows them, and brackets as LaTeX has them
+_WRAPPED = re.compile(r"\bnp\.(?:float|int)\d*\(([-+\d.e]+)\)|\\(?:left|right)?(?=[\[\]()])")
 # four numbers in a notation that is none of ours: with units, in a table or on lines of their own
 _LIKE_A_BOX = re.compile(
     r"(?:\d[\d.]*+ ?(?:px|pixels?)? ?[,;|/] ?){3}\d[\d.]*"
-    r"|(?:\b(?:x|y|left|top|right|bottom)\w{0,4}\W{1,4}\d[\d.]*+(?: ?px)?\W{0,8}){4}",
+    r"|(?:\b(?:x|y|left|top|right|bottom)\w{0,4}\W{1,4}\d[\d.]*+(?: ?px)?\W{0,8}){4}"
+    r"|\A(?:[a-z][a-z ]{0,60}[ :,])?(?:\d[\d.]*+[ ,]{1,2}){4,8}\d[\d.]*+\Z"
+    r"|\bhorizontal[^\d]{1,40}\d[\d.]*+%?[^\d]{1,20}\d[^\n]{1,60}\bvertical[^\d]{1,40}\d[\d.]*+%?[^\d]{1,20}\d"
+    r"|\d[\d.]*+%?[^\d]{1,20}\d[\d.]*+%? horizontal[^\d]{1,40}\d[\d.]*+%?[^\d]{1,20}\d[\d.]*+%? vertical",
     re.I,
 )
 
@@ -133,7 +142,7 @@ def read_answer(
         words = []
         found = read_notation(match)
         for coordinates in found:
-            place = _place(coordinates, declared, size)
+            place = _place(coordinates, declared, size, stated)
             if place is None:
                 unread.append(match.group().strip())
             elif place.box in known and not keep_repeats:
@@ -142,13 +151,18 @@ def read_answer(
                 places.append(place)
                 known.add(place.box)
                 words.append(coordinates.label + _PLACE)
+        if not found and says_nowhere(match):
+            return _NOWHERE
         if not found and claims_a_box(match):
             unread.append(match.group().strip())
         elif not found:
             return match.group()
         return ", ".join(words) or " "
 
-    text = MARKS.sub(" ", NOTATIONS.sub(replace, raw.replace(_PLACE, " ").translate(PLAIN))).replace(BOX_MARK, " ")
+    plain = _WRAPPED.sub(r"\1", raw.replace(_PLACE, " ").replace(_NOWHERE, " ").translate(PLAIN))
+    stated = find_stated_order(plain)
+    text = MARKS.sub(" ", NOTATIONS.sub(replace, plain)).replace(BOX_MARK, " ")
+    text = _NOWHERE_LISTED.sub("[]", text)
     text = " ".join(text.split())
     if places and (around := _JSON_AROUND.fullmatch(text)):
         text = around["inside"].strip()
@@ -176,8 +190,8 @@ class _Place:
     score: float | None
 
 
-def _place(found: Coordinates, family: BoxFamily, size: Size | None) -> _Place | None:
-    """The box in fractions, None where the numbers do not fit the frame."""
+def _place(found: Coordinates, family: BoxFamily, size: Size | None, stated: Order | None) -> _Place | None:
+    """The box in fractions, None where the numbers do not fit the frame. `stated`: the order that the text states."""
     unit = 100 if found.percent else family.unit
     offset = 0.0 if found.percent else family.offset
     if not all(map(math.isfinite, found.values)) or (found.unit is not None and found.unit != unit):
@@ -185,7 +199,7 @@ def _place(found: Coordinates, family: BoxFamily, size: Size | None) -> _Place |
     if unit != 1 and max(found.values) <= 1 and any(v != int(v) for v in found.values):
         return None  # fractions where another unit is declared
     points = "yxyx" if family.order == "yxyx" else "xyxy"
-    order = points if found.order == "points" else found.order or family.order
+    order = points if found.order == "points" else found.order or stated or family.order
     width, height = (size.width, size.height) if unit is None and size else (unit or 1, unit or 1)
     a, b, c, d = found.values
     if order == "xywh":

@@ -39,6 +39,7 @@ _BESIDE = r"(?:\s*+[,;]\s*+|\s++)"  # possessive, so that a page of blanks is re
 _FOUR = _BESIDE.join([_N] * 4)
 _BARE = rf"{_N}{_BESIDE}{_N}(?:{_BESIDE}|\s*+(?:[–-]|to\b)\s*+){_N}{_BESIDE}{_N}"
 _POINT = rf"\(\s*+(?:x\s*[:=]\s*)?{_N}{_BESIDE}(?:y\s*[:=]\s*)?{_N}\s*+\)"
+_NAMED_POINT = rf"\bx\s*[:=]\s*{_N}{_BESIDE}(?:and\s+)?y\s*[:=]\s*{_N}"
 _DEPTH = 4  # brackets within brackets
 
 
@@ -61,7 +62,7 @@ _CLOSE = (
 _ELEMENT = rf"<(?P<key>[a-z_]\w*)>\s*{_N}\s*</(?P=key)>\s*"
 _TOKENS = (
     r"(?:<\|LOC_BEGIN\|>)?(?:<\|LOC_\d+\|>\s*)+(?:<\|LOC_END\|>)?|(?:<loc_?\d+>\s*)+|(?:<patch_index_\d+>\s*)+"
-    r"|\{(?:<\d+>)+\}|(?:<[xy]_?\d+>\s*)+"
+    r"|\{(?:<\d+>)+\}|(?:<\d+>\s*){4,}|(?:<[xy]_?\d+>\s*)+"
 )
 _KEY = (
     r"""["']?\b(?:[xy]_?(?:[012]|min|max|center)?|[xy](?:min|max)|c[xy]|left|top|right|bottom|width|height|w|h)"""
@@ -80,11 +81,13 @@ NOTATIONS = re.compile(
     |(?P<list>{_LIST}(?:\s*+(?:[,;]|to\b)?\s*+{_LIST})*)
     |(?P<corners>(?:(?:top|upper|bottom|lower)[\s-]*+(?:left|right){_CORNER}){{2}})
     |(?P<ranges>\bx\s*(?:from|in|:|=)?\s*{_N}\s*(?:to|-|–)\s*{_N}\W{{1,3}}(?:and\s+)?
-        y\s*(?:from|in|:|=)?\s*{_N}\s*(?:to|-|–)\s*{_N})
-    |(?P<named>{_KEY}\s*[:=]\s*{_N}(?:{_BESIDE}(?:and\s+)?{_KEY}\s*[:=]\s*{_N}){{3}})
+        y\s*(?:from|in|:|=)?\s*{_N}\s*(?:to|-|–)\s*{_N}
+        |\bx\s*[:=∈]\s*\[\s*{_N}\s*,\s*{_N}\s*\]\W{{1,3}}(?:and\s+)?y\s*[:=∈]\s*\[\s*{_N}\s*,\s*{_N}\s*\])
+    |(?P<named_points>{_NAMED_POINT}\W{{0,3}}\s(?:to|and)\s+{_NAMED_POINT})
+    |(?P<named>{_KEY}\s*[:=]\s*{_N}(?:{_BESIDE}(?:and\s+|[-*•]\s+)?{_KEY}\s*[:=]\s*{_N}){{3}})
     |(?P<pairs>{_POINT}(?:\s*+(?:[,;–-]|to\b)?\s*+{_POINT})+)
     |(?P<four>[({{]\s*+{_FOUR}\s*+[)}}])
-    |(?P<alone>\A\s*+(?:[a-z][a-z ]{{0,60}}[:=]?\s)?\s*+{_BARE}(?:[^\S\n]*+[;\n]\s*+{_BARE})*+\W*\Z)
+    |(?P<alone>\A\s*+(?:[a-z][a-z ]{{0,60}}(?:[:=,]|[:=]?\s))?\s*+{_BARE}(?:[^\S\n]*+[;\n]\s*+{_BARE})*+\W*\Z)
     |(?P<torn>\([\s\d.,;+\-%e]++(?:\)|\Z)|\[[\s\d.,+\-\[\]]++\Z)
     |(?P<mark>{re.escape(BOX_MARK)})
     """,
@@ -122,6 +125,8 @@ def read_notation(match: re.Match[str]) -> tuple[Coordinates, ...]:
     if kind == "ranges":
         x1, x2, y1, y2 = numbers
         return (Coordinates((x1, y1, x2, y2), "xyxy", percent),)
+    if kind == "named_points":
+        return (Coordinates(numbers, "xyxy", percent),)
     if kind == "pairs":
         return tuple(_read_points(_chunk(numbers, 2), percent))
     if kind in ("corners", "four", "alone") and len(numbers) % 4 == 0:
@@ -140,12 +145,41 @@ def is_marked(match: re.Match[str]) -> bool:
     return find_kind(match) in _MARKED
 
 
+_AXIS = r"[\"']?(x|y|w|h|left|top|right|bottom|cx|cy)(?:idth|eight)?_?(?:\d|min|max|center|centre)?[\"']?"
+_FORMAT = re.compile(rf"[\[(]\s*{_AXIS}\s*,\s*{_AXIS}\s*,\s*{_AXIS}\s*,\s*{_AXIS}\s*[\])]", re.I)
+_FORMATS: Mapping[str, Order] = {
+    **dict.fromkeys(("x y x y", "left top right bottom"), "xyxy"),
+    **dict.fromkeys(("y x y x", "top left bottom right"), "yxyx"),
+    **dict.fromkeys(("x y w h", "left top w h"), "xywh"),
+    "cx cy w h": "cxcywh",
+}
+_NO_PLACE = re.compile(
+    r"""["'](?:bbox|box)\w*["']\s*:\s*(?:\[\s*\]|null|None|["'](?:none|null|n/a)?["'])""", re.I
+)  # fmt: skip
+
+
+def find_stated_order(text: str) -> Order | None:
+    """The order that a text says its numbers have, as "[y_min, x_min, y_max, x_max]"; None without one, or with two."""
+    found = set()
+    for match in _FORMAT.finditer(text):
+        axes = " ".join(match.groups()).lower()
+        centred = axes == "x y w h" and "cent" in match.group().lower()
+        found.add("cxcywh" if centred else _FORMATS.get(axes))
+    return found.pop() if len(found) == 1 else None
+
+
+def says_nowhere(match: re.Match[str]) -> bool:
+    """Whether a match is an object whose box is empty: what was asked for is not there."""
+    return find_kind(match) == "object" and bool(_NO_PLACE.search(match.group()))
+
+
 def claims_a_box(match: re.Match[str]) -> bool:
     """Whether a match without coordinates was meant as a place in the image, and not some other list or object."""
     kind, piece = find_kind(match), match.group()
     if kind == "object":
         keys = {_fold_key(key) for key in re.findall(r"""["']?([A-Za-z][\w -]*)["']?\s*[:=]""", piece)}
-        return any(key in _PLACES or "point" in key for key in keys) and any(map(str.isdigit, piece))
+        values = _QUOTED_KEY.sub("", piece)
+        return any(key in _PLACES or "point" in key for key in keys) and any(map(str.isdigit, values))
     return kind not in ("list", "torn") or len(_find_numbers(piece)) > 1
 
 
@@ -162,10 +196,25 @@ def _chunk(numbers: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
 
 def _read_points(points: Sequence[Sequence[float]], percent: bool) -> Iterator[Coordinates]:
     """Two corners, the four corners of an upright rectangle, or several boxes of two corners each."""
-    if len(points) == 4 and all(len(set(axis)) == 2 for axis in zip(*points, strict=True)):
+    if len(points) > 3 and not _are_corners(points) and _go_around(points):
         yield from _read_polygon(points, percent)
     elif len(points) % 2 == 0:
         yield from (Coordinates((*a, *b), None, percent) for a, b in _chunk(points, 2))
+
+
+def _are_corners(points: Sequence[Sequence[float]]) -> bool:
+    """Whether the points are upper left and lower right corners in turn."""
+    return len(points) % 2 == 0 and all(a[0] < b[0] and a[1] < b[1] for a, b in _chunk(points, 2))
+
+
+def _go_around(points: Sequence[Sequence[float]]) -> bool:
+    """Whether the points go once around an outline that has no dent, in one direction."""
+    ring = [point for point, after in zip(points, [*points[1:], points[0]], strict=True) if point != after]
+    turns = [
+        (b[0] - a[0]) * (c[1] - b[1]) - (b[1] - a[1]) * (c[0] - b[0])
+        for a, b, c in zip(ring, [*ring[1:], *ring[:1]], [*ring[2:], *ring[:2]], strict=True)
+    ]
+    return len(ring) > 2 and (all(turn >= 0 for turn in turns) or all(turn <= 0 for turn in turns))
 
 
 def _read_polygon(points: Sequence[Sequence[float]], percent: bool, label: str = "") -> Iterator[Coordinates]:
@@ -209,6 +258,8 @@ def _read_list(part: Any, percent: bool, order: Order | None = None) -> Iterator
     if _are_numbers(part):
         if len(part) == 4:
             yield Coordinates(tuple(map(float, part)), order, percent)
+        elif len(part) == 5 and 0 < part[4] < 1 < max(part[:4]):  # the confidence stands behind
+            yield Coordinates(tuple(map(float, part[:4])), order, percent, score=float(part[4]))
     elif all(_is_point(point) for point in part):
         if len(part) == 2:
             yield Coordinates((*part[0], *part[1]), order, percent)
@@ -272,6 +323,7 @@ _KEYED = re.compile(
     rf"""|{_NUM}\s*%?(?!\s*,\s*\d))""",  # 1,024 is no 1
     re.I,
 )
+_QUOTED_KEY = re.compile(r"""["'][A-Za-z_][\w -]*["']\s*:""")
 _XML = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>")
 _LEFT, _TOP = (
     ("xmin", "left", "xleft", "minx", "startx", "xtl", "l"),
@@ -289,7 +341,8 @@ _NAMED: tuple[tuple[Order, tuple[tuple[str, ...], ...]], ...] = (
     ("xywh", (("x", "x1", "x0", *_LEFT), ("y", "y1", "y0", *_TOP), *_SIZE)),
 )
 _POINTED = (  # two corners by name
-    ("topleft", "bottomright"), ("upperleft", "lowerright"), ("tl", "br"), ("min", "max"), ("start", "end"),
+    ("p1", "p2"), ("point1", "point2"), ("topleft", "bottomright"),
+    ("upperleft", "lowerright"), ("tl", "br"), ("min", "max"), ("start", "end"),
     ("bottomleft", "topright"), ("lowerleft", "upperright"),
 )  # fmt: skip
 _ORDERS: Mapping[str, Order] = {"xyxy": "xyxy", "ltrb": "xyxy", "yxyx": "yxyx", "xywh": "xywh", "ltwh": "xywh",
@@ -359,7 +412,10 @@ def _read_value(value: Any) -> Iterator[Coordinates]:
             yield Coordinates(box.values, box.order, box.percent, label or box.label, confidence)
         if not boxes:
             for member in value.values():
-                yield from _read_value(member) if isinstance(member, dict | list) else ()
+                if isinstance(member, dict | list):
+                    yield from _read_value(member)
+                elif isinstance(member, str) and member.strip()[:1] in ("[", "(", "{", "<"):
+                    yield from _read_written(member)
 
 
 def _read_members(members: Mapping[str, Any], percent: bool) -> Iterator[Coordinates]:
@@ -392,8 +448,7 @@ def _read_listed(value: Any, percent: bool, order: Order | None) -> Iterator[Coo
         inside = value.strip("\"'")
         numbers = _find_numbers(inside)
         if inside[:1] in "[(":
-            match = NOTATIONS.fullmatch(inside.strip())
-            yield from read_notation(match) if match else ()
+            yield from _read_written(inside)
         elif len(numbers) == 4:
             yield Coordinates(numbers, order, percent)
     elif isinstance(value, list) and len(value) == 4 and all(isinstance(v, str) for v in value):
@@ -403,6 +458,12 @@ def _read_listed(value: Any, percent: bool, order: Order | None) -> Iterator[Coo
         yield from _read_list(value, percent, order)
     else:
         yield from _read_value(value)
+
+
+def _read_written(text: str) -> Iterator[Coordinates]:
+    """The boxes of a text within an object, where it is nothing else."""
+    match = NOTATIONS.fullmatch(text.strip())
+    yield from read_notation(match) if match else ()
 
 
 def _read_named(members: Mapping[str, Any], percent: bool) -> Iterator[Coordinates]:

@@ -32,7 +32,14 @@ from clinkd.data.readers.source import ImageResolver
 from clinkd.language.facts import Lexicon
 from clinkd.records import BOX_MARK, BadInput, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.scoring.official import ReleasedAnswer
-from clinkd.scoring.reading.answer_files import HowToRead, find_cut_answers, find_frame_doubts, read_candidate, size_for
+from clinkd.scoring.reading.answer_files import (
+    HowToRead,
+    find_cut_answers,
+    find_frame_doubts,
+    read_candidate,
+    says_failure,
+    size_for,
+)
 from clinkd.scoring.reading.box_families import ReadAnswer, read_answer
 from clinkd.storage import replacing
 
@@ -134,6 +141,8 @@ def _choose_group(group: str | None, rows: Iterable[SourceRow | RowResult]) -> C
 
 def _read_row(row: SourceRow, images: ImageResolver | None, group: str) -> ReleasedRow:
     value = row.value
+    if failed := value.get("error"):
+        raise FieldError("error", failed, "the request failed; ask again, or set the row aside")
     for field in FIELDS:
         if field not in value:
             raise FieldError(
@@ -150,8 +159,11 @@ def _read_row(row: SourceRow, images: ImageResolver | None, group: str) -> Relea
         raise FieldError("question", question, "text is wanted")
     if not isinstance(name, str | int | float):
         raise FieldError("id", name, "text or a number is wanted")
-    answered = ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"], group)
-    image = images.ref(value["image"]) if images else ImageRef(value["image"], *_read_size(value))
+    if says_failure(value["response"]):
+        raise FieldError("response", value["response"], "the request failed; ask again, or set the row aside")
+    path = value["image"].replace("\\", "/")
+    answered = ReleasedAnswer(str(name), path, value["annotation"], value["response"], group)
+    image = images.ref(path) if images else ImageRef(path, *_read_size(value))
     closed = read_closed(value, find_choice_keys(tuple(value)).closed, Counter())
     return ReleasedRow(answered, question, image, row.number, row.raw, closed)
 

@@ -92,9 +92,9 @@ def read_results(
     keys = rows[0].value.keys()
     if "candidates" in keys:
         answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
-    elif "bbox" in keys:
+    elif "bbox" in keys and not how.columns and "response" not in keys:
         answers = _read_boxes(rows, data, least, notes, detected)
-    elif "caption" in keys:
+    elif "caption" in keys and not how.columns and "response" not in keys:
         answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
     else:
         matched = match_rows(_read_answer_rows(rows, missing, how, notes), data.samples, notes)
@@ -116,11 +116,22 @@ def read_results(
     )
 
 
-_WRAPPERS = ("logs", "results", "predictions", "answers", "outputs")  # keys of a list of rows in one object
+_WRAPPERS = (
+    "logs",
+    "results",
+    "predictions",
+    "answers",
+    "outputs",
+    "data",
+    "samples",
+    "responses",
+)  # keys of a list of rows in one object
 
 
 def _list_rows(file: Path) -> list[SourceRow]:
     """The rows of a file; of the list in it where it is one object, as lmms-eval once wrote. Raises BadInput."""
+    if file.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst"):
+        raise BadInput(f"{file}: compressed; unpack it first")
     if file.suffix.lower() == ".json" and file.is_file() and read_head(file).startswith("{"):
         with contextlib.suppress(BadInput):  # it may be lines of JSON
             whole = load_json_file(file)
