@@ -95,6 +95,17 @@ def test_yes_and_no_of_plain_questions_have_the_same_figures() -> None:
     assert found["POPE precision"] == 50 and found["POPE recall"] == 100 and found["Absence accuracy"] == 50
 
 
+def test_an_interval_holds_its_figure_where_each_image_asks_of_one_kind() -> None:
+    asked = [sample(Task.VG, HERE if n % 2 else NOT_THERE, image=f"{n}.png") for n in range(20)]
+    said = [BoxedText("[box]", (BOX,)) if n % 2 or n < 6 else BoxedText("not there") for n in range(20)]
+    predictions = [Prediction(s.id, (Candidate(t.text, t),)) for s, t in zip(asked, said, strict=True)]
+    scores = score_predictions(asked, predictions, {}, LEXICON, EvaluateConfig(replicates=20)).scores()
+    for score in (s for s in scores if s.row == "model" and s.metric in ABSENCE.metrics):
+        assert score.value is not None and score.interval is not None, score.metric
+        low, high = score.interval
+        assert low <= score.value <= high and high - low < 60, score.metric
+
+
 def test_where_all_is_present_nothing_is_said_of_absence() -> None:
     asked = [sample(Task.VG, HERE), sample(Task.QA, "yes")]
     found = figures(asked, [HERE, "yes"])

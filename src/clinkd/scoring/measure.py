@@ -130,15 +130,18 @@ class Ratio:
     """A figure that is a share: the sum of one count divided by that of another, of which it is a part in every answer.
 
     So it has the interval of a share (`clinkd.scoring.intervals`). Not `binary`: the items are values from 0 to 1, such
-    as an IoU, and not hits or misses.
+    as an IoU, and not hits or misses. `applies`: whether the figure says anything, by the sums of all answers; their
+    groups may each hold a part of what it needs.
     """
 
     part: Callable[[Sums], Counts]
     whole: Callable[[Sums], Counts]
     binary: bool = True
+    applies: Callable[[Sums], Counts] | None = None
 
     def __call__(self, sums: Sums) -> Counts:
-        return divide(self.part(sums), self.whole(sums))
+        shares = divide(self.part(sums), self.whole(sums))
+        return shares if self.applies is None else np.where(self.applies(sums), shares, np.nan)
 
 
 def make_ratio(part: str, whole: str, binary: bool = True) -> Ratio:

@@ -354,6 +354,7 @@ class ScoredAnswers:
         for f, metric in enumerate(row.measure.rows):
             if isinstance(ratio := metric.figure, Ratio):
                 hits_KG, items_KG = ratio.part(sums_GK).T, ratio.whole(sums_GK).T
+                items_KG = items_KG * ~np.isnan(values[:-1, f, None])  # a modality without the figure is no stratum
                 intervals[:-1, f] = share_interval(hits_KG[:, None], items_KG[:, None], ratio.binary)
                 intervals[-1, f] = share_interval(hits_KG, items_KG, ratio.binary)
         return intervals

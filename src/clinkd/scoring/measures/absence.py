@@ -109,7 +109,7 @@ def _says_present(item: SampleAnswer) -> bool | None:
 
 def _of_both_kinds(figure: Ratio) -> Ratio:
     """A figure that says something only where present and absent structures are asked about."""
-    return replace(figure, whole=lambda s: figure.whole(s) * ((s["present"] > 0) & (s["absent"] > 0)))
+    return replace(figure, applies=lambda s: (s["present"] > 0) & (s["absent"] > 0))
 
 
 # As POPE (Li et al. 2023, "Evaluating object hallucination in large vision-language models"), in which yes is the

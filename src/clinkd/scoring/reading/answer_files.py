@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
 from clinkd.data.readers.rows import FieldError, SourceRow, shorten_value, use_cell
-from clinkd.records import BadInput, Box, Candidate, ImageRef, Prediction, Sample, Task
+from clinkd.records import BOX_MARK, BadInput, Box, Candidate, ImageRef, Prediction, Sample, Task
 from clinkd.scoring.final_answer import ends_whole, find_final_answer
 from clinkd.scoring.reading.box_families import FAMILIES, choose_family, read_answer
 
@@ -196,8 +196,8 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     """The row of each question, by its id. Raises BadInput where rows do not belong to questions without doubt."""
     ids = {sample.id for sample in samples}
     if all(row.id in ids for row in rows):
-        words = {sample.id: _fold(sample.question.words) for sample in samples}
-        others = sum(bool(row.question) and words[row.id] not in _fold(row.question) for row in rows)
+        by_id = {sample.id: sample for sample in samples}
+        others = sum(not _may_ask(row, by_id[row.id]) for row in rows)
         notes["answers whose row tells another question than the data have under its id"] += others
         return _give(rows, [row.id for row in rows])
     by_content: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -207,20 +207,29 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     if all(len(hits) == 1 for hits in found):
         notes["answers matched by image and question, as their ids are none of the data's"] += len(rows)
         return _give(rows, [hits[0] for hits in found])
-    in_place = len(rows) == len(samples) and all(
-        not row.question or _fold(sample.question.words) in _fold(row.question)
-        for row, sample in zip(rows, samples, strict=True)
-    )
+    in_place = len(rows) == len(samples) and all(map(_may_ask, rows, samples))
     if in_place and _count_up(rows):
         notes["answers matched by their place, as their ids are none of the data's"] += len(rows)
         return _give(rows, [sample.id for sample in samples])
-    number, row = next((n, row) for n, row in enumerate(rows) if row.id not in ids)
-    several = len(found[number]) > 1
+    number = min((n for n, row in enumerate(rows) if row.id not in ids), key=lambda n: len(found[n]) == 1)
+    row, several = rows[number], len(found[number]) > 1
     why = "is the image and question of several" if several else "is of none, by id or by image and question"
     raise BadInput(
         f"{row.row.file}, row {row.row.number}: id {row.id or '(none)'}, image {row.image or '(none)'}: {why}, and "
-        f"{len(rows)} rows are not in the order of {len(samples)} questions; name the fields with --column id=FIELD"
+        f"{len(rows)} rows are not in the order of {len(samples)} questions; give each row the id "
+        "of its question, as samples.jsonl of --data has it, and name its field if need be: --column id=FIELD"
     )
+
+
+def _may_ask(row: AnswerRow, sample: Sample) -> bool:
+    """Whether the question that the row tells, if any, holds the text of the sample's, around its boxes in any
+    spelling."""
+    told, start = _fold(row.question), 0
+    for part in map(_fold, sample.question.text.split(BOX_MARK) if told else ()):
+        if (start := told.find(part, start)) < 0:
+            return False
+        start += len(part)
+    return True
 
 
 def _give(rows: Sequence[AnswerRow], ids: Sequence[str]) -> dict[str, AnswerRow]:
