@@ -377,3 +377,17 @@ def test_the_command_reads_sheets_and_column_names_and_joins_files(tmp_path, cap
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["strict"]["VG"]["score"] == 100 if "strict" in found else found["score"] == 100
+
+
+def test_a_group_that_imported_data_would_not_use_is_refused(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text('{"clinkd": "0", "root": "."}')
+    (tmp_path / "answers.jsonl").write_text('{"id": "s0", "response": "x"}')
+    words = ["evaluate", "--predictions", str(tmp_path / "answers.jsonl"), "--data", str(tmp_path)]
+    assert main([*words, "--group", "patient"]) != 0
+    assert "clinkd data import" in capsys.readouterr().err
+
+
+def test_answers_without_a_truth_are_sent_to_data(tmp_path, capsys):
+    (tmp_path / "batch.jsonl").write_text('{"key": "s0", "response": {"candidates": []}}')
+    assert main(["evaluate", "--predictions", str(tmp_path / "batch.jsonl"), "--task", "VG"]) != 0
+    assert "need --data" in capsys.readouterr().err
