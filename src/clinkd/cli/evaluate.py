@@ -50,7 +50,7 @@ def _add_source_flags(parser: argparse.ArgumentParser) -> None:
     flags = {action.dest: action for action in parser._actions}
     flags["task"].nargs, flags["task"].metavar = "+", "TASK"
     flags["task"].help = f"{flags['task'].help}; of rows in the papers' form, one for each file"
-    flags["boxes"].help = "how the ANSWERS write boxes: gemini, qwen2.5-vl, llava, pixels ... (qwen-vl)"
+    flags["boxes"].help = "how the answers write boxes: gemini, qwen2.5-vl, llava, pixels ... (qwen-vl)"
     flags["column"].help = "a field of the answers with another name; OURS is id, response, question or image"
     flags["group"].help = (
         "whose questions are alike, for the intervals: a field of rows in the papers' form, such as patient, or an "
@@ -231,8 +231,8 @@ def _read_test_set(args: argparse.Namespace) -> TestSet:
         )
     if args.group is not None and read_about(args.data) is not None:
         raise BadInput(
-            f"--group {args.group}: {args.data} was imported with its patients, which are the groups; to change them give "
-            "--group to clinkd data import, or a column patient"
+            f"--group {args.group}: {args.data} was imported with its patients, which are the groups; to change them "
+            "give --group to clinkd data import, or a column patient"
         )
     task = args.task[0] if args.task else None
     of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": [], "task": task})
