@@ -286,7 +286,9 @@ def test_seeds_are_compared_by_their_figures():
     assert found.corrected == compare.correct_by_holm({t: found.get_primary(t).p for t in found.primary_metrics})
     assert all("scores higher" in line for line in found.sentences())
     (table,) = tabulate_differences([found]).tasks
-    assert table.rows[0][:3] == ("ours - theirs", "VG F1", "4") and "(sd " in table.rows[0][3]
+    assert table.rows[0][:2] == ("ours - theirs", "VG F1") and "(sd " in table.rows[0][2]
+    assert dict(zip(table.columns, table.rows[0], strict=True))["Seeds"] == "4"
+    assert table.columns[6:8] == ("p", "p after Holm")
     assert all(len(row) == len(table.columns) for row in table.rows)
     (told,) = ComparedSystems("strict", [], [found]).to_json()["comparisons"]
     assert told["over"] == "seeds" and told["tasks"]["VG"]["metrics"]["F1"]["seeds"] == 4

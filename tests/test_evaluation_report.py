@@ -80,15 +80,19 @@ def test_json_for_a_program(scores: list[Score]) -> None:
         "metric": "F1",
         "score": 60.0,
         "blind": 30.0,
+        "interval": None,
+        "answers": 10,
         "blind_is": "other image",
         "blind_chosen_on": "test",
         "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
-        "by_modality": {"ct": {"score": 60.0, "blind": 30.0}},
-        "metrics": {"F1": {"score": 60.0, "blind": 30.0}},
+        "by_modality": {"ct": {"score": 60.0, "blind": 30.0, "interval": None, "answers": 10}},
+        "metrics": {"F1": {"score": 60.0, "blind": 30.0, "interval": None, "answers": 10}},
     }
     assert "median box" not in found["ROC"]["blind_by"]
     assert (found["RC"]["score"], found["RC"]["why"]) == (None, WHY)
-    assert found["RC"]["by_modality"]["ct"] == {"score": None, "blind": None, "why": WHY}
+    assert found["RC"]["by_modality"]["ct"] == {
+        "score": None, "blind": None, "interval": None, "answers": 10, "why": WHY,
+    }  # fmt: skip
     assert found["RC"]["facts"] == {"score": 62.0, "blind": 32.0}
     assert found["MIA"]["facts"]["score"] is None and "no facts" in found["MIA"]["facts"]["why"]
     assert found["QA"]["score"] is None and "no QA questions" in found["QA"]["why"]

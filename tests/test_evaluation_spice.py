@@ -375,7 +375,8 @@ def test_rc_has_its_headline_by_modality_and_beside_its_twins(by_words: list[Cap
     assert found["constant", None] == pytest.approx(10) and found["oracle", None] == pytest.approx((25 + 40) / 2)
     table = describe_scores(judged.scores(), {}, judged.gains())["RC"]
     assert table["score"] == pytest.approx(27.5) and table["blind"] == pytest.approx(10)
-    assert table["by_modality"]["pet"] == pytest.approx({"score": 40, "blind": 10})
+    of_pet = {"score": 40, "blind": 10, "interval": None, "answers": 1}
+    assert table["by_modality"]["pet"] == of_pet
     assert judged.by_source().rows[0][:4] == ("RC", "set", "SPICE", "3")
 
 

@@ -152,7 +152,7 @@ def test_folders_are_compared_with_the_first(tmp_path, capsys):
     assert set(of["metrics"]["Recall"]["by_modality"]) == {"ct", "pet"} and of["sentence"].startswith("ROC Recall: ")
     assert main(["compare", *places, "--all-pairs", "--mode", "official"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Table 1" in shown and "b - c" in shown and "the system of the row less" in shown and "BiRD" in shown
+    assert "Systems by task" in shown and "b - c" in shown and "the system of the row less" in shown and "BiRD" in shown
     assert main(["compare", places[0], places[2], "--against", places[1], places[1]]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "a c - b" in shown and "means over 2 seeds; their intervals are Student's" in shown

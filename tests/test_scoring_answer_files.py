@@ -17,6 +17,7 @@ from clinkd.data.readers.rows import FieldError, SourceRow
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.scoring.final_answer import find_final_answer
 from clinkd.scoring.reading.answer_files import (
+    AnswerRow,
     HowToRead,
     LostAnswer,
     find_frame_doubts,
@@ -284,6 +285,26 @@ def test_rows_in_another_order_without_ids_are_refused():
         match_rows(rows_of("LLaMA-Factory", [0, 1]), SAMPLES, Counter())
 
 
+def test_a_box_amid_a_question_is_no_other_question():
+    asked = BoxedText("What does the region [box] show?", (BOX,))
+    samples = [replace(s, turns=(Turn(Task.ROC, asked, BoxedText("liver")),)) for s in SAMPLES]
+    told = "What does the region <box>(100,200),(400,500)</box> show?"
+    row = SourceRow(Path("a.tsv"), 1, {}, None)
+    numbered = [AnswerRow(row, "liver", str(n), told, "", False) for n in range(len(samples))]
+    assert list(match_rows(numbered, samples, Counter())) == [s.id for s in samples]
+    notes = Counter()
+    match_rows([row._replace(id=s.id) for row, s in zip(numbered, samples, strict=True)], samples, notes)
+    assert not +notes
+
+
+def test_the_row_that_finds_no_question_is_named_with_the_way_out():
+    rows = [AnswerRow(SourceRow(Path("a.tsv"), n, {}, None), "x", str(n), s.question.text, s.images[0].path, False)
+            for n, s in enumerate(SAMPLES, start=2)]  # fmt: skip
+    rows[1] = rows[1]._replace(question="What else?")
+    with pytest.raises(BadInput, match=r"row 3: id 3.*ids? of .*samples.jsonl.*--column id=FIELD"):
+        match_rows(rows, SAMPLES, Counter())
+
+
 def test_a_question_that_is_answered_twice_is_refused():
     with pytest.raises(BadInput, match="s1 is answered in row 1"):
         match_rows(rows_of("id", [1, 1]), SAMPLES, Counter())
@@ -424,3 +445,17 @@ def test_the_command_reads_sheets_and_column_names_and_joins_files(tmp_path, cap
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["strict"]["VG"]["score"] == 100 if "strict" in found else found["score"] == 100
+
+
+def test_a_group_that_imported_data_would_not_use_is_refused(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text('{"clinkd": "0", "root": "."}')
+    (tmp_path / "answers.jsonl").write_text('{"id": "s0", "response": "x"}')
+    words = ["evaluate", "--predictions", str(tmp_path / "answers.jsonl"), "--data", str(tmp_path)]
+    assert main([*words, "--group", "patient"]) != 0
+    assert "clinkd data import" in capsys.readouterr().err
+
+
+def test_answers_without_a_truth_are_sent_to_data(tmp_path, capsys):
+    (tmp_path / "batch.jsonl").write_text('{"key": "s0", "response": {"candidates": []}}')
+    assert main(["evaluate", "--predictions", str(tmp_path / "batch.jsonl"), "--task", "VG"]) != 0
+    assert "need --data" in capsys.readouterr().err

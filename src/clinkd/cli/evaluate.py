@@ -48,11 +48,17 @@ def add(verbs: Any) -> None:
 
 
 def _add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of the data; --task takes one for each file of rows in the papers' form."""
+    """Those of the data, of which some are of the answers here."""
     source_flags(parser)
-    task = next(action for action in parser._actions if action.dest == "task")
-    task.nargs, task.metavar = "+", "TASK"
-    task.help = f"{task.help}; of rows in the papers' form, one for each file"
+    flags = {action.dest: action for action in parser._actions}
+    flags["task"].nargs, flags["task"].metavar = "+", "TASK"
+    flags["task"].help = f"{flags['task'].help}; of rows in the papers' form, one for each file"
+    flags["boxes"].help = "how the answers write boxes: gemini, qwen2.5-vl, llava, pixels ... (qwen-vl)"
+    flags["column"].help = "a field of the answers with another name; OURS is id, response, question or image"
+    flags["group"].help = (
+        "whose questions are alike, for the intervals: a field of rows in the papers' form, such as patient, or an "
+        "expression that finds the patient in an image path; a data set that was imported has its own"
+    )
 
 
 def _add_answers(group: Any) -> None:
@@ -75,7 +81,10 @@ def _add_answers(group: Any) -> None:
         "--split", choices=["test", "validation", "train", "all"], default="test", help="of --data (test)"
     )
     group.add_argument(
-        "--missing", choices=["refuse", "wrong"], default="refuse", help="questions without an answer (refuse)"
+        "--missing",
+        choices=["refuse", "wrong"],
+        default="refuse",
+        help="questions without an answer: refuse the file, or count them as wrong (refuse)",
     )
     group.add_argument(
         "--truth-boxes",
@@ -216,11 +225,17 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
 
 def _read_test_set(args: argparse.Namespace) -> TestSet:
     """The questions of --data. --boxes and --column are of the answers, --truth-boxes of the data."""
+    from clinkd.data.dataset import read_about
     from clinkd.workflows import answer as answering
 
     if args.task and len(args.task) > 1:
         raise BadInput(
             f"--task {' '.join(args.task)}: several are for the papers' rows; --data has its own tasks, or one"
+        )
+    if args.group is not None and read_about(args.data) is not None:
+        raise BadInput(
+            f"--group {args.group}: {args.data} was imported with its patients, which are the groups; to change them "
+            "give --group to clinkd data import, or a column patient"
         )
     task = args.task[0] if args.task else None
     of_data = argparse.Namespace(**{**vars(args), "boxes": args.truth_boxes, "column": [], "task": task})

@@ -26,8 +26,8 @@ _MEANINGS = {
     "Source": "the data set an image came from",
     "Questions": "how many the figures rest on",
     "Model": "the score of the model's answers",
-    "95 %": "the 95 % interval of the figure to its left: another draw of as many cases would mostly fall into it",
-    "95 % interval": "another draw of as many patients or images would mostly give a score within it",
+    "95 %": "the 95 % interval of the figure to its left: of intervals made so, 95 in 100 hold the true figure",
+    "95 % interval": "of intervals made so from other patients or images, 95 in 100 hold the true score",
     "95 % of that": "the 95 % interval of the difference; where it spans 0, nothing is known to be seen in the images",
     "Blind": "the best baseline that answers without seeing the image, by its mean over the kinds of images; what does "
     "not stand above it may have been guessed",

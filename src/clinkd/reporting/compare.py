@@ -121,14 +121,14 @@ class Comparison:
         if p is None:
             return f"{self.ours} {primary.value:+.1f} above {self.theirs}; of chance nothing is known."
         interval = f" {spell_interval(primary.interval, '+')}" if primary.interval else ""
-        figures = f"{primary.value:+.1f}{interval}, p = {p:.2g}"
+        figures = f"{primary.value:+.1f}{interval}, p after Holm = {p:.2g}"
         if p < LEVEL:
             better, worse = (self.ours, self.theirs) if primary.value > 0 else (self.theirs, self.ours)
             return f"{better} scores higher than {worse} ({figures})."
         if primary.smallest:
             return f"no difference seen ({figures}); the data could have shown one of {primary.smallest:.1f} or more."
         if primary.value:
-            return f"{primary.value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})."
+            return f"{primary.value:+.1f} in every part, yet too few to tell it from chance (p after Holm = {p:.2g})."
         return "no difference in any part."
 
 

@@ -42,7 +42,8 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         ]
         rows.append((f"{task.value} {metric}", [*cells, _build_grid_cell(score_index, task, metric, None, shown)]))
     notes = (
-        "x100: the model, its 95 % interval where there is one, and the best answer that never saw the image (blind).",
+        "x100: the model, its 95 % interval, and the best baseline that never saw the image (blind). A modality with a "
+        "single patient, or image where none is known, has no interval.",
         *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
         *(["A figure leads to the questions it rests on."] if shown else []),
         *score_index.reasons(columns),

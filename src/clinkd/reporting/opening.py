@@ -49,8 +49,12 @@ def tabulate_headline(score_index: ScoreIndex) -> Table:
 
 
 def explain_tasks(tasks: Sequence[Task]) -> Html:
-    """The abbreviations of the tasks in words; ROC is no curve here."""
-    words = [f"{t.value}: {TASK_NAMES[t]}{' (no curve)' if t is Task.ROC else ''}" for t in Task if t in tasks]
+    """The abbreviations of the tasks in words; ROC is not the curve."""
+    words = [
+        f"{t.value}: {TASK_NAMES[t]}{' (not the curve of that name)' if t is Task.ROC else ''}"
+        for t in Task
+        if t in tasks
+    ]
     return page.note(words)
 
 

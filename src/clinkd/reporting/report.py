@@ -193,8 +193,8 @@ def _show_scores(summary: RunSummary, score_index: ScoreIndex, browsed: PageCont
         return [_fold_table(t) for t in summary.tables]
     question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
     lead = (
-        "Every score stands beside answers given without seeing the image. What lies above the best of these was seen "
-        "in the image; the rest was guessed from the question."
+        "Every score stands beside answers given without seeing the image. A model that is not above the best of these "
+        "has not shown that it used the image."
     )
     grid = figures.draw_score_grid(score_index, question_counts)  # it holds what the left-out tables do
     tables = [_fold_table(t) for t in summary.tables if t.key not in (BY_MODALITY, OUTSIDE)]

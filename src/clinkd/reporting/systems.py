@@ -137,7 +137,7 @@ def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Tab
     if further:
         notes.append("The average is over VG, ROC, RC and MIA, as the paper's.")
     heads = ("System", "Test set", *(NAMES[mode][task] for task in (*AVERAGED, *further)), "Average")
-    return Table("Systems (the paper's Table 1)", heads, tuple(lines), tuple(notes))
+    return Table("Systems by task", heads, tuple(lines), tuple(notes))
 
 
 def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
@@ -155,7 +155,7 @@ def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
         "The mean is over all modalities with questions, also those outside the paper's eight. The average of a column "
         "is over the tasks it has, and missing where one of them was not computed.",
     )
-    title = f"{system.name} on {system.test_set} by modality (the paper's Tables 3 and 4)"
+    title = f"{system.name} on {system.test_set} by modality"
     return Table(title, heads, tuple(lines), notes)
 
 
@@ -171,12 +171,14 @@ def _format_score(result: TaskResult) -> str:
 # ---- differences ----------------------------------------------------------------------------------------------------
 
 _METHODS = {
-    "questions": "Intervals: bootstrap over patients or images, in pairs. p: exchange of the answers to them.",
+    "questions": "Intervals: bootstrap over patients or images, in pairs, each for itself; so one may leave out 0 "
+    "where p after Holm shows no difference. p: exchange of the answers to them.",
     "seeds": "Intervals and p: Student's, of the differences of pairs of runs (a pair a seed).",
 }
 _SMALLEST = (
     "Could have shown: the true difference that such data tell from 0 in 80 % of repetitions, at 5 %, two-sided."
 )
+_HOLM = 5  # the column "p after Holm" stands behind so many figures
 _SINGLE = "p of a single figure, not corrected for how many there are."
 
 
@@ -202,12 +204,14 @@ def tabulate_differences(comparisons: Sequence[Comparison]) -> Differences:
                 other_rows += [(pair, name, *cells)] if d.modality is None else []
             elif d.modality is None:
                 groups = [str(comparison.shared[d.task].groups)] if d.task in comparison.shared else []
-                task_rows.append((pair, name, *groups, *cells, _format_p(comparison.corrected.get(d.task))))
+                holm = _format_p(comparison.corrected.get(d.task))
+                task_rows.append((pair, name, *cells[:_HOLM], holm, *cells[_HOLM:], *groups))
             else:
                 modality_rows.append((pair, name, TITLES[d.modality], *cells))
     over = comparisons[0].over
-    figures = (over.capitalize(), "First", "Second", "Difference", "95 %", "p", "Could have shown")
-    columns = ("Pair", "", *(["Patients or images"] if comparisons[0].shared else []), *figures, "p after Holm")
+    figures = ("First", "Second", "Difference", "95 %", "p", "Could have shown", over.capitalize())
+    groups = ["Patients or images"] if comparisons[0].shared else []
+    columns = ("Pair", "", *figures[:_HOLM], "p after Holm", *figures[_HOLM:], *groups)
     tables = [Table("Differences", columns, tuple(task_rows), tuple(_explain_differences(comparisons)))]
     details = [
         Table("Differences by modality", ("Pair", "", "Modality", *figures), tuple(modality_rows), (_SINGLE,)),
@@ -266,7 +270,7 @@ def _format_difference(d: MetricDifference) -> tuple[str, ...]:
     spreads = [f" (sd {pool.sd:.1f})" if pool.sd is not None else "" for pool in d.pools or ()] or ["", ""]
     ours, theirs = (f"{value:.1f}{spread}" for value, spread in zip((d.ours, d.theirs), spreads, strict=True))
     interval_cell = spell_interval(d.interval, "+")
-    return str(d.count), ours, theirs, f"{d.value:+.1f}", interval_cell, _format_p(d.p), as_cell(d.smallest)
+    return ours, theirs, f"{d.value:+.1f}", interval_cell, _format_p(d.p), as_cell(d.smallest), str(d.count)
 
 
 def _format_p(p: float | None) -> str:

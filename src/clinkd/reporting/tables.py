@@ -112,9 +112,10 @@ def describe_scores(
 
     `blind` is the best image-blind baseline, chosen for each modality; `blind_is` names that of the mean over them, and
     `blind_chosen_on` the questions by which it was chosen. `metrics` holds every metric of a task, in the mean over
-    modalities. `by_modality` holds the modalities that have questions of the task. `selection` holds, by task, metric
-    and row, what other choices of the candidates score in the mean over modalities, and their gain over the first beam,
-    each with its 95 % interval or null.
+    modalities, and `by_modality` the modalities that have questions of the task. Beside each score stand its 95 %
+    `interval` or null, and how many `answers` it is of. `selection` holds, by task, metric and row, what other choices
+    of the candidates score in the mean over modalities, and their gain over the first beam, each with its 95 % interval
+    or null.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
@@ -139,12 +140,7 @@ def describe_metrics(scores: Sequence[Score], metrics: Sequence[str]) -> dict[st
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {metric: {} for metric in metrics}
     for metric, task in ((m, t) for m in metrics for t in Task if score_index.get(MODEL, t, m)):
-        figures = _describe_task(score_index, task, metric)
-        for modality in (None, *score_index.modalities(task, metric)):
-            model_score = score_index.get(MODEL, task, metric, modality)
-            figure = figures["by_modality"][modality.value] if modality else figures
-            figure |= {"interval": model_score and model_score.interval, "answers": model_score and model_score.count}
-        result[metric][task.value] = figures
+        result[metric][task.value] = _describe_task(score_index, task, metric)
     return result
 
 
@@ -178,6 +174,8 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
     figure: dict[str, Any] = {
         "score": model_score and model_score.value, "blind": score_index.blind(task, metric, modality),
     }  # fmt: skip
+    if model_score is not None:
+        figure |= {"interval": model_score.interval, "answers": model_score.count}
     if model_score is None and score_index.metrics(task):
         figure["why"] = "the data state no facts (name, size, side, brightness, count) for this task"
     elif model_score is None:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from clinkd.boxes import iou
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS, Size, smart_resize
 from clinkd.data.readers.rows import FieldError, SourceRow, shorten_value, use_cell
-from clinkd.records import BadInput, Box, Candidate, ImageRef, Prediction, Sample, Task
+from clinkd.records import BOX_MARK, BadInput, Box, Candidate, ImageRef, Prediction, Sample, Task
 from clinkd.scoring.final_answer import ends_whole, find_final_answer
 from clinkd.scoring.reading.box_families import FAMILIES, choose_family, read_answer
 
@@ -234,10 +234,7 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
         return _give(rows, [hits[0] for hits in found])
     if (by_field := _find_ids(rows, ids, notes)) is not None:
         return _give(rows, by_field)
-    in_place = len(rows) == len(samples) and all(
-        not row.question or _fold(sample.question.words) in _fold(row.question)
-        for row, sample in zip(rows, samples, strict=True)
-    )
+    in_place = len(rows) == len(samples) and all(map(_may_ask, rows, samples))
     if in_place and _count_up(rows):
         notes["answers matched by their place, as their ids are none of the data's"] += len(rows)
         return _give(rows, [sample.id for sample in samples])
@@ -247,7 +244,8 @@ def match_rows(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Coun
     why = "is the image and question of several" if several else "is of none, by id or by image and question"
     raise BadInput(
         f"{row.row.file}, row {row.row.number}: id {row.id or '(none)'}, image {row.image or '(none)'}: {why}, and "
-        f"{len(rows)} rows are not in the order of {len(samples)} questions; name the fields with --column id=FIELD"
+        f"{len(rows)} rows are not in the order of {len(samples)} questions; give each row the id "
+        "of its question, as samples.jsonl of --data has it, and name its field if need be: --column id=FIELD"
     )
 
 
@@ -267,17 +265,27 @@ def _find_ids(rows: Sequence[AnswerRow], ids: Set[str], notes: Counter[str]) -> 
 
 def _refuse_other_questions(rows: Sequence[AnswerRow], samples: Sequence[Sample], notes: Counter[str]) -> None:
     """Raises BadInput where a row tells the question of another sample: its id is a place, and no id of the data."""
-    words = {sample.id: _fold(sample.question.words) for sample in samples}
-    known = frozenset(words.values())
+    by_id = {sample.id: sample for sample in samples}
+    known = {_fold(sample.question.words) for sample in samples}
     for row in rows:
-        told = _fold(row.question)
-        if told and words[row.id] not in told:
+        if not _may_ask(row, by_id[row.id]):
             notes["answers whose row tells another question than the data have under its id"] += 1
-            if told in known:
+            if _fold(row.question) in known:
                 raise BadInput(
                     f"{row.row.file}, row {row.row.number}: id {row.id} is another question of the data than the one "
                     f"that the row tells, {shorten_value(row.question)!r}; name the fields with --column id=FIELD"
                 )
+
+
+def _may_ask(row: AnswerRow, sample: Sample) -> bool:
+    """Whether the question that the row tells, if any, holds the text of the sample's, around its boxes in any
+    spelling."""
+    told, start = _fold(row.question), 0
+    for part in map(_fold, sample.question.text.split(BOX_MARK) if told else ()):
+        if (start := told.find(part, start)) < 0:
+            return False
+        start += len(part)
+    return True
 
 
 def _give(rows: Sequence[AnswerRow], ids: Sequence[str]) -> dict[str, AnswerRow]:

@@ -146,7 +146,10 @@ def _read_row(row: SourceRow, images: ImageResolver | None, group: str) -> Relea
     for field in FIELDS:
         if field not in value:
             raise FieldError(
-                field, None, "absent; each row needs image, annotation (the truth) and response (the answer)"
+                field,
+                None,
+                "absent; each row needs image, annotation (the truth) and response (the answer); "
+                "answers of other programs, which hold no truth, need --data",
             )
         if not isinstance(value[field], str):
             raise FieldError(field, value[field], "text is wanted")
