@@ -211,6 +211,8 @@ def _find_member(text: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     answer = next((members[key] for key in _MEMBERS if key in members), None)
+    if any(value and ("box" in key or "coord" in key) for key, value in members.items()):
+        return None  # the box is a part of the answer
     if isinstance(answer, list) and answer and all(isinstance(part, str) for part in answer):
         return ", ".join(answer)
     return json.dumps(answer) if isinstance(answer, int | float) else answer if isinstance(answer, str) else None
