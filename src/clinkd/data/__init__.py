@@ -4,6 +4,7 @@ __all__ = [
     "checks",
     "codecs",
     "dataset",
+    "general_drawings",
     "grids",
     "images",
     "importing",

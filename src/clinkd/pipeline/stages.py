@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,19 @@ def plan(config: RunConfig) -> list[Stage]:
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     stages: list[Stage] = []
 
-    def stage(
-        name: str, knobs: Any, *needs: Stage | None, step: str | None = None, seed: int | None = None, **arguments: Any
-    ) -> Stage:
-        work = _defer_step(step or name, **arguments)
-        kind = step or name
-        needed = tuple(n for n in needs if n)
-        seed = config.seed if seed is None else seed
-        stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
-        return stages[-1]
-
+    stage = partial(_add_stage, stages, config.seed)
     if folds := config.fold_runs():
-        # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
-        keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
-        splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
-        answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
-        pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
-        stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
+        _add_pooled_stages(stage, config, folds)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
     general = None
-    if config.model.base is None and config.model.tiny.pretrain and (drawn := config.model.tiny.pretrain.general):
-        # stock positions, as a general model has; neither the data nor the seed of the run counts, so runs share it
-        stock = change_knobs(config.model, positions="mrope", layout="sections")
+    if (
+        (stock := _choose_general_model(config.model))
+        and stock.tiny.pretrain
+        and (drawn := stock.tiny.pretrain.general)
+    ):
         arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
-        general = stage("general", _identify_model(stock), seed=drawn.seed, **arguments)
+        general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
     base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
@@ -84,6 +73,38 @@ def plan(config: RunConfig) -> list[Stage]:
     rounds = [s for s in stages if s.name.startswith("reflect-")]
     stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, *rounds, whole=config)
     return stages
+
+
+def _add_stage(
+    stages: list[Stage],
+    seed: int,
+    name: str,
+    knobs: Any,
+    *needs: Stage | None,
+    step: str | None = None,
+    **arguments: Any,
+) -> Stage:
+    """Add a stage to the list. `step` and `arguments`: the function of `steps.py` that does the work, and what it gets."""
+    kind = step or name
+    work, needed = _defer_step(kind, **arguments), tuple(n for n in needs if n)
+    stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
+    return stages[-1]
+
+
+def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Sequence[RunConfig]) -> None:
+    # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
+    keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
+    splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
+    answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
+    pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
+    stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
+
+
+def _choose_general_model(config: ModelConfig) -> ModelConfig | None:
+    """The model that learns from drawings of plain things, with stock positions, as a general model has. Neither the
+    data nor the seed of a run counts, so runs share it. None where the base does not begin so."""
+    pretrain = config.tiny.pretrain if config.base is None else None
+    return change_knobs(config, positions="mrope", layout="sections") if pretrain and pretrain.general else None
 
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
