@@ -84,7 +84,7 @@ def _add_stage(
     step: str | None = None,
     **arguments: Any,
 ) -> Stage:
-    """Add a stage to the list. `step` and `arguments`: the function of `steps.py` that does the work, and what it gets."""
+    """Add a stage. `step` and `arguments`: the function of `steps.py` that does the work, and what it gets."""
     kind = step or name
     work, needed = _defer_step(kind, **arguments), tuple(n for n in needs if n)
     stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
@@ -98,13 +98,6 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
     answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
     pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
     stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
-
-
-def _choose_general_model(config: ModelConfig) -> ModelConfig | None:
-    """The model that learns from drawings of plain things, with stock positions, as a general model has. Neither the
-    data nor the seed of a run counts, so runs share it. None where the base does not begin so."""
-    pretrain = config.tiny.pretrain if config.base is None else None
-    return change_knobs(config, positions="mrope", layout="sections") if pretrain and pretrain.general else None
 
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
