@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clinkd.language.facts import Lexicon
 from clinkd.records import Candidate, Sample, Task
@@ -137,7 +138,7 @@ class Ratio:
     part: Callable[[Sums], Counts]
     whole: Callable[[Sums], Counts]
     binary: bool = True
-    applies: Callable[[Sums], Counts] | None = None
+    applies: Callable[[Sums], NDArray[np.bool_]] | None = None
 
     def __call__(self, sums: Sums) -> Counts:
         shares = divide(self.part(sums), self.whole(sums))
