@@ -175,7 +175,7 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
         "score": model_score and model_score.value, "blind": score_index.blind(task, metric, modality),
     }  # fmt: skip
     if model_score is not None:
-        figure |= {"interval": model_score.interval, "answers": model_score.count}
+        figure |= {"interval": model_score.interval and list(model_score.interval), "answers": model_score.count}
     if model_score is None and score_index.metrics(task):
         figure["why"] = "the data state no facts (name, size, side, brightness, count) for this task"
     elif model_score is None:
