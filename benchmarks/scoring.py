@@ -107,7 +107,7 @@ def own_cpu() -> float:
 
 
 class Peak:
-    """The most memory that this process and all that it started held at one time, in MB, looked at every 0.1 s."""
+    """The most memory that this process and all that it started held at one time, in MB, looked at twice a second."""
 
     def __init__(self) -> None:
         self.megabytes = 0.0
@@ -124,7 +124,7 @@ class Peak:
 
     def _look(self) -> None:
         process = psutil.Process()
-        while not self._end.wait(0.1):
+        while not self._end.wait(0.5):
             held = 0.0
             for one in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):  # ended meanwhile
