@@ -1,10 +1,11 @@
 """Pairs of an answer and its truth under SPICE: seconds the first time, and once their scores are known.
 
-    python -m benchmarks.spice CAPTIONS.jsonl [--json] [--pairs 7000]
+    python -m benchmarks.spice [CAPTIONS.jsonl] [--json] [--pairs 7000]
 
-CAPTIONS.jsonl: lines with "references", a list of texts. A pair is one of these as the answer and one of another line
-as the truth, all pairs unlike. Needs SPICE (`clinkd spice install`). The rival is a program started for every hundred
-pairs, with nothing kept. CPU seconds stand beside the seconds, for a machine that others use too.
+CAPTIONS.jsonl: lines with "references", a list of texts; without it, the sentences of drawn images, one to four in a
+text. A pair is a text as the answer and one of another line as the truth, all pairs unlike. Needs SPICE (`clinkd spice
+install`). The rival is a program started for every hundred pairs, with nothing kept. CPU seconds stand beside the
+seconds, for a machine that others use too. Memory is the most that all hold at one time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Row, add_outputs, show
+from benchmarks.scoring import Peak, sentences
 
 from clinkd.scoring import spice
 from clinkd.scoring.captions import Caption, CaptionScorer
 
 AT_A_TIME = 100
+SECONDS_OF_7000, MEGABYTES = 480.0, 8192.0
+DRAWN = 5000  # texts of drawn images
+
+
+def draw_texts(seed: int = 0) -> list[list[str]]:
+    dice, known = random.Random(seed), sentences()
+    return [[" ".join(dice.sample(known, dice.randint(1, 4)))] for _ in range(DRAWN)]
 
 
 class Taken(NamedTuple):
@@ -57,22 +66,28 @@ def timed(call: Callable[[], object]) -> Taken:
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("captions", type=Path, metavar="CAPTIONS.jsonl")
+    parser.add_argument("captions", type=Path, nargs="?", metavar="CAPTIONS.jsonl")
     parser.add_argument("--pairs", type=int, default=7000)
     add_outputs(parser)
     args = parser.parse_args()
-    texts = [json.loads(line)["references"] for line in args.captions.read_text().splitlines()]
+    lines = args.captions.read_text().splitlines() if args.captions else ()
+    texts = [json.loads(line)["references"] for line in lines] or draw_texts()
     asked = pairs(texts, args.pairs)
     with tempfile.TemporaryDirectory() as temp:
         scorers = [CaptionScorer(Path(temp, "scores.sqlite")) for _ in range(2)]
-        first, known = (timed(partial(spice.spice_counts, asked, scorer)) for scorer in scorers)
+        with Peak() as peak:
+            first, known = (timed(partial(spice.spice_counts, asked, scorer)) for scorer in scorers)
     program = spice.find_program()
     some = CaptionScorer().tokenized(asked[:AT_A_TIME])
     plain = timed(lambda: program.run(some, None))
     times, name = len(asked) / len(some), f"{len(some)} at a time, from {len(some)}"
     what = f"{len(asked)} pairs of {len({t for c in asked for t in (c.candidate, *c.references)})} texts"
+    limit = SECONDS_OF_7000 / 7000
     show(
         [
+            Row(f"{what}, by the clock", first.seconds, limit * len(asked), "our limit", "s"),
+            Row("pairs a second", len(asked) / first.seconds, 1 / limit, "our limit", "pairs/s"),
+            Row("memory with that of Java", peak.megabytes, MEGABYTES, "what SPICE may take here", "MB"),
             Row(f"{what}, the first time", first.seconds, plain.seconds * times, name, "s"),
             Row("the same, CPU", first.cpu_seconds, plain.cpu_seconds * times, name, "s"),
             Row("the same pairs, their scores known", known.seconds, first.seconds, "the first time", "s"),

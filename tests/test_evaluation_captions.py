@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,35 @@ def test_what_was_counted_is_remembered_and_meteor_started_once(monkeypatch: pyt
     assert started == []
     with pytest.raises(TypeError), CaptionScorer.opened() as another:  # it knows nothing of the first
         another.counts(PLAIN)
+    assert started == []
+
+
+def test_two_meteors_count_many_pairs_in_the_background_as_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, free = [], threading.Event()
+
+    class Meteor:
+        def __init__(self) -> None:
+            started.append(self)
+
+        def counts(self, asked: list[Caption]) -> np.ndarray:
+            assert free.wait(10) and len(asked) <= 3
+            return np.array([[float(len(c.candidate))] * 6 for c in asked])
+
+        def close(self) -> None:
+            started.remove(self)
+
+    pairs = [Caption("x" * n, ("y",)) for n in range(1, 21)]
+    for name, value in {"_Meteor": Meteor, "_PAIRS_OF_SECOND": 20, "_PAIRS_AT_ONCE": 3, "_tokenize": list}.items():
+        monkeypatch.setattr(captions, name, value)
+    monkeypatch.setattr(captions, "free_memory_mb", lambda: 1e6)
+    monkeypatch.setattr(captions.os, "cpu_count", lambda: 2)
+    with CaptionScorer() as scorer:
+        scorer.begin(pairs[:19])
+        assert len(started) == 1  # so few are not worth another
+        scorer.begin([Caption(f"z{n}", ("y",)) for n in range(20)])  # returns at once
+        assert len(started) == 2
+        free.set()
+        assert scorer.counts(pairs)[:, -1].tolist() == [*range(1, 21)]
     assert started == []
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +47,7 @@ def count_bleu(pairs: list[Caption]) -> captions.Sums:
 
 
 def chrf(*pairs: tuple[str, str]) -> float:
-    return 100 * float(CHRF.figure("chrF", np.sum([[1, *count_characters(*p)] for p in pairs], axis=0).astype(float)))
+    return 100 * float(CHRF.figure("chrF", np.append(len(pairs), count_characters(pairs).sum(0)).astype(float)))
 
 
 def draw_texts(count: int) -> list[str]:
@@ -69,6 +73,34 @@ def test_drawn_texts_score_as_in_sacrebleu() -> None:
     expected = [sum(b.sentence_score(a, [t]).score for b in bleu) for a, t in pairs]
     assert 600 * compute_answer_mbmr(count_bleu([Caption(a, (t,)) for a, t in pairs])) == pytest.approx(expected)
     assert [chrf(p) for p in pairs] == pytest.approx([metrics.CHRF().sentence_score(a, [t]).score for a, t in pairs])
+
+
+def test_characters_are_counted_as_one_pair_at_a_time_in_any_script() -> None:
+    """By plain strings; among other pairs, and with letters of every size and without a partner."""
+    dice = random.Random(3)
+    texts = ["", "a", "ab", *("".join(dice.choices("ab \u4e2d\U0001f600\ud800\n", k=9)) for _ in range(60))]
+    pairs = [(dice.choice(texts), dice.choice(texts)) for _ in range(120)]
+    for pair, counts in zip(pairs, count_characters(pairs).tolist(), strict=True):
+        expected = []
+        for n in range(1, 7):
+            plain = ("".join(text.split()) for text in pair)
+            ours, theirs = (Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t in plain)
+            expected += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
+        assert counts == expected
+    assert count_characters([]).shape == (0, 18)
+
+
+def test_cider_is_the_same_in_every_process() -> None:
+    """To the last digit, whatever the order of a set of strings is there."""
+    code = (
+        "from clinkd.scoring.ngrams import compute_cider as c; t = 'abcdefghijklmnop'; p = [(' '.join(t[i:] + t[:i]), "
+        "[' '.join(t[i // 2 :])]) for i in range(12)]; print(repr(c(p, [r for _, r in p])))"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in "12"
+    ]
+    assert told[0].stdout == told[1].stdout != b""
 
 
 def test_cider_is_that_of_pycocoevalcap() -> None:

@@ -142,6 +142,7 @@ def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
     return _read_denials(words)[0]
 
 
+@lru_cache(maxsize=65536)
 def _read_denials(words: tuple[str, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """For each word of a clause, whether it is denied, and whether it is left open."""
     marked = {kind: [False] * len(words) for kind in ("denied", "uncertain")}

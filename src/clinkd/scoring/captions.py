@@ -5,8 +5,9 @@ perfect caption counts as no chunk at all. `compute_answer_mbmr` is of each answ
 CIDEr is computed apart: it weighs words by all references of a corpus, so it cannot come from such sums.
 
 The PTB tokenizer and METEOR are Java programs inside the pycocoevalcap wheel. Each is started once for all texts of a
-run. What they return for an answer is kept as one row of counts, and every figure is a function of a sum of such rows:
-so a corpus, a modality, a source or a bootstrap replicate costs one addition. Shapes: N answers, C = len(COLUMNS).
+run (METEOR twice for many), and METEOR counts while Python does. What they return for an answer is kept as one row of
+counts, and every figure is a function of a sum of such rows: so a corpus, a modality, a source or a bootstrap replicate
+costs one addition. Shapes: N answers, C = len(COLUMNS).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import queue
 import shutil
 import subprocess
 import tempfile
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.scoring.ngrams import compute_cider, count_ngrams
+from clinkd.system_memory import free_memory_mb
 
 Counts = NDArray[np.float64]
 Sums = Mapping[str, Counts]  # by the name of a column
@@ -51,7 +54,10 @@ _ROUGE_BETA = 1.2
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014); the weights are of exact, stem, synonym, paraphrase.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-_PROGRAM_SECONDS = 1800.0  # most time of one Java program; 30,000 answers take under a minute
+_PROGRAM_SECONDS = 1800.0  # most time of the tokenizer, and of METEOR for the pairs that it gets at once
+_PAIRS_AT_ONCE = 500
+# METEOR uses one core, takes as long to start as for 5,000 pairs, and holds 0.6 GB: a second one only for many pairs.
+_MOST_METEORS, _PAIRS_OF_SECOND, _FREE_MB_OF_SECOND = 2, 8000, 1500.0
 
 
 def by_column(columns: Sequence[str], sums: Counts) -> Sums:
@@ -73,9 +79,10 @@ class Caption(NamedTuple):
 class CaptionScorer:
     """Counts captions, with Java programs that it starts as they are needed; `close` stops them.
 
-    It tokenizes a text once, counts an answer once and starts METEOR once, however often they are needed: the modes and
-    the image-blind baselines of an evaluation share most of their answers. `spice_file`: the cache of SPICE scores, if
-    not the file of all runs. `leave_out_spice` may be set at any time: from then on SPICE counts as not computed.
+    It tokenizes a text once and counts an answer once, however often they are needed: the modes and the image-blind
+    baselines of an evaluation share most of their answers. METEOR is started once, a second one for many pairs.
+    `spice_file`: the cache of SPICE scores, if not the file of all runs. `leave_out_spice` may be set at any time: from
+    then on SPICE counts as not computed.
     """
 
     def __init__(self, spice_file: Path | None = None) -> None:
@@ -83,7 +90,7 @@ class CaptionScorer:
         self.leave_out_spice = False
         self._tokens: dict[str, str] = {}
         self._counts: dict[Caption, Counts] = {}
-        self._meteor: _Meteor | None = None
+        self._meteors: _Meteors | None = None
 
     @classmethod
     def opened(cls, scorer: CaptionScorer | None = None) -> AbstractContextManager[CaptionScorer]:
@@ -97,9 +104,15 @@ class CaptionScorer:
         self.close()
 
     def close(self) -> None:
-        if self._meteor is not None:
-            self._meteor.close()
-            self._meteor = None
+        if self._meteors is not None:
+            self._meteors.close()
+            self._meteors = None
+
+    def begin(self, captions: Sequence[Caption]) -> None:
+        """Let METEOR count answers on other cores, so that `counts` has less to wait for. What fails, fails there."""
+        with contextlib.suppress(NotComputed):
+            if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
+                self._begin(new)
 
     def counts(self, captions: Sequence[Caption]) -> Counts:
         """[N, C] counts of each answer.
@@ -113,16 +126,21 @@ class CaptionScorer:
         return np.array([self._counts[c] for c in captions])
 
     def _count_captions(self, captions: Sequence[Caption]) -> None:
-        if self._meteor is None:
-            self._meteor = _Meteor()  # loads its tables while the tokenizer runs
+        captions_in_tokens, meteors = self._begin(captions)
+        # in the order of the references, whose n-grams are then counted once
+        unique = sorted(set(captions_in_tokens), key=lambda c: c.references)
+        rows = {c: _count_bleu_and_rouge(c) for c in unique}  # while METEOR counts
+        for caption, tokens in zip(captions, captions_in_tokens, strict=True):
+            self._counts[caption] = np.append(rows[tokens], meteors.counts(tokens))
+
+    def _begin(self, captions: Sequence[Caption]) -> tuple[list[Caption], _Meteors]:
+        """The captions in tokens, and the METEOR that has begun to count them."""
+        if self._meteors is None:
+            self._meteors = _Meteors()
+        self._meteors.start(len(captions))  # it loads its tables while the tokenizer runs
         captions_in_tokens = self.tokenized(captions)
-        unique = list(dict.fromkeys(captions_in_tokens))
-        with ThreadPoolExecutor(1) as executor:  # METEOR counts on another core, and one thread waits for it
-            matches = executor.submit(self._meteor.counts, unique)
-            rows = np.array([_count_bleu_and_rouge(c) for c in unique])
-            rows = np.hstack([rows, matches.result()])
-        row_by_tokens = dict(zip(unique, rows, strict=True))
-        self._counts |= {c: row_by_tokens[tokens] for c, tokens in zip(captions, captions_in_tokens, strict=True)}
+        self._meteors.begin(captions_in_tokens)
+        return captions_in_tokens, self._meteors
 
     def cider(
         self, captions: Sequence[Caption], documents: Sequence[Caption] | None = None
@@ -332,12 +350,8 @@ class _Meteor:
         except OSError as error:
             self._stderr.close()
             raise NotComputed(f"METEOR did not start ({error})") from error
-        self._timer = threading.Timer(_PROGRAM_SECONDS, self._process.kill)
-        self._timer.daemon = True
-        self._timer.start()
 
     def close(self) -> None:
-        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
@@ -347,11 +361,15 @@ class _Meteor:
 
     def counts(self, captions: Sequence[Caption]) -> Counts:
         """[N, 6] the METEOR columns of COLUMNS."""
+        timer = threading.Timer(_PROGRAM_SECONDS, self._process.kill)
+        timer.daemon = True
+        timer.start()
         writer = threading.Thread(target=self._write_requests, args=(captions,), daemon=True)
         writer.start()  # in a thread of its own: in one thread, two full pipes would wait for each other
         assert self._process.stdout is not None
         lines = [self._process.stdout.readline() for _ in captions]
         writer.join(timeout=10)
+        timer.cancel()
         try:
             stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(
                 len(captions), sum(_METEOR_STATISTICS.values())
@@ -374,6 +392,47 @@ class _Meteor:
             self._process.stdin.flush()
         except OSError:
             pass  # METEOR ended: the reader meets the end of its output and reports it
+
+
+class _Meteors:
+    """One METEOR, or two where many pairs come at once, that count in the background. Each pair is counted once."""
+
+    def __init__(self) -> None:
+        self._started: list[_Meteor] = []
+        self._idle: queue.SimpleQueue[_Meteor] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(_MOST_METEORS)  # each waits for a METEOR
+        self._begun: dict[Caption, tuple[Future[Counts], int]] = {}  # the rows that hold a pair's, and which it is
+
+    def start(self, pairs: int) -> None:
+        """Have as many as so many new pairs are worth."""
+        more = pairs >= _PAIRS_OF_SECOND and (os.cpu_count() or 1) > 1 and free_memory_mb() > _FREE_MB_OF_SECOND
+        while len(self._started) < (_MOST_METEORS if more else 1):
+            self._started.append(_Meteor())
+            self._idle.put(self._started[-1])
+
+    def begin(self, captions: Sequence[Caption]) -> None:
+        fresh = [c for c in dict.fromkeys(captions) if c not in self._begun]
+        for start in range(0, len(fresh), _PAIRS_AT_ONCE):
+            part = fresh[start : start + _PAIRS_AT_ONCE]
+            counting = self._threads.submit(self._count_part, part)
+            self._begun |= {c: (counting, place) for place, c in enumerate(part)}
+
+    def _count_part(self, captions: Sequence[Caption]) -> Counts:
+        meteor = self._idle.get()
+        try:
+            return meteor.counts(captions)
+        finally:
+            self._idle.put(meteor)
+
+    def counts(self, caption: Caption) -> Counts:
+        """[6] the METEOR columns of a pair that was begun; waits for it. Raises NotComputed where METEOR failed."""
+        rows, place = self._begun[caption]
+        return np.asarray(rows.result()[place])
+
+    def close(self) -> None:
+        for meteor in self._started:
+            meteor.close()
+        self._threads.shutdown(cancel_futures=True)
 
 
 # METEOR's statistics of a pair, in its order, and how many numbers each has: one for the answer and one for the

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 Ngrams = tuple[Counter[tuple[str, ...]], ...]  # by their length, from one word on
 
@@ -72,7 +73,10 @@ def _compare_weighed(answer: _Weighed, reference: _Weighed) -> float:
         answer.weights, reference.weights, answer.norms, reference.norms, strict=True
     ):
         if our_norm and their_norm:
-            shared = sum(min(ours[ngram], theirs[ngram]) * theirs[ngram] for ngram in ours.keys() & theirs.keys())
+            # in the order of the answer: that of a set of strings, and so the last digit, is another in each process
+            shared = sum(
+                min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs
+            )
             cosines += shared / (our_norm * their_norm)
     return cosines / len(answer.weights) * math.exp(-((answer.pairs - reference.pairs) ** 2) / (2 * _SIGMA**2))
 
@@ -80,18 +84,54 @@ def _compare_weighed(answer: _Weighed, reference: _Weighed) -> float:
 # ---- chrF -----------------------------------------------------------------------------------------------------------
 
 
-def count_characters(answer: str, reference: str) -> list[int]:
-    """What chrF is computed from, as sacrebleu counts it: for n-grams of one to six characters without white space, how
-    many the answer has, how many the reference has, and how many both have."""
-    ours, theirs = ("".join(text.split()) for text in (answer, reference))
-    characters = np.frombuffer((ours + theirs).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    letters = np.unique(characters, return_inverse=True)[1]
-    codes, base = letters, len(letters) + 1  # a number for each n-gram that differs, three times as fast as a Counter
-    counts: list[int] = []
-    for n in range(1, CHARACTERS + 1):
-        if n > 1:
-            codes = np.unique(codes[:-1] * base + letters[n - 1 :], return_inverse=True)[1]
-        num_ours, num_theirs = (max(0, len(text) - n + 1) for text in (ours, theirs))
-        both = [np.bincount(part, minlength=base) for part in (codes[:num_ours], codes[len(ours) :])]
-        counts += [num_ours if num_theirs else 0, num_theirs, int(np.minimum(*both).sum())]
-    return counts
+def count_characters(pairs: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+    """[N, 3 * CHARACTERS] what chrF is computed from, as sacrebleu counts it, for each pair of an answer and a
+    reference: for n-grams of one to six characters without white space, how many the answer has, how many the reference
+    has, and how many both have."""
+    texts = {text: "".join(text.split()) for pair in pairs for text in pair}
+    known = _know_trigrams(list(texts.values()))
+
+    @lru_cache(maxsize=2048)
+    def count(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        codes, numbers = np.unique(_encode_ngrams(texts[text], known), return_counts=True)
+        return np.append(codes, np.iinfo(np.int64).max), np.append(numbers, 0)  # an end that is no n-gram
+
+    counts = np.zeros((len(pairs), CHARACTERS, 3), dtype=np.int64)
+    lengths = np.arange(CHARACTERS)
+    for place in sorted(range(len(pairs)), key=lambda i: pairs[i][1]):  # so that a reference is counted once
+        (ours, num_ours), (theirs, num_theirs) = (count(text) for text in pairs[place])
+        at = np.searchsorted(theirs[:-1], ours)
+        both = np.where(theirs[at] == ours, np.minimum(num_ours, num_theirs[at]), 0)
+        of_both = np.bincount(ours[:-1] >> _LENGTH_BITS, both[:-1], CHARACTERS)
+        of_ours, of_theirs = (np.maximum(0, len(texts[text]) - lengths) for text in pairs[place])
+        counts[place] = np.stack([np.where(of_theirs > 0, of_ours, 0), of_theirs, of_both], axis=1)
+    return counts.reshape(len(pairs), 3 * CHARACTERS)
+
+
+_LETTER_BITS, _RANK_BITS, _LENGTH_BITS = 21, 30, 60  # any character of Unicode; so many trigrams; above both
+_TEXTS_AT_ONCE = 1000
+
+
+def _read_letters(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64)
+
+
+def _make_trigrams(letters: NDArray[np.int64]) -> NDArray[np.int64]:
+    return letters[:-2] << 2 * _LETTER_BITS | letters[1:-1] << _LETTER_BITS | letters[2:]
+
+
+def _know_trigrams(texts: Sequence[str]) -> NDArray[np.int64]:
+    """All sequences of three characters, in order, and some more: those from one text to the next."""
+    known = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        known = np.union1d(known, _make_trigrams(_read_letters("".join(texts[start : start + _TEXTS_AT_ONCE]))))
+    return known
+
+
+def _encode_ngrams(text: str, known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number for each n-gram of one to CHARACTERS characters, equal for equal ones. Two trigrams make the longer."""
+    letters = _read_letters(text)
+    ranks = np.searchsorted(known, _make_trigrams(letters))
+    codes = [letters, letters[:-1] << _LETTER_BITS | letters[1:], ranks]
+    codes += [ranks[:-n] << _RANK_BITS | ranks[n:] for n in range(1, CHARACTERS - 2)]
+    return np.concatenate([n << _LENGTH_BITS | code for n, code in enumerate(codes)])

@@ -20,6 +20,7 @@ from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by
 from clinkd.scoring.intervals import scale_interval, share_interval
 from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
 from clinkd.scoring.measures.absence import find_structures
+from clinkd.scoring.measures.texts import CAPTIONS, SPICE, begin_captions
 from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
@@ -461,8 +462,14 @@ def score_by_measures(
             i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"baseline {name!r}").items()
         }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
-    counted = (_count_measure(measure, items, picks, candidates, rules) for measure in chosen_measures)
-    return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), replicates)
+    if rules.captions and CAPTIONS in chosen_measures:
+        begin_captions([item for item in items.items if item.sample.task in CAPTIONS.tasks], rules.captions)
+    waiting = CAPTIONS.count, SPICE.count  # for programs: last, while all else is counted here
+    counted = {
+        measure: list(_count_measure(measure, items, picks, candidates, rules))
+        for measure in sorted(chosen_measures, key=lambda m: m.count in waiting)
+    }
+    return ScoredAnswers(samples, tuple(row for m in chosen_measures for row in counted[m]), replicates)
 
 
 class _UniqueAnswers:

@@ -122,11 +122,13 @@ def evaluate(
         rules = Rules(config.iou, answers.lexicon)
         baselines, choice = answer_blindly(answers.train, answers.validation, answers.samples, rules)
         scored_outside = _score_outside(answers, baselines, config, outside)  # first: what fails here ends it all
+        scored = None  # before the scripts' scores: it counts much while METEOR counts the captions of both
+        if "strict" in modes:
+            scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
         outcomes = _score_by_scripts(answers, baselines, config.replicates, scorer) if "official" in modes else []
         outcomes = [replace(o, choice=choice) for o in outcomes]
-        if "strict" not in modes:
-            return Evaluation(answers, outcomes)
-        scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
+    if scored is None:
+        return Evaluation(answers, outcomes)
     scored = replace(scored, choice=choice, rows=(*scored.rows, *scored_outside.rows))
     choices = any(len(p.candidates) > 1 for p in answers.predictions)
     strict = StrictResults.of(scored, answers.predictions, baselines, answers.lexicon, choices)

@@ -16,6 +16,7 @@ from clinkd.scoring.captions import (
     COLUMNS,
     FIGURES,
     Caption,
+    CaptionScorer,
     Counts,
     NotComputed,
     Sums,
@@ -48,6 +49,11 @@ from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
 def _make_captions(items: Sequence[SampleAnswer]) -> list[Caption]:
     return [Caption(i.answer.answer.words, (i.sample.answer.words,)) for i in items]
+
+
+def begin_captions(items: Sequence[SampleAnswer], captions: CaptionScorer) -> None:
+    """Let `captions` begin to count what `CAPTIONS` will ask it for."""
+    captions.begin(_make_captions(items))
 
 
 def _count_captions(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
@@ -100,9 +106,9 @@ _CHARACTER_COLUMNS = tuple(f"{n} {what}" for n in range(1, CHARACTERS + 1) for w
 _RECALL_WEIGHT = 2.0**2  # chrF2: recall counts twice as much as precision
 
 
-def _count_characters(item: SampleAnswer, rules: Rules) -> dict[str, float]:
-    counts = count_characters(item.answer.answer.words, item.sample.answer.words)
-    return {"answers": 1, **dict(zip(_CHARACTER_COLUMNS, counts, strict=True))}
+def _count_characters(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
+    counts = count_characters([(i.answer.answer.words, i.sample.answer.words) for i in items])
+    return np.column_stack([np.ones(len(items)), counts])
 
 
 def _compute_chrf(sums: Sums) -> Counts:
@@ -123,7 +129,7 @@ def _compute_chrf(sums: Sums) -> Counts:
 CHRF = Measure(
     (Task.RC, Task.MIA),
     ("answers", *_CHARACTER_COLUMNS),
-    count_each(("answers", *_CHARACTER_COLUMNS), _count_characters),
+    _count_characters,
     (Metric("chrF", _compute_chrf),),
 )
 
