@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from benchmarks.report import Row, add_outputs, show
 
 from clinkd.data.phantoms import write_phantoms
 from clinkd.data.readers.source import Source
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a data set that `clinkd data import` has made (phantoms)")
     parser.add_argument("--iou", type=float, default=0.5, help="from which a box is found (0.5)")
+    add_outputs(parser)
     args = parser.parse_args()
     train, validation, test = _read_splits(args.data)
     rules = Rules(args.iou, lexicon_of([*train, *test]))
@@ -49,7 +51,16 @@ def main() -> None:
         f"x100, mean over modalities: VG F1, ROC recall, QA accuracy; of RC and MIA the F1 of words. Chosen: {chosen}.",
         f"{len(train):,} known questions, {len(test):,} asked, {seconds:.1f} CPU seconds for all.",
     )
-    print(to_markdown(Table("Without the image", heads, tuple(lines), notes)))
+    if not args.json:
+        print(to_markdown(Table("Without the image", heads, tuple(lines), notes)))
+    named = [(task, name, _find_figures(on_test, task, name), rival) for task, rival in zip(tasks, best, strict=True)
+             for name in BASELINES]  # fmt: skip
+    rows = [
+        Row(f"{task.value} on the test split, {name}", figure, _find_figures(on_test, task, rival), rival, "x100")
+        for task, name, figure, rival in named
+        if not np.isnan(figure)
+    ]
+    show(rows, args)
 
 
 def _read_splits(data: Path | None) -> Sequence[Sequence[Sample]]:
@@ -62,9 +73,15 @@ def _read_splits(data: Path | None) -> Sequence[Sequence[Sample]]:
     return [[s for s in samples if s.split == split] for split in SPLITS]
 
 
-def _spell(trials: Sequence[BlindTrial], task: Task, baseline: str) -> str:
+def _find_figures(trials: Sequence[BlindTrial], task: Task, baseline: str) -> float:
+    """The mean over modalities, x100; NaN where the baseline has no answers."""
     figures = [t.figure for t in trials if (t.task, t.baseline) == (task, baseline)]
-    return f"{100 * np.mean(figures):.1f}" if figures else "-"
+    return 100 * float(np.mean(figures)) if figures else float("nan")
+
+
+def _spell(trials: Sequence[BlindTrial], task: Task, baseline: str) -> str:
+    figure = _find_figures(trials, task, baseline)
+    return "-" if np.isnan(figure) else f"{figure:.1f}"
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ _ADVICE = re.compile(
     r"|if\s+you)\b",
     re.I,
 )
+# without one of these neither _REFUSAL nor _UPLOAD finds anything
+_OF_REFUSALS = (
+    *("unable", "not", "n't", "n’t", "decline", "no ", "no\n", "missing", "never"),
+    *("provide", "upload", "attach", "share", "send"),
+)
 _CLAUSES = re.compile(r"[.!?;]+(?:\s|$)|\n|,?\s+(?:but|however|although|though|nevertheless|that\s+said)\b,?", re.I)
 _LEAST_REPEATS = 3  # of one sentence after another, which are a loop
 
@@ -136,7 +141,9 @@ def find_final_answer(raw: str) -> FinalAnswer:
         text = text[: end.start()]
     text = _choose_statement(_SPECIAL_TOKENS.sub("", text), cut)
     text = _cut_repeats(text, cut)
-    plain = _HEADING.sub("", _EMPHASIS.sub(r"\2", _LATEX_TEXT.sub(r"\1", text)))
+    plain = _HEADING.sub("", _LATEX_TEXT.sub(r"\1", text))
+    if any(mark in plain for mark in "*_`"):
+        plain = _EMPHASIS.sub(r"\2", plain)
     if plain.count("**") % 2:  # a line in bold, of which the beginning is cut
         plain = plain.strip().removesuffix("**")
     if around := _AROUND.fullmatch(plain.strip()):
@@ -173,6 +180,9 @@ def _cut_reasoning(text: str, cut: list[str]) -> str:
 
 def _refuses(text: str) -> bool:
     """Whether a text declines to answer, and says nothing else but excuses and advice."""
+    words = text.casefold()
+    if not any(word in words for word in _OF_REFUSALS):  # a quick look, as the patterns take longer than all else
+        return False
     if not _REFUSAL.search(text) and not _UPLOAD.search(text):
         return False
     clauses = [clause for clause in _CLAUSES.split(text) if any(map(str.isalnum, clause))]
@@ -193,7 +203,8 @@ def _choose_statement(text: str, cut: list[str]) -> str:
     if boxed := _BOXED.findall(text):
         cut.append("text beside the answer")
         return str(boxed[-1])
-    stated = list(_STATED.finditer(text))
+    quick = text.casefold()
+    stated = [*_STATED.finditer(text)] if "answer" in quick or "response" in quick or "####" in quick else []
     if stated and (after := text[stated[-1].end() :].strip()):
         if text[: stated[-1].start()].strip():
             cut.append("text before the answer")

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Ngrams = tuple[Counter[tuple[str, ...]], ...]  # by their length, from one word on
 
 CHARACTERS = 6  # the longest n-grams of chrF
+_PAIRS_AT_ONCE = 8192  # bounds memory
 _SIGMA = 6.0  # of CIDEr-D: how fast an answer of another length loses
 
 
@@ -35,50 +36,68 @@ def compute_cider(pairs: Sequence[tuple[str, Sequence[str]]], documents: Sequenc
     """
     if len({tuple(document) for document in documents}) < 2:
         return None
-    frequency = Counter(
-        ngram for d in documents for ngram in {g for text in set(d) for counts in count_ngrams(text) for g in counts}
-    )
-    rarest = math.log(len(documents))
-    weight_by_ngram = {ngram: rarest - math.log(count) for ngram, count in frequency.items()}
-
-    @lru_cache(maxsize=4096)
-    def weigh(text: str) -> _Weighed:
-        ngrams = count_ngrams(text)
-        weights = tuple({g: c * weight_by_ngram.get(g, rarest) for g, c in counts.items()} for counts in ngrams)
-        norms = tuple(math.sqrt(sum(v * v for v in w.values())) for w in weights)
-        return _Weighed(weights, norms, sum(ngrams[1].values()))
-
-    scores = [0.0] * len(pairs)
-    for place in sorted(range(len(pairs)), key=lambda i: tuple(pairs[i][1])):  # so that a reference is weighed once
-        answer, references = pairs[place]
-        similarities = [_compare_weighed(weigh(answer), weigh(reference)) for reference in references]
-        scores[place] = 10 * sum(similarities) / len(similarities)
-    return scores
+    references_P = [reference for _, references in pairs for reference in references]
+    answers_P = [answer for answer, references in pairs for _ in references]
+    texts = list(dict.fromkeys([*answers_P, *references_P, *(text for d in documents for text in d)]))
+    place = {text: n for n, text in enumerate(texts)}
+    ours_P, theirs_P = (np.array([place[text] for text in part], dtype=np.intp) for part in (answers_P, references_P))
+    counts_by_length, places_D = _count_sequences(texts), [[place[text] for text in d] for d in documents]
+    cosines_P = np.zeros(len(ours_P))
+    for counts_TG in counts_by_length:
+        cosines_P += _compare_weighed(_weigh(counts_TG, places_D), ours_P, theirs_P)
+    length_T = np.asarray(counts_by_length[1].sum(axis=1)).ravel()  # to pycocoevalcap, the pairs of words
+    # an answer of another length scores less
+    cosines_P *= np.exp(-((length_T[ours_P] - length_T[theirs_P]) ** 2) / (2 * _SIGMA**2)) / len(counts_by_length)
+    numbers = np.array([len(references) for _, references in pairs])
+    sums = np.add.reduceat(np.append(cosines_P, 0.0), np.cumsum(numbers) - numbers) if len(pairs) else np.zeros(0)
+    return [float(score) for score in 10 * sums / numbers]
 
 
-class _Weighed(NamedTuple):
-    """A text as vectors of weighed n-grams, one for each length. `pairs`: of words, which is the length of a text to
-    pycocoevalcap."""
+def _count_sequences(texts: Sequence[str]) -> list[Any]:
+    """Sparse matrices [T, G] for one to four words: how often each text has each sequence of so many words."""
+    from scipy.sparse import csr_array  # here: what has no captions starts without it
 
-    weights: tuple[dict[tuple[str, ...], float], ...]
-    norms: tuple[float, ...]
-    pairs: int
+    words_of = [text.split() for text in texts]
+    text_W = np.repeat(np.arange(len(texts)), [len(words) for words in words_of])
+    rank = {word: n for n, word in enumerate(sorted({word for words in words_of for word in words}))}
+    word_W = np.array([rank[word] for words in words_of for word in words], dtype=np.int64)
+    code_W, matrices = word_W, []
+    for n in range(1, 5):
+        if n > 1:  # the sequence before, and one word more of the same text
+            code_W = code_W[:-1] * max(1, len(rank)) + word_W[n - 1 :]
+            of_one_text_W = text_W[: len(code_W)] == text_W[n - 1 :]
+        else:
+            of_one_text_W = np.ones(len(code_W), dtype=bool)
+        known_G, code_W = np.unique(code_W, return_inverse=True)  # in the order of words: sums are the same anywhere
+        rows, columns = text_W[: len(code_W)][of_one_text_W], code_W[of_one_text_W]
+        shape = (len(texts), max(1, len(known_G)))
+        counts_TG = csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+        counts_TG.sum_duplicates()
+        matrices.append(counts_TG)
+    return matrices
 
 
-def _compare_weighed(answer: _Weighed, reference: _Weighed) -> float:
-    """The mean cosine over the lengths of n-grams, 0..1. No n-gram counts more often than the reference has it, and an
-    answer of another length scores less."""
-    cosines = 0.0
-    for ours, theirs, our_norm, their_norm in zip(
-        answer.weights, reference.weights, answer.norms, reference.norms, strict=True
-    ):
-        if our_norm and their_norm:
-            # in the order of the answer: that of a set of strings, and so the last digit, is another in each process
-            shared = sum(
-                min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs
-            )
-            cosines += shared / (our_norm * their_norm)
-    return cosines / len(answer.weights) * math.exp(-((answer.pairs - reference.pairs) ** 2) / (2 * _SIGMA**2))
+def _weigh(counts_TG: Any, documents: Sequence[Sequence[int]]) -> Any:
+    """The counts times log(documents / documents that have the sequence), [T, G]."""
+    from scipy.sparse import csr_array
+
+    number_D = [len(document) for document in documents]
+    row_R, text_R = np.repeat(np.arange(len(documents)), number_D), [text for d in documents for text in d]
+    of_documents = csr_array((np.ones(len(row_R)), (row_R, text_R)), shape=(len(documents), counts_TG.shape[0]))
+    frequency_G = np.asarray(((of_documents @ counts_TG) > 0).sum(axis=0)).ravel()
+    weight_G = math.log(len(documents)) - np.log(np.maximum(frequency_G, 1))
+    return counts_TG.multiply(weight_G[None]).tocsr()
+
+
+def _compare_weighed(weights_TG: Any, ours_P: NDArray[np.intp], theirs_P: NDArray[np.intp]) -> NDArray[np.float64]:
+    """[P] cosines of answers and references. No sequence counts more often than the reference has it."""
+    norm_T = np.sqrt(np.asarray(weights_TG.multiply(weights_TG).sum(axis=1)).ravel())
+    norms_P, shared_P = norm_T[ours_P] * norm_T[theirs_P], np.zeros(len(ours_P))
+    for start in range(0, len(ours_P), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        theirs = weights_TG[theirs_P[some]]
+        shared_P[some] = np.asarray(weights_TG[ours_P[some]].minimum(theirs).multiply(theirs).sum(axis=1)).ravel()
+    return np.asarray(np.divide(shared_P, norms_P, out=np.zeros(len(ours_P)), where=norms_P > 0))
 
 
 # ---- chrF -----------------------------------------------------------------------------------------------------------
