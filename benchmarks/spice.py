@@ -2,7 +2,7 @@
 
     python -m benchmarks.spice [CAPTIONS.jsonl] [--json] [--pairs 7000]
 
-CAPTIONS.jsonl: lines with "references", a list of texts; without it, the sentences of drawn images, one to four in a
+CAPTIONS.jsonl: lines with "references", a list of texts; without it, the sentences of drawn images, one or two in a
 text. A pair is a text as the answer and one of another line as the truth, all pairs unlike. Needs SPICE (`clinkd spice
 install`). The rival is a program started for every hundred pairs, with nothing kept. CPU seconds stand beside the
 seconds, for a machine that others use too. Memory is the most that all hold at one time.
@@ -34,7 +34,7 @@ DRAWN = 5000  # texts of drawn images
 
 def draw_texts(seed: int = 0) -> list[list[str]]:
     dice, known = random.Random(seed), sentences()
-    return [[" ".join(dice.sample(known, dice.randint(1, 4)))] for _ in range(DRAWN)]
+    return [[" ".join(dice.sample(known, dice.randint(1, 2)))] for _ in range(DRAWN)]
 
 
 class Taken(NamedTuple):
