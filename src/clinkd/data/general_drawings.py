@@ -47,7 +47,7 @@ def _star(u: Levels, v: Levels, *_: float) -> Levels:
 
 
 def _arrow(u: Levels, v: Levels, *_: float) -> Levels:
-    head = intersect_shapes((np.abs(u) - v - 1) * 0.71, v - 0.05)
+    head = intersect_shapes((np.abs(u) - v - 1) * 0.71, v)
     shaft = intersect_shapes(np.abs(u) - 0.3, np.abs(v) - 1)
     return np.minimum(head, shaft)
 

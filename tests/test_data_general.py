@@ -1,0 +1,47 @@
+"""Drawings of plain things, and the base that learns from them: no medicine, tight boxes, one stage for all runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clinkd.config import GeneralConfig
+from clinkd.data import phantoms
+from clinkd.data.general_drawings import SHAPES, write_drawings
+from clinkd.experiments import small
+from clinkd.pipeline.stages import plan
+from clinkd.settings import override
+
+GENERAL = "model.tiny.pretrain.general={images: 12}"
+
+
+def test_drawings_are_the_same_anywhere_and_hold_no_medical_word(tmp_path: Path) -> None:
+    config = GeneralConfig(images=70)
+    samples = write_drawings(tmp_path / "a", config)
+    assert samples == write_drawings(tmp_path / "b", config, workers=2)
+    assert len({s.images[0].path for s in samples}) == 70
+    pictures = [(tmp_path / part / samples[0].images[0].path).read_bytes() for part in "ab"]
+    assert pictures[0] == pictures[1]
+    words = {w.strip(".,?").lower() for s in samples for w in f"{s.question.words} {s.answer.words}".split()}
+    medical = {w for name in phantoms.NAMES for w in name.split()}
+    assert not words & medical and not SHAPES.keys() & set(phantoms.NAMES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_reaches_the_four_sides_of_its_box_and_not_beyond(name: str) -> None:
+    levels = np.zeros((200, 200))
+    plan = phantoms._StructurePlacement("large", 0.45, 0.55, 0.2, 0.15)
+    box = phantoms._draw_shape(levels, SHAPES[name], plan, 1.0)
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((0.25, 0.4, 0.65, 0.7), abs=0.008)  # a pixel and a half
+    inside = levels[80:140, 50:130]
+    assert 0.25 < inside.mean() < 0.8 and levels.sum() - inside.sum() < 0.02 * levels.sum()
+
+
+def test_runs_share_one_general_stage_whatever_their_seed_and_positions() -> None:
+    changes = ([], ["seed=3"], ["model.positions=sequential", "model.layout=sections"])
+    plans = [{s.name: s for s in plan(override(small(), [GENERAL, *changed]))} for changed in changes]
+    assert len({stages["general"].identity for stages in plans}) == 1
+    assert len({stages["base"].identity for stages in plans}) == 3
+    assert "general" not in {s.name for s in plan(small())}
