@@ -210,14 +210,3 @@ def _index_verdicts() -> dict[str, Verdict]:
 def read_verdict(word: str) -> Verdict | None:
     """What a normalised word says that means yes or no in any language of the table; None for other words."""
     return _index_verdicts().get(word)
-
-
-@lru_cache(maxsize=1024)
-def list_verdicts(truth: str) -> Mapping[str, Verdict]:
-    """The words for yes and no that may answer where `truth`, one of them, is right: those of its languages, and the
-    English ones. Others are left out: "non" is no "no" where the truth is English."""
-    english, *others = list_languages()
-    languages = [english, *(language for language in others if truth in language.verdicts)]
-    if truth in english.verdicts:
-        languages = [english]
-    return {word: verdict for language in languages for word, verdict in language.verdicts.items()}

@@ -120,15 +120,12 @@ def ablate(
     before any work where a row cannot be planned or the file is no results file, and if there is nothing to show.
     """
     from clinkd.pipeline.stages import identify_config
-    from clinkd.pipeline.stages import plan as plan_stages
 
     folder = runs / f"{plan.base.name}-ablation"
     file = results or folder / "results.csv"
     # the rows of a seed one after the other, so that they find its stages
     configs = {(row, seed): plan.config(row, seed) for seed in plan.seeds for row in plan.rows}
-    for config in configs.values():
-        plan_stages(config)
-    identities = {key: identify_config(config) for key, config in configs.items()}
+    identities = {key: identify_config(config) for key, config in configs.items()}  # plans each
     lines = _select_lines(read_results(file), identities, file, say)
     left = {key: config for key, config in configs.items() if key not in lines}
     if lines:
@@ -163,8 +160,9 @@ def _select_lines(
     others = sum((line.run.row, line.run.seed) in identities for line in found) - len(lines)
     if others:
         say(f"{file}: {others} lines of these rows and seeds are of other data or knobs, and are left out")
-    if older := sum(line.code != identify_code() for line in lines.values()):
-        say(f"{file}: {older} lines were made by other code than {identify_code()}; to make them anew, take them out")
+    code = identify_code()
+    if older := sum(line.code != code for line in lines.values()):
+        say(f"{file}: {older} lines were made by other code than {code}; to make them anew, take them out")
     return lines
 
 
