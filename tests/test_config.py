@@ -8,7 +8,8 @@ import pytest
 
 from clinkd.cli import main
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
-from clinkd.experiments import EXPERIMENTS, REQUIRED, bird, demo, matched, paper, require_folders, small, tuned
+from clinkd.experiments import EXPERIMENTS, REQUIRED, demo, paper, require_folders, small
+from clinkd.experiments.rows import bird, matched, tuned
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, differences, dump, load, override, panel, recipe_text
 

@@ -34,6 +34,7 @@ def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConf
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
     parser.add_argument("--name", help="the name before each row's, in the place of the experiment's name")
     parser.add_argument("--rows", type=_split_names, metavar="A,B", help="rows (the paper's, and two controls)")
+    parser.add_argument("--claim", metavar="NAME", help="the rows of a claim, with its comparison named beforehand")
     parser.add_argument(
         "--sweep", type=_split_names, default=(), metavar="A,B", help="values of one knob, beside the rows"
     )
@@ -69,20 +70,24 @@ def _read_seeds(text: str) -> tuple[int, ...]:
 def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
     import json
 
-    from clinkd.experiments import ROWS, SWEEPS, TABLE_2
+    from clinkd.experiments import CLAIMS, ROWS, SWEEPS, TABLE_2
     from clinkd.workflows.ablate import AblationPlan, ablate
 
     if args.list:
         for name, row in ROWS.items():
             print(f"{name:<12} {row.title}: {row.change}{f' (against {row.against})' if row.against else ''}")
+        for name, claim in CLAIMS.items():
+            print(f"{name:<12} --claim: {claim.question} {', '.join(claim.rows)}")
         for name, sweep in SWEEPS.items():
             print(f"{name:<12} --sweep: {sweep.knob} {', '.join(map(str, sweep.values))} on {sweep.row}")
         return 0
     if args.workers < 1:
         raise BadInput(f"--workers {args.workers}: give 1 or more")
-    rows = args.rows if args.rows is not None else () if args.sweep else TABLE_2
+    rows = args.rows
+    if rows is None:
+        rows = () if args.sweep or args.claim else TABLE_2
     end_in_order()
-    plan = AblationPlan.of(base, rows, args.sweep, args.seeds)
+    plan = AblationPlan.of(base, rows, args.sweep, args.seeds, args.claim)
     result = ablate(plan, args.runs, args.workers, args.results, args.minutes, tell)
     if args.json:
         print(json.dumps(json.loads((result.folder / "ablation.json").read_text()), indent=1))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import RunConfig
-from clinkd.experiments import ROWS, SWEEPS, AblationRow
+from clinkd.experiments import CLAIMS, ROWS, SWEEPS, AblationRow, Claim
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, is_finished, open_run
@@ -40,21 +40,30 @@ class AblationPlan:
     rows: Mapping[str, AblationRow]
     groups: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
+    claim: Claim | None = None
 
     @classmethod
-    def of(cls, base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int]) -> AblationPlan:
-        """Raises BadInput for an unknown row or sweep, one that this run cannot have, and a seed given twice."""
-        _require_known("--rows", rows, ROWS)
+    def of(
+        cls, base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int], claim: str | None = None
+    ) -> AblationPlan:
+        """With a `claim`, its rows, or those of them that `rows` names.
+
+        Raises BadInput for an unknown row, sweep or claim, one that this run cannot have, and a seed given twice.
+        """
+        _require_known("--claim", [claim] if claim else [], CLAIMS)
+        known = CLAIMS[claim].rows if claim else ROWS
+        rows = tuple(rows or known) if claim else rows
+        _require_known("--rows", rows, known)
         _require_known("--sweep", sweeps, SWEEPS)
         if len(set(seeds)) < len(seeds):
             raise BadInput(f"--seeds {','.join(map(str, seeds))}: a seed stands twice; a seed is one draw")
-        row_by_name = {name: ROWS[name] for name in rows}
+        row_by_name = {name: known[name] for name in rows}
         groups = {"Rows": tuple(rows)} if rows else {}
         for name in sweeps:
             sweep_rows = _build_sweep_rows(name, base)
             row_by_name |= sweep_rows
             groups[SWEEPS[name].title] = tuple(sweep_rows)
-        plan = cls(base, row_by_name, groups, tuple(seeds))
+        plan = cls(base, row_by_name, groups, tuple(seeds), CLAIMS[claim] if claim else None)
         for row in row_by_name:
             plan.config(row, seeds[0])
         return plan

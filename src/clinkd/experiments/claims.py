@@ -1,0 +1,45 @@
+"""The claims that an ablation tests: for each its arms, and the one comparison that was named before any run.
+
+All other comparisons of a claim are exploratory: their p-values are adjusted by Holm's method, and they are so marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from clinkd.experiments.arms import distillation, layouts, parts, positions, reflection, selection
+from clinkd.experiments.rows import BASE_ROWS, AblationRow
+
+
+class Primary(NamedTuple):
+    """The primary comparison of a claim: `row` against `against` in the measure `column` of a results file.
+
+    `smallest`: the difference that is to be seen four times in five, in the measure's own unit.
+    """
+
+    row: str
+    against: str
+    column: str
+    smallest: float
+
+
+class Claim(NamedTuple):
+    """A claim of the paper as a question, its arms, and its primary comparison (None: none was named)."""
+
+    question: str
+    rows: Mapping[str, AblationRow]
+    primary: Primary | None = None
+
+
+CLAIMS: Mapping[str, Claim] = {
+    "parts": Claim("What does each part of the method do?", parts.ROWS),
+    "distillation": Claim("Does a teacher help where labels are few?", distillation.ROWS),
+    "positions": Claim("What of the tied positions helps: the stride, the gap, or both?", positions.ROWS),
+    "layouts": Claim("Which rotary pairs should stand for height and width?", layouts.ROWS),
+    "reflection": Claim("Is rewriting the wrong answers better than rewriting any?", reflection.ROWS),
+    "selection": Claim("Does a choice among the beams beat the first beam?", selection.ROWS),
+}
+ROWS: Mapping[str, AblationRow] = {k: row for claim in CLAIMS.values() for k, row in claim.rows.items()} | dict(
+    BASE_ROWS
+)

@@ -1,0 +1,149 @@
+"""The rows of an ablation: each changes two or three fields of another run. The paper's Table 2, and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from clinkd.config import DistillConfig, FitConfig, ReflectConfig, RunConfig, TeacherConfig
+from clinkd.experiments.recipes import demo
+from clinkd.records import BadInput
+from clinkd.settings import change_knobs, override
+
+
+def bird(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "BiRD" (BiRD-like): sequential positions, plain tuning, the first beam.
+
+    It makes as many passes over the training data as distillation and reflection together, for a fair comparison.
+    """
+    base = base or demo()
+    fit = change_knobs(base.distill.fit if base.distill else FitConfig(), epochs=passes(base))
+    return change_knobs(
+        base,
+        name="bird",
+        model=change_knobs(base.model, positions="sequential", layout="sections"),
+        teacher=None,
+        distill=DistillConfig(kd_weight=0, fit=fit),
+        reflect=None,
+        select=change_knobs(base.select, scorer="first"),
+    )
+
+
+def passes(base: RunConfig) -> float:
+    """Count the passes over the training data of a run after its base, without those of the teacher."""
+    distillation = base.distill.fit.epochs if base.distill else 0.0
+    return distillation + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
+
+
+def tuned(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "Qwen2-VL-Med-GRIT-270k": stock M-RoPE, plain tuning, the first beam."""
+    return override(bird(base), ["name=tuned", "model.positions=mrope"])
+
+
+def positions(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "BiRD+MCG-RoPE": plain tuning with the positions of the whole method."""
+    base = base or demo()
+    return change_knobs(bird(base), name="positions", model=base.model)
+
+
+def distilled(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "BiRD+Pseudo-Labels-KD": the teacher into a second copy, as many steps as plain tuning."""
+    base = base or demo()
+    plain = bird(base)
+    assert plain.distill is not None
+    distill = change_knobs(base.distill or DistillConfig(), fit=plain.distill.fit)
+    return change_knobs(plain, name="distilled", teacher=base.teacher or TeacherConfig(), distill=distill)
+
+
+def selected(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "BiRD+SASG": plain tuning, the answer chosen among the beams as the whole method does."""
+    base = base or demo()
+    return change_knobs(bird(base), name="selected", select=base.select)
+
+
+def reflected(base: RunConfig | None = None) -> RunConfig:
+    """BiRD-like, then reflective correction, as many steps as plain tuning; the paper has no row for it."""
+    base = base or demo()
+    reflect = base.reflect or ReflectConfig()
+    rest = max(0.1, passes(base) - reflect.rounds * reflect.fit.epochs)
+    return change_knobs(override(bird(base), [f"distill.fit.epochs={rest}"]), name="reflected", reflect=reflect)
+
+
+def matched(base: RunConfig | None = None) -> RunConfig:
+    """Control: distillation with no more compute than plain tuning, the teacher's training counted.
+
+    In forward passes over the training data: a trained pass is three, a teacher's pass beside it one more. So of the
+    3 P of plain tuning the teacher takes 3 share E, and (3 P - 3 share E) / 4 passes are left for the student.
+    """
+    base = base or demo()
+    kd = distilled(base)
+    assert kd.teacher is not None
+    left = (3 * passes(base) - 3 * kd.teacher.share * kd.teacher.fit.epochs) / 4
+    if left <= 0:
+        raise BadInput(
+            f"teacher.fit.epochs={kd.teacher.fit.epochs:g}: the teacher alone takes the compute of plain tuning; "
+            "lower it for the row of equal compute"
+        )
+    return override(kd, ["name=matched", f"distill.fit.epochs={round(left, 4)}"])
+
+
+def drawn(base: RunConfig | None = None) -> RunConfig:
+    """Control: the whole method with as many rewrites, but of answers chosen at random instead of the wrong ones."""
+    base = base or demo()
+    return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
+
+
+def unreflected(base: RunConfig | None = None) -> RunConfig:
+    """The whole method without reflection: as many steps, all of them of distillation."""
+    base = base or demo()
+    assert base.distill is not None, "a method without distillation has no such row"
+    return override(base, ["name=unreflected", f"distill.fit.epochs={passes(base)}", "reflect=null"])
+
+
+def whole(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "ClinKD": the run itself."""
+    return change_knobs(base or demo(), name="whole")
+
+
+class AblationRow(NamedTuple):
+    """A row of an ablation: how to make it from a run, and the row that it is compared with (`against`)."""
+
+    title: str
+    change: str  # from the row `against`
+    make: Callable[[RunConfig], RunConfig]
+    against: str | None
+    printed: str | None = None  # the row of the paper's Table 2
+
+
+BASE_ROWS: Mapping[str, AblationRow] = {
+    "bird": AblationRow("BiRD-like", "sequential positions, plain tuning, first beam", bird, None, "BiRD"),
+    "tuned": AblationRow("Qwen2-VL, tuned", "M-RoPE", tuned, "bird", "Qwen2-VL, tuned"),
+    "positions": AblationRow("+ MCG-RoPE", "tied positions", positions, "bird", "BiRD + MCG-RoPE"),
+    "distilled": AblationRow("+ KD", "teacher and distillation", distilled, "bird", "BiRD + pseudo-label KD"),
+    "matched": AblationRow("+ KD, equal compute", "the same, with no more compute than plain tuning", matched, "bird"),
+    "selected": AblationRow("+ SASG", "the choice among beams", selected, "bird", "BiRD + SASG"),
+    "whole": AblationRow("ClinKD", "all of these, and reflection", whole, "bird", "ClinKD"),
+    "drawn": AblationRow("ClinKD, rewrites at random", "as many rewrites, of answers drawn at random", drawn, "whole"),
+    "unreflected": AblationRow("ClinKD, no reflection", "distillation in its place", unreflected, "whole"),
+    "reflected": AblationRow("+ reflection", "two rounds of review", reflected, "bird"),
+}
+TABLE_2 = ("bird", "tuned", "positions", "distilled", "selected", "whole", "matched", "drawn")
+
+
+class Sweep(NamedTuple):
+    """Values of one knob, on one row."""
+
+    title: str
+    row: str
+    knob: str
+    values: tuple[Any, ...]
+
+
+SWEEPS: Mapping[str, Sweep] = {
+    "alpha": Sweep("Step between patches", "positions", "model.positions.stride", (1, 2, 4)),
+    "weight": Sweep("Weight of the KL term, a", "distilled", "distill.kd_weight", (0.25, 0.5, 1, 2)),
+    "temperature": Sweep("Temperature, T", "distilled", "distill.temperature", (1, 2, 4)),
+    "share": Sweep("The teacher's share of the data", "distilled", "teacher.share", (0.05, 0.111, 0.25)),
+    "targets": Sweep("Labels of the CE term", "distilled", "distill.targets", ("truth", "pseudo", "mixed")),
+    "trust": Sweep("Where the choice may decide", "selected", "select.trust", ("validated", "always")),
+}
