@@ -12,8 +12,6 @@ PIP := $(PY) -m pip --disable-pip-version-check
 # a file of tests stays on one core: what it makes once is made once; two of them leave no core for more threads; the
 # order is that of tests/conftest.py, long files first
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# tracing takes six tenths more of processor time: CI counts what is covered, by COVERAGE=1, and fails below the floor
-PYTEST += $(if $(COVERAGE),--cov --cov-report=term)
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
 # With WHEELHOUSE=folder everything but the torch of TORCH_INDEX comes from that folder and pip opens no connection.
@@ -42,7 +40,6 @@ help:  ## list the targets
 	@echo "WHEELHOUSE=folder   install from that folder, with no network (collect it with make wheelhouse)"
 	@echo "TORCH_INDEX=place   torch alone comes from that folder or index: a build without GPU libraries (docs/INSTALL.md)"
 	@echo "SPICE_JARS=folder   extras takes the jars of SPICE from that folder, with no network"
-	@echo "COVERAGE=1          the checks count the lines they cover, in six tenths more time; CI does"
 	@echo "PYTHON=program      the Python, 3.11 or newer, that makes .venv (now $(PYTHON))"
 
 demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
@@ -53,8 +50,8 @@ venv: $(V)/.dev  ## install into .venv, with the tools of the checks
 test: lint docs  ## install, then every check, with a slice of each slow one
 	$(PYTEST)
 
-test-all: lint docs  ## the same with the slow checks whole
-	$(PYTEST) -m "slow or not slow"
+test-all: lint docs  ## the same with the slow checks whole, counting the lines they cover: below the floor it fails
+	$(PYTEST) --cov --cov-report=term -m "slow or not slow"
 
 check: test  ## the same as test
 

@@ -92,6 +92,7 @@ def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words, *command(runs, *more)], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow  # in a slice: test_training_trajectory trains in two processes, in every way
 @pytest.mark.usefixtures("no_java")
 def test_two_processes_do_the_same_run(done, tmp_path):
     log = tmp_path / "log.txt"

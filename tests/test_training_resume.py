@@ -406,12 +406,12 @@ def crashes(*words: str) -> dict[str, tuple[int, int]]:
 
 
 def test_a_slice_of_all_crashes_is_recovered_to_the_bit():
-    found = crashes("--kills", "6", "--damages", "2", "--every", "7")
+    found = crashes("--kills", "6", "--damages", "1", "--every", "13")
     assert all(recovered == tried for recovered, tried in found.values()) and len(found) == 13
     for command in ("run", "import", "serve", "ask", "pack", "export"):
         assert found[f"kills of `{command}` at random points"] == (1, 1)
     for how in ("an error", "the end of the process", "a power cut"):
-        assert found[f"{how} at each operation of a save"][1] > 3
+        assert found[f"{how} at each operation of a save"][1] > 1
 
 
 @pytest.mark.slow
