@@ -9,6 +9,7 @@ from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
 from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.likelihood import LogLikelihood, TokenKind
 from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
@@ -197,6 +198,31 @@ def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices
     tables += [outside] if outside.rows else []
     tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
     return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
+
+
+def tabulate_likelihoods(likelihoods: Mapping[tuple[Task, TokenKind], LogLikelihood]) -> Table:
+    """The log-likelihood of the truth by task and kind of token."""
+    lines = [
+        (task.value, kind, f"{found.mean:.3f}", f"{found.questions:,}", f"{found.tokens:,}")
+        for (task, kind), found in likelihoods.items()
+    ]
+    notes = (
+        "The mean log-probability of a token of the true answer in nats (natural log; 0 is best, ln 0.5 = -0.693 is a "
+        "coin), before any answer is chosen: over the tokens of an answer, then over the questions of a modality, then "
+        "over modalities.",
+        "box: coordinates without the marks around them. name: the structures that the question is about. rest: all "
+        "else, with the end of the answer.",
+    )
+    columns = ("", "Tokens of the truth", "Log-likelihood a token", "Questions", "Tokens")
+    return Table("Likelihood of the truth", columns, tuple(lines), notes)
+
+
+def describe_likelihoods(likelihoods: Mapping[tuple[Task, TokenKind], LogLikelihood]) -> dict[str, Any]:
+    """The log-likelihood of the truth for a program: by task and kind of token, in nats."""
+    result: dict[str, Any] = {}
+    for (task, kind), found in likelihoods.items():
+        result.setdefault(task.value, {})[kind] = found._asdict()
+    return result
 
 
 def tabulate_outside(scores: Sequence[Score], metrics: Sequence[str]) -> Table:
