@@ -23,7 +23,7 @@ from clinkd.pipeline.runs import Run, find_finished_run, find_run
 from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.scoring.blind.baselines import MEDIAN_BOX, make_image_blind_baselines
 from clinkd.storage import JsonLines, write_json, write_lines
-from clinkd.workflows.ablate import _read_finished_run
+from clinkd.workflows.ablate import RunKey, _read_finished_run
 
 PATIENTS, FOLDS = 11, 3
 REAL_STEPS = {name: getattr(steps, name) for name in ("base", "answer", "shuffle", "select")}
@@ -206,7 +206,7 @@ def test_real_images_are_learned_fold_by_fold(study, monkeypatch, tmp_path):
     pooled, folds = find_run("real", tmp_path), [find_run(f"real-fold-{n}", tmp_path) for n in (1, 2)]
     answers = [p for fold in folds for p in read_predictions(fold.stage("select"))]
     assert read_predictions(pooled.stage("select")) == answers and len({p.by for p in answers}) == 2
-    finished = [_read_finished_run("row", 0, run) for run in (pooled, *folds)]
+    finished = [_read_finished_run(RunKey("row", 0), run) for run in (pooled, *folds)]
     assert finished[0].steps == sum(run.steps for run in finished[1:]) / 2 > 0
     image = str(study / "images/0.png")
     words = ["ask", "--runs", str(tmp_path), "--run", "real-fold-1", "--out", str(tmp_path / "answer.png")]

@@ -373,14 +373,14 @@ def _describe_choice(name: str, gains: Sequence[Gain]) -> str:
     return f"{name}: {parts or 'no gain and no loss: every interval spans 0'}."
 
 
-def describe_certain(changes: Sequence[tuple[str, float, bool]], better: str = "better") -> str:
+def describe_certain(changes: Sequence[tuple[str, float, bool]], better: str = "better", digits: int = 1) -> str:
     """State where a difference is certain, for the better or the worse; empty where none is.
 
-    `changes`: name, difference, and whether its interval leaves out 0.
+    `changes`: name, difference, and whether it is certain (its interval leaves out 0, or its p is small).
     """
     parts = []
     for phrase, sign in ((better, 1), ("worse", -1)):
-        names = [f"{name} {value:+.1f}" for name, value, certain in changes if certain and value * sign > 0]
+        names = [f"{name} {value:+.{digits}f}" for name, value, certain in changes if certain and value * sign > 0]
         parts += [f"{phrase} in {', '.join(names)}"] if names else []
     if parts and not all(certain for _, _, certain in changes):
         parts.append("no difference seen in the rest")
@@ -403,9 +403,9 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
     return sum(computed) / len(computed) if computed and len(computed) == len(values) else None
 
 
-def format_signed(value: float | None) -> str:
+def format_signed(value: float | None, digits: int = 1) -> str:
     """A difference as a cell."""
-    return MISSING if value is None else f"{value:+.1f}"
+    return MISSING if value is None else f"{value:+.{digits}f}"
 
 
 def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:
