@@ -32,8 +32,9 @@ def _write_lines(files: Sequence[Path]) -> Iterator[str]:
         yield "No file is there yet."
     for file in files:
         lines = read_results(file)
-        for base in dict.fromkeys(line.base for line in lines):
-            yield from _write_section(file, base, [line for line in lines if line.base == base])
+        for base in dict.fromkeys(line.base for line in lines):  # an older version did not write it
+            name = base or file.stem.partition("-")[0]
+            yield from _write_section(file, name, [line for line in lines if line.base == base])
 
 
 def _write_section(file: Path, base: str, lines: Sequence[ResultLine]) -> Iterator[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import main
-from clinkd.experiments import ROWS, SWEEPS, TABLE_2, Claim, Primary, small
+from clinkd.experiments import CLAIMS, ROWS, SWEEPS, TABLE_2, Claim, Primary, small
 from clinkd.records import BadInput, Modality, Score, Task
 from clinkd.reporting.ablation import (
     AVERAGE,
+    COLUMNS,
     AblationGrid,
     FinishedRun,
     PrimaryResult,
@@ -147,6 +148,11 @@ def test_rows_are_made_told_and_their_stages_shared(tmp_path: Path, capsys: pyte
     found = json.loads((folder / "ablation.json").read_text())
     assert found["bird"]["seeds"] == [0] and found["failed"] == {}
     assert found["bird"]["steps"] == found["distilled"]["steps"] == [12]  # 24 images, 2 passes, 4 a step
+    assert found["bird"]["scores"]["VG log-likelihood box"]["mean"] < 0 and found["primary"] is None
+    run = tmp_path / "quick-bird-s0"
+    told = json.loads((run / "table.json").read_text())["log_likelihood"]["VG"]["box"]
+    assert told["questions"] == 8 and told["tokens"] == 32  # eight images of one structure, four locations a box
+    assert "Likelihood of the truth" in (run / "report.html").read_text()
     assert found["bird"]["passes"] == [6.0] and found["distilled"]["passes"] == [9.5]
     assert max(found["matched"]["passes"]) <= 6.6  # no more than plain tuning, up to whole steps
     assert {len(list((tmp_path / ".stages").glob(f"{s}-*"))) for s in ("prepare", "base", "teacher")} == {1}
@@ -331,6 +337,13 @@ def test_the_primary_comparison_stands_first_and_all_others_are_adjusted_by_holm
     unnamed = AblationGrid(ROWS, runs, claim=CLAIM._replace(primary=None))
     assert compare_primary(unnamed) is None and len(unnamed.adjusted) == 4
     assert ablation_tables(unnamed, {"Rows": ("bird", "distilled")})[0].title == "Rows"
+
+
+def test_a_claims_primary_comparison_is_of_its_own_rows_and_of_a_column_there_is():
+    for claim in CLAIMS.values():
+        if primary := claim.primary:
+            assert {primary.row, primary.against} <= claim.rows.keys() and primary.row != primary.against
+            assert primary.column in COLUMNS and primary.smallest > 0
 
 
 # ---- folds ----------------------------------------------------------------------------------------------------------
