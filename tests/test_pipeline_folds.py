@@ -14,19 +14,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clinkd import pipeline
 from clinkd.cli import main
 from clinkd.config import RunConfig
+from clinkd.experiments import small
 from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext
-from clinkd.pipeline.prepared import BASELINES, PREDICTIONS, read_predictions, read_scores, read_split
+from clinkd.pipeline.prepared import BASELINES, LIKELIHOODS, PREDICTIONS, read_predictions, read_scores, read_split
 from clinkd.pipeline.runs import Run, find_finished_run, find_run
 from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
+from clinkd.reporting.ablation import FinishedRun
 from clinkd.scoring.blind.baselines import MEDIAN_BOX, make_image_blind_baselines
+from clinkd.scoring.likelihood import describe_truth
+from clinkd.settings import override
 from clinkd.storage import JsonLines, write_json, write_lines
-from clinkd.workflows.ablate import _read_finished_run
+from clinkd.workflows import ablate as workflow
+from clinkd.workflows.ablate import AblationPlan, RunKey, _read_finished_run
+from clinkd.workflows.results_file import read_results
 
 PATIENTS, FOLDS = 11, 3
-REAL_STEPS = {name: getattr(steps, name) for name in ("base", "answer", "shuffle", "select")}
+REAL_STEPS = {name: getattr(steps, name) for name in ("base", "answer", "shuffle", "select", "likelihood")}
 WITHOUT_METHOD = ("teacher=null", "distill=null", "reflect=null", "select.scorer=first")
 
 
@@ -78,8 +85,13 @@ def trained() -> Iterator[list[str]]:
         write(work, answer(work.samples("test"), lambda s: s.images[0].path[-5] in "13579", work.folder.name))
         work.record("reordered_tasks", [])
 
+    def likelihood(work: steps.StageInputs, batch: int, previous: str) -> None:
+        lines = (describe_truth(s, {"box": -4.0}, {"box": 2}) for s in work.samples("test") if s.task is Task.VG)
+        write_lines(work.folder / LIKELIHOODS, lines)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "base", base)
+        patch.setattr(steps, "likelihood", likelihood)
         patch.setattr(steps, "answer", lambda work, config, previous: write(work, []))
         patch.setattr(steps, "shuffle", shuffle)
         patch.setattr(steps, "select", select)
@@ -110,6 +122,7 @@ def command(study: Path, *more: str) -> list[str]:
         "data.workers=1",
         "evaluate.replicates=20",
         "evaluate.gallery=2",
+        "evaluate.likelihood=true",
     ]
     words = [x for s in (*settings, *WITHOUT_METHOD, *more) for x in ("--set", s)]
     return ["run", "real", "--name", "study", "--runs", str(study.parent / "runs"), *words]
@@ -125,7 +138,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_answers_of_all_folds_are_pooled_and_scored_once(finished):
     pooled, folds = finished.pooled, finished.folds
-    assert finished.trained == FOLDS and "fold 2 of 3, stage 2 of 6, base: start" in finished.err
+    assert finished.trained == FOLDS and "fold 2 of 3, stage 2 of 7, base: start" in finished.err
     assert pooled.folder.name == "study", "the pooled run is the newest"
 
     test = read_split(pooled.stage("prepare"), "test")
@@ -154,6 +167,8 @@ def test_answers_of_all_folds_are_pooled_and_scored_once(finished):
         "model.tiny.pretrain.pairs.epochs or model.tiny.pretrain.pairs.min_steps"
     ]
     assert pooled.wall_seconds()["base"] == pytest.approx(sum(fold.wall_seconds()["base"] for fold in folds))
+    told = {"mean": -2.0, "questions": 2 * PATIENTS, "tokens": 4 * PATIENTS}
+    assert scores["log_likelihood"] == {"VG": {"box": told}}
     assert "Cross-validation of 3 folds" in pooled.report().read_text()
 
 
@@ -161,7 +176,7 @@ def test_a_second_run_finds_all_done(study, finished, trained, capsys):
     before = len(trained)
     assert main(command(study)) == 0
     err = capsys.readouterr().err
-    assert len(trained) == before and ": start" not in err and "fold 3 of 3, stage 6 of 6, score: done before" in err
+    assert len(trained) == before and ": start" not in err and "fold 3 of 3, stage 7 of 7, score: done before" in err
 
 
 def test_a_broken_off_run_goes_on_and_a_fold_can_be_run_alone(study, trained, capsys, monkeypatch, tmp_path):
@@ -186,7 +201,7 @@ def test_a_broken_off_run_goes_on_and_a_fold_can_be_run_alone(study, trained, ca
     capsys.readouterr()
     assert main(["status", "study", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert "7 of 15 stages done, 2 of 2 folds begun" in " ".join(out.split())
+    assert "8 of 17 stages done, 2 of 2 folds begun" in " ".join(out.split())
     assert re.search(r"fold-1/base +stopped", out) and re.search(r"fold-2/score +done", out) and "go on with: " in out
     go_on = out.partition("go on with: ")[2].split()
     assert main(go_on[go_on.index("run") :]) == 0 and len(trained) == 2, "fold 2 was there"
@@ -206,11 +221,33 @@ def test_real_images_are_learned_fold_by_fold(study, monkeypatch, tmp_path):
     pooled, folds = find_run("real", tmp_path), [find_run(f"real-fold-{n}", tmp_path) for n in (1, 2)]
     answers = [p for fold in folds for p in read_predictions(fold.stage("select"))]
     assert read_predictions(pooled.stage("select")) == answers and len({p.by for p in answers}) == 2
-    finished = [_read_finished_run("row", 0, run) for run in (pooled, *folds)]
+    finished = [_read_finished_run(RunKey("row", 0, n), run) for n, run in enumerate((pooled, *folds))]
+    assert [run.fold for run in finished] == [0, 1, 2]
     assert finished[0].steps == sum(run.steps for run in finished[1:]) / 2 > 0
     image = str(study / "images/0.png")
     words = ["ask", "--runs", str(tmp_path), "--run", "real-fold-1", "--out", str(tmp_path / "answer.png")]
     assert main([*words, image, "Where is the liver?"]) == 0
+
+
+def test_an_ablation_makes_each_fold_a_line_and_goes_on_between_folds(study, monkeypatch, tmp_path):
+    made: list[str] = []
+
+    def read(key: RunKey, run: Path) -> FinishedRun:
+        return FinishedRun(key.row, key.seed, 1, 1.0, {"VG F1": 10.0 * key.fold}, fold=key.fold)
+
+    monkeypatch.setattr(pipeline, "run", lambda config, runs: made.append(config.name))
+    monkeypatch.setattr(workflow, "open_run", lambda folder: folder)
+    monkeypatch.setattr(workflow, "_read_finished_run", read)
+    base = override(small(), [f"data.path={study}", "data.folds=3", "select.scorer=first"])
+    file, plan = tmp_path / "r.csv", AblationPlan.of(base, ["bird", "tuned"], [], [0])
+    one = AblationPlan.of(override(base, ["data.fold=2"]), ["bird", "tuned"], [], [0])
+    workflow.ablate(one, tmp_path / "runs", 1, file)
+    assert made == ["small-bird-s0-fold-2", "small-tuned-s0-fold-2"] and len(read_results(file)) == 2
+    made.clear()
+    [scores, *_] = workflow.ablate(plan, tmp_path / "runs", 1, file).tables
+    assert made == [f"small-{row}-s0-fold-{n}" for n in (1, 3) for row in ("bird", "tuned")]
+    assert [(line.run.fold, line.base) for line in read_results(file)] == [(n, "small") for n in (2, 2, 1, 1, 3, 3)]
+    assert scores.columns[1] == "Folds" and scores.rows[0][:3] == ("BiRD-like", "3", "20.0")
 
 
 def test_baselines_never_see_the_patients_they_answer_for(finished):
@@ -257,7 +294,7 @@ def test_folds_that_cannot_be_are_one_line(study, trained, capsys, settings, lin
 def test_a_plan_shows_the_stages_of_each_fold_and_why(study, finished, capsys):
     assert main(["plan", *command(study)[1:], "--json"]) == 0
     names = [row["stage"] for row in json.loads(capsys.readouterr().out)["stages"]]
-    assert len(names) == 6 * FOLDS + 3 and names[:2] == ["fold-1/prepare", "fold-1/base"] and names[-1] == "score"
+    assert len(names) == 7 * FOLDS + 3 and names[:2] == ["fold-1/prepare", "fold-1/base"] and names[-1] == "score"
     assert main(["plan", *command(study, "select.trust=always")[1:]]) == 0
     assert "fold-1/select" in (out := capsys.readouterr().out) and "its folds were changed" in out
     assert "data.fold=1" in refused(capsys, "plan", *command(study)[1:], "--measure")

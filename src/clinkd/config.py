@@ -533,6 +533,9 @@ class EvaluateConfig(Knobs):
         "headline", "SPICE only for RC, as its primary metric, or for all captions: those of MIA take it minutes"
     )
     shuffled: bool = knob(True, "a baseline: ask each test question with another image of its task and modality")
+    likelihood: bool = knob(
+        False, "also how likely the true answers are under the final model, by kind of token: box, name and rest"
+    )
     gallery: Whole = knob(24, "answers, and corrections, that the report shows without its script", speed_only=True)
 
 

@@ -96,6 +96,11 @@ class Codec(ABC):
 
         Raises BadInput where the words already hold text that would be read as a box.
         """
+        return self.encode_with_places(text, size)[0]
+
+    def encode_with_places(self, text: BoxedText, size: Size | None = None) -> tuple[str, list[tuple[int, int]]]:
+        """The text as `encode` gives it, and for each box where its coordinates begin and end there, in characters:
+        from the first digit to the last, without the marks around them."""
         words = text.text.split(BOX_MARK)
         for piece in words:
             if stray := next((m for m in self._finder.finditer(piece) if self._reads_as_box(m)), None):
@@ -104,10 +109,13 @@ class Codec(ABC):
                     f"write {BOX_MARK} in its place and give the box beside the text"
                 )
         grid = self._resolve_grid(size)
-        pieces = [words[0]]
+        encoded, places = words[0], list[tuple[int, int]]()
         for box, after in zip(text.boxes, words[1:], strict=True):
-            pieces.append(self._join_after(self._spell_box(self._snap_box(box, grid)), after))
-        return "".join(pieces)
+            spelled, start = self._spell_box(self._snap_box(box, grid)), len(encoded)
+            digits = [m.start() for m in re.finditer(r"(?<!bbox_)\d", spelled)]
+            places.append((start + digits[0], start + digits[-1] + 1))
+            encoded += self._join_after(spelled, after)
+        return encoded, places
 
     def decode(self, raw: str, size: Size | None = None) -> Decoded:
         """The boxes in the spelling of this codec, and all other pieces that look like a box."""

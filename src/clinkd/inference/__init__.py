@@ -2,6 +2,7 @@
 
 from clinkd.inference.answer import answer
 from clinkd.inference.disagreement import count_disagreement, explain_disagreement
+from clinkd.inference.likelihood import measure_likelihoods
 from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank, rerank_batch
 from clinkd.inference.self_consistency import measure_supports
 
@@ -15,6 +16,7 @@ __all__ = [
     "count_disagreement",
     "explain_disagreement",
     "hosted",
+    "measure_likelihoods",
     "measure_supports",
     "rerank",
     "rerank_batch",

@@ -15,10 +15,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from clinkd.objectives.fused import Fused, HiddenStateTargets, LossWeights, SampledTargets
+from clinkd.objectives.fused import Fused, HiddenStateTargets, LossWeights, SampledTargets, compute_log_probs
 from clinkd.records import BadInput
 
-__all__ = ["CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets"]
+__all__ = [
+    "CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets",
+    "compute_log_probs",
+]  # fmt: skip
 
 
 class Loss(NamedTuple):

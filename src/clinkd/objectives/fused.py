@@ -116,6 +116,23 @@ class Fused(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
+@torch.no_grad()
+def compute_log_probs(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, chunk: int | None = None) -> Tensor:
+    """log p(label) of each token [N], natural log: minus the CE of that token, and, like it, without a matrix [N, V].
+
+    Float32 whatever the dtype of the model (float64 stays). `chunk`: tokens at a time; None: as many as fit into a
+    fixed amount of memory.
+    """
+    size = chunk or _chunk_size(hidden_NH.device.type, weight_VH.shape[0])
+    log_probs = [torch.zeros(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32), device=hidden_NH.device)]
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        for start in range(0, len(labels_N), size):
+            rows = slice(start, start + size)
+            logits_CV = _compute_logits(hidden_NH[rows], weight_VH)
+            log_probs.append(logits_CV.gather(1, labels_N[rows, None])[:, 0] - logits_CV.logsumexp(1))
+    return torch.cat(log_probs)
+
+
 def _chunk_size(device: str, vocabulary: int) -> int:
     return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
 

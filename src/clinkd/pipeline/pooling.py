@@ -17,8 +17,10 @@ from clinkd.pipeline.prepared import (
     BASELINES,
     BLIND_CHOICE,
     DATA,
+    LIKELIHOODS,
     PREDICTIONS,
     read_data_source,
+    read_likelihoods,
     read_predictions,
     read_split,
 )
@@ -53,6 +55,8 @@ def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None
     stages = _open_folds(work, folds)
     predictions = chain.from_iterable(read_predictions(fold["select"]) for fold in stages)
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
+    if likelihoods := [line for fold in stages for line in read_likelihoods(fold)]:
+        write_lines(work.folder / LIKELIHOODS, likelihoods)
     choices = []
 
     def answer_folds() -> Iterator[dict[str, Any]]:

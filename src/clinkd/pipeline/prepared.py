@@ -3,10 +3,10 @@ Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -18,6 +18,7 @@ from clinkd.records import BadInput, ImageRef, Prediction, Sample, Score, Split
 
 DATA = "data.json"
 PREDICTIONS, SCORED, OUTSIDE = "predictions.jsonl", "scores.jsonl", "outside_scores.jsonl"
+LIKELIHOODS = "likelihoods.jsonl"  # of the true answers; of a cross-validation, beside its pooled predictions
 BASELINES = "baselines.jsonl"  # beside the pooled predictions of a cross-validation
 BLIND_CHOICE = "blind_choice.json"  # of the best baseline; in `score`, and beside those baselines
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`
@@ -61,6 +62,13 @@ def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:
 def read_scores(stage: Path) -> list[Score]:
     """The scores of a stage."""
     return [Score.from_json(record) for record in read_stage_lines(stage / SCORED)]
+
+
+def read_likelihoods(stages: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """How likely the true answers are, a line a question, from the folders of a run's stages; empty where it was not
+    asked (`evaluate.likelihood`)."""
+    files = (stages[name] / LIKELIHOODS for name in ("likelihood", "select") if name in stages)
+    return next((list(read_stage_lines(file)) for file in files if file.is_file()), [])
 
 
 def read_identifying_texts(root: Path, samples: Iterable[Sample], lenient: bool = False) -> set[str]:

@@ -20,6 +20,7 @@ from clinkd.pipeline.prepared import (
     SCORED,
     read_data_source,
     read_identifying_texts,
+    read_likelihoods,
     read_predictions,
     read_scores,
     read_split,
@@ -32,8 +33,16 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.strict import StrictResults
-from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, read_table
+from clinkd.reporting.tables import (
+    RetestResult,
+    describe_likelihoods,
+    describe_scores,
+    effect_table,
+    read_table,
+    tabulate_likelihoods,
+)
 from clinkd.scoring.captions import CaptionScorer
+from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
@@ -70,10 +79,14 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in strict.scores))
     write_json(work.folder / BLIND_CHOICE, choice.to_json())
-    write_json(work.folder / TABLES, [asdict(t) for t in strict.tables])
+    likelihoods = average_likelihoods(read_likelihoods(work.inputs))
+    tables = [*strict.tables, *([tabulate_likelihoods(likelihoods)] if likelihoods else [])]
+    write_json(work.folder / TABLES, [asdict(t) for t in tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
     described = describe_scores(strict.scores, {}, strict.gains)
     about = {"figures": strict.figures, "cautions": list_cautions(stages, test, described)}
+    if likelihoods:
+        about["log_likelihood"] = describe_likelihoods(likelihoods)
     write_json(work.folder / SCORES, {**described, **about})
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 

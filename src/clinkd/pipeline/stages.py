@@ -65,11 +65,14 @@ def plan(config: RunConfig) -> list[Stage]:
         clip = stage("clip", _identify_clip(config.select.clip), data, base, config=config.select.clip, **machine)
     answer = stage("answer", config.answer, data, model, features, config=config.answer, previous=model.name, **machine)
     select = stage("select", config.select, data, answer, clip, config=config.select, **machine)
-    shuffle, first_only = None, config.answer.first
+    shuffle, likelihood, first_only = None, None, config.answer.first
     if config.evaluate.shuffled:
         shuffle = stage("shuffle", first_only, data, model, features, config=first_only, previous=model.name, **machine)
+    if config.evaluate.likelihood:
+        arguments = {"batch": config.answer.batch, "previous": model.name, **machine}
+        likelihood = stage("likelihood", {}, data, model, features, **arguments)
     rounds = [s for s in stages if s.name.startswith("reflect-")]
-    stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, *rounds, whole=config)
+    stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, likelihood, *rounds, whole=config)
     return stages
 
 
@@ -93,7 +96,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
     # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
     keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
     splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
-    answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
+    answers = {POOLED: [[k[name] for name in ("select", "shuffle", "likelihood") if name in k] for k in keys]}
     pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
     stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
 
@@ -101,7 +104,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
     "prepare": 3, "general": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
-    "answer": 4, "select": 4, "shuffle": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
+    "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ from clinkd.inference import (
     RandomScorer,
     Scorer,
     count_disagreement,
+    measure_likelihoods,
     measure_supports,
     rerank,
 )
@@ -65,9 +66,18 @@ from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, point_to, read_sta
 from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
-from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
+from clinkd.pipeline.prepared import (
+    DATA,
+    LIKELIHOODS,
+    PREDICTIONS,
+    read_data,
+    read_images,
+    read_predictions,
+    read_split,
+)
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
+from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
     FeatureCache,
@@ -440,6 +450,15 @@ def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     model = work.model(previous)
     with _record_seconds(work, "answers", len(questions)):
         work.answer(model, questions, config, PREDICTIONS, IMAGES_SHUFFLED, "images shuffled")
+
+
+def likelihood(work: StageInputs, batch: int, previous: str) -> None:
+    """Look up how likely the true answers to the test questions are under the final model, by kind of token."""
+    questions, model, file = work.samples("test"), work.model(previous), work.folder / LIKELIHOODS
+    with _record_seconds(work, "likelihoods", len(questions)):
+        measure_likelihoods(model, questions, file=file, batch=batch, title="likelihood of the truth")
+    means = average_likelihoods(JsonLines(file).read())
+    work.record("log_likelihood", {f"{task} {kind}": round(found.mean, 4) for (task, kind), found in means.items()})
 
 
 def score(work: StageContext, whole: RunConfig) -> None:

@@ -79,6 +79,10 @@ _MEANINGS = {
     "Were right": "answers found right before the round's training",
     "Now wrong": "of these, those found wrong after it",
     "% now wrong": "the same as a share",
+    # likelihood of the truth
+    "Tokens of the truth": "coordinates of boxes, names of structures, or the rest of the true answer",
+    "Log-likelihood a token": "the mean natural logarithm of the probability that the model gives them; 0 is best",
+    "Tokens": "how many the figure rests on",
     # set-up and time
     "Knob": "the setting, by the name that --set and a recipe know",
     "This run": "its value in this run",

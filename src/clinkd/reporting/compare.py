@@ -10,6 +10,7 @@ looked at together. Tables and pages are made elsewhere (`reporting/systems.py`)
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,6 +42,7 @@ LEVEL = 0.05
 EXCHANGES = 1999  # the smallest p is then 1 / 2000
 _EXCHANGES_A_TEST = 40  # the smallest p after Holm is then 1 / 40, however many tests there are
 _THEIRS = "compared"
+_MOST_PAIRS = 1_000_000
 _ROUNDING = 1e-9  # of a difference: what is smaller is no spread
 
 Interval = tuple[float, float]
@@ -383,6 +385,23 @@ def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> See
     smallest = float(nctdtrinc(seeds - 1, 1 - POWER, _compute_t_quantile(1 - LEVEL / 2, seeds))) * error
     p = float(2 * stdtr(seeds - 1, -abs(mean) / error))
     return SeedDifference(mean, interval, p, smallest, seeds)
+
+
+def count_pairs_needed(sd: float, smallest: float) -> int | None:
+    """How many pairs tell a true difference of `smallest` from 0 in 80 % of repetitions where differences spread by
+    `sd`: the least n for which the two-sided paired t-test at 5 % has that power, by the noncentral t with n - 1
+    degrees of freedom (Cohen 1988). None where nothing varies, or if a million are too few.
+    """
+    from scipy.special import nctdtr
+
+    def lacks_power(pairs: int) -> bool:
+        # as in `SeedDifference.smallest` a difference of the wrong sign is not seen, so the upper tail alone counts
+        t = _compute_t_quantile(1 - LEVEL / 2, pairs)
+        return bool(nctdtr(pairs - 1, smallest * pairs**0.5 / sd, t) > 1 - POWER)
+
+    counts = range(2, _MOST_PAIRS)
+    place = bisect_left(counts, True, key=lambda pairs: not lacks_power(pairs)) if sd > 0 else len(counts)
+    return counts[place] if place < len(counts) else None
 
 
 def _compute_t_quantile(quantile: float, count: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
 from clinkd.scoring.intervals import wilson_interval
+from clinkd.scoring.likelihood import LogLikelihood, TokenKind
 from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
@@ -199,6 +200,31 @@ def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices
     return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
 
 
+def tabulate_likelihoods(likelihoods: Mapping[tuple[Task, TokenKind], LogLikelihood]) -> Table:
+    """The log-likelihood of the truth by task and kind of token."""
+    lines = [
+        (task.value, kind, f"{found.mean:.3f}", f"{found.questions:,}", f"{found.tokens:,}")
+        for (task, kind), found in likelihoods.items()
+    ]
+    notes = (
+        "The mean log-probability of a token of the true answer in nats (natural log; 0 is best, ln 0.5 = -0.693 is a "
+        "coin), before any answer is chosen: over the tokens of an answer, then over the questions of a modality, then "
+        "over modalities.",
+        "box: coordinates without the marks around them. name: the structures that the question is about. rest: all "
+        "else, with the end of the answer.",
+    )
+    columns = ("", "Tokens of the truth", "Log-likelihood a token", "Questions", "Tokens")
+    return Table("Likelihood of the truth", columns, tuple(lines), notes)
+
+
+def describe_likelihoods(likelihoods: Mapping[tuple[Task, TokenKind], LogLikelihood]) -> dict[str, Any]:
+    """The log-likelihood of the truth for a program: by task and kind of token, in nats."""
+    result: dict[str, Any] = {}
+    for (task, kind), found in likelihoods.items():
+        result.setdefault(task.value, {})[kind] = found._asdict()
+    return result
+
+
 def tabulate_outside(scores: Sequence[Score], metrics: Sequence[str]) -> Table:
     """What outside scorers made of the answers, by task."""
     score_index, lines = ScoreIndex(scores), []
@@ -347,14 +373,14 @@ def _describe_choice(name: str, gains: Sequence[Gain]) -> str:
     return f"{name}: {parts or 'no gain and no loss: every interval spans 0'}."
 
 
-def describe_certain(changes: Sequence[tuple[str, float, bool]], better: str = "better") -> str:
+def describe_certain(changes: Sequence[tuple[str, float, bool]], better: str = "better", digits: int = 1) -> str:
     """State where a difference is certain, for the better or the worse; empty where none is.
 
-    `changes`: name, difference, and whether its interval leaves out 0.
+    `changes`: name, difference, and whether it is certain (its interval leaves out 0, or its p is small).
     """
     parts = []
     for phrase, sign in ((better, 1), ("worse", -1)):
-        names = [f"{name} {value:+.1f}" for name, value, certain in changes if certain and value * sign > 0]
+        names = [f"{name} {value:+.{digits}f}" for name, value, certain in changes if certain and value * sign > 0]
         parts += [f"{phrase} in {', '.join(names)}"] if names else []
     if parts and not all(certain for _, _, certain in changes):
         parts.append("no difference seen in the rest")
@@ -377,9 +403,9 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
     return sum(computed) / len(computed) if computed and len(computed) == len(values) else None
 
 
-def format_signed(value: float | None) -> str:
+def format_signed(value: float | None, digits: int = 1) -> str:
     """A difference as a cell."""
-    return MISSING if value is None else f"{value:+.1f}"
+    return MISSING if value is None else f"{value:+.{digits}f}"
 
 
 def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:

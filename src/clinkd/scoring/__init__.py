@@ -6,6 +6,7 @@ __all__ = [
     "detection",
     "intervals",
     "jars",
+    "likelihood",
     "measure",
     "metrics",
     "official",

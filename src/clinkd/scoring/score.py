@@ -616,9 +616,9 @@ def _permute_answers(ours: GroupedCounts, theirs: GroupedCounts, task: Task, exc
     return replicate(difference, ours.sums_GKC - theirs.sums_GKC, kept_PG)
 
 
-def spell_interval(ends: tuple[float, float] | None, sign: str = "") -> str:
+def spell_interval(ends: tuple[float, float] | None, sign: str = "", digits: int = 1) -> str:
     """An interval as the text of a table cell; `sign` is "+" for a difference."""
-    return "-" if ends is None else f"[{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
+    return "-" if ends is None else f"[{ends[0]:{sign}.{digits}f}, {ends[1]:{sign}.{digits}f}]"
 
 
 def _spell_figure(value: float, sign: str = "") -> str:

@@ -11,30 +11,40 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clinkd.config import RunConfig
 from clinkd.experiments import CLAIMS, ROWS, SWEEPS, AblationRow, Claim
 from clinkd.pipeline.graph import stage_record
-from clinkd.pipeline.prepared import read_scores, read_split
+from clinkd.pipeline.prepared import read_likelihoods, read_scores, read_split
 from clinkd.pipeline.runs import Run, is_finished, open_run
 from clinkd.records import BadInput, Table
-from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
+from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables, compare_primary
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
+from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.settings import override
 from clinkd.spelling import LOOSE, find_near
 from clinkd.storage import make_folder, naming_full_disk, open_private, write_atomic, write_json
 from clinkd.workflows.compare import read_answers, render_cases
-from clinkd.workflows.results_file import ResultLine, add_result, identify_code, read_results
+from clinkd.workflows.results_file import ResultLine, add_result, identify_code, identify_knobs, read_results
 
 STUDENT, TEACHER = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
 
 
+class RunKey(NamedTuple):
+    """Which run of an ablation: its row, its seed, and of a cross-validation its fold (from 1; else 0)."""
+
+    row: str
+    seed: int
+    fold: int = 0
+
+
 @dataclass(frozen=True)
 class AblationPlan:
-    """The parts of an ablation: rows by name (also those of a sweep), groups of them by title, and seeds."""
+    """The parts of an ablation: rows by name (also those of a sweep), groups of them by title, and seeds. Where the
+    base is a cross-validation, each fold is a run."""
 
     base: RunConfig
     rows: Mapping[str, AblationRow]
@@ -65,13 +75,21 @@ class AblationPlan:
             groups[SWEEPS[name].title] = tuple(sweep_rows)
         plan = cls(base, row_by_name, groups, tuple(seeds), CLAIMS[claim] if claim else None)
         for row in row_by_name:
-            plan.config(row, seeds[0])
+            plan.config(RunKey(row, seeds[0]))
         return plan
 
-    def config(self, row: str, seed: int) -> RunConfig:
-        """The run of a row."""
-        settings = [f"name={self.base.name}-{row}-s{seed}", f"seed={seed}"]
-        return override(self.rows[row].make(self.base), settings)
+    @property
+    def keys(self) -> list[RunKey]:
+        """All runs: the rows of a seed (and fold) one after the other, so that they find its stages."""
+        folds = range(1, self.base.data.folds + 1) if self.base.fold_runs() else (self.base.data.fold,)
+        return [RunKey(row, seed, fold) for seed in self.seeds for fold in folds for row in self.rows]
+
+    def config(self, key: RunKey) -> RunConfig:
+        """The run of a row, which also looks up the likelihood of the truth. A fold has the name that it has in a run
+        of all folds."""
+        name = f"{self.base.name}-{key.row}-s{key.seed}{f'-fold-{key.fold}' if key.fold else ''}"
+        settings = [f"name={name}", f"seed={key.seed}", "evaluate.likelihood=true", f"data.fold={key.fold}"]
+        return override(self.rows[key.row].make(self.base), settings)
 
 
 @dataclass(frozen=True)
@@ -132,10 +150,10 @@ def ablate(
 
     folder = runs / f"{plan.base.name}-ablation"
     file = results or folder / "results.csv"
-    # the rows of a seed one after the other, so that they find its stages
-    configs = {(row, seed): plan.config(row, seed) for seed in plan.seeds for row in plan.rows}
+    configs = {key: plan.config(key) for key in plan.keys}
     identities = {key: identify_config(config) for key, config in configs.items()}  # plans each
-    lines = _select_lines(read_results(file), identities, file, say)
+    of_base = [line for line in read_results(file) if line.base in ("", plan.base.name)]
+    lines = _select_lines(of_base, identities, file, say)
     left = {key: config for key, config in configs.items() if key not in lines}
     if lines:
         say(f"{len(lines)} of {len(configs)} runs stand in {file}")
@@ -149,24 +167,28 @@ def ablate(
         if failure:
             failed[name] = failure
         else:
-            lines[key] = ResultLine(identities[key], identify_code(), _read_finished_run(*key, open_run(runs / name)))
+            finished, knobs = _read_finished_run(key, open_run(runs / name)), identify_knobs(plan.base, configs[key])
+            lines[key] = ResultLine(identities[key], identify_code(), finished, plan.base.name, knobs)
             add_result(file, lines[key])
         say(f"[{number}/{len(left)}] {name}: {f'failed: {failure}' if failure else 'done'}")
     if budget.not_begun:
         say(f"{budget.not_begun} runs are left for another time: --minutes {minutes:g}; the same command makes them")
     if not lines:
         raise BadInput(f"no run is done; {next(iter(failed.values()), 'give more --minutes')}")
-    grid = AblationGrid(plan.rows, [lines[key].run for key in configs if key in lines], plan.seeds)
+    wanted = len(configs) // len(plan.rows)
+    grid = AblationGrid(plan.rows, [lines[key].run for key in configs if key in lines], wanted, plan.claim)
     done = {key: run for key in lines if (run := _find_whole_run(runs / configs[key].name))}
     return _write_results(plan, grid, done, failed, folder)
 
 
 def _select_lines(
-    found: Sequence[ResultLine], identities: Mapping[tuple[str, int], str], file: Path, say: Callable[[str], object]
-) -> dict[tuple[str, int], ResultLine]:
-    """The lines of these runs. Those of other knobs or data are left out, those of other code are kept: both told."""
-    lines = {k: line for line in found if identities.get(k := (line.run.row, line.run.seed)) == line.config}
-    others = sum((line.run.row, line.run.seed) in identities for line in found) - len(lines)
+    found: Sequence[ResultLine], identities: Mapping[RunKey, str], file: Path, say: Callable[[str], object]
+) -> dict[RunKey, ResultLine]:
+    """The lines of these runs, the last one of each. Those of other knobs or data are left out, those of other code are
+    kept: both told."""
+    keyed = [(RunKey(line.run.row, line.run.seed, line.run.fold), line) for line in found]
+    lines = {key: line for key, line in keyed if identities.get(key) == line.config}
+    others = sum(key in identities and identities[key] != line.config for key, line in keyed)
     if others:
         say(f"{file}: {others} lines of these rows and seeds are of other data or knobs, and are left out")
     code = identify_code()
@@ -244,10 +266,12 @@ def _make_run_in_process(runs: Path, config: RunConfig) -> str | None:
 
 
 def _write_results(
-    plan: AblationPlan, grid: AblationGrid, done: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
+    plan: AblationPlan, grid: AblationGrid, done: Mapping[RunKey, Run], failed: Mapping[str, str], folder: Path
 ) -> Ablation:
     tables = ablation_tables(grid, plan.groups)
-    write_json(folder / "ablation.json", ablation_json(grid) | {"failed": dict(failed)})
+    primary = compare_primary(grid)
+    about = {"primary": primary and primary.to_json(), "failed": dict(failed)}
+    write_json(folder / "ablation.json", ablation_json(grid) | about)
     write_atomic(folder / "ablation.md", "\n".join(map(to_markdown, tables)))
     write_atomic(folder / "ablation.html", _build_page(plan, done, tables, failed))
     return Ablation(tables, folder, failed)
@@ -258,12 +282,14 @@ def _find_whole_run(folder: Path) -> Run | None:
     return open_run(folder) if is_finished(folder) else None
 
 
-def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
+def _read_finished_run(key: RunKey, run: Run) -> FinishedRun:
     """Read the scores of a run, and what its stages recorded of their work: of a cross-validation, the mean a fold."""
     run.demand_whole(with_models=False)
     work = [_count_work(open_run(folder)) for folder in run.folds] or [_count_work(run)]
     steps, passes = (sum(counts) / len(work) for counts in zip(*work, strict=True))
-    return FinishedRun.of(row, seed, round(steps), passes, ScoreIndex(read_scores(run.stage("score"))))
+    finished = FinishedRun.of(key.row, key.seed, round(steps), passes, ScoreIndex(read_scores(run.stage("score"))))
+    stages = {s.name: s.folder for s in run.status()}
+    return finished.add_likelihoods(average_likelihoods(read_likelihoods(stages)))._replace(fold=key.fold)
 
 
 def _count_work(run: Run) -> tuple[int, float]:
@@ -285,9 +311,10 @@ def _count_work(run: Run) -> tuple[int, float]:
 
 
 def _build_page(
-    plan: AblationPlan, done: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]
+    plan: AblationPlan, done: Mapping[RunKey, Run], tables: Sequence[Table], failed: Mapping[str, str]
 ) -> str:
-    first_seed = {row.title: run for name, row in plan.rows.items() if (run := done.get((name, plan.seeds[0])))}
+    first = plan.keys[0]
+    first_seed = {row.title: run for name, row in plan.rows.items() if (run := done.get(first._replace(row=name)))}
     cases = render_cases({title: read_answers(run) for title, run in first_seed.items()})
     sections = [page.section("Rows and changes", [page.table(t) for t in tables])]
     if cases:

@@ -223,7 +223,7 @@ def suggest_knobs(config: RunConfig, stage: str, saved_mb: Mapping[str, float] |
             f"{name}.accumulate={fit.rows} (an image at a time)": fit.accumulate < fit.rows,
             "shard=true with several processes": not config.shard,
         }
-    elif stage in ("answer", "pseudo", "shuffle"):
+    elif stage in ("answer", "pseudo", "shuffle", "likelihood"):
         knobs[f"answer.batch={max(1, config.answer.batch // 4)}"] = config.answer.batch > 1
     knobs["model.max_image_tokens=256"] = config.model.base is not None and config.model.max_image_tokens > 256
     helpful = [knob for knob, helps in knobs.items() if helps]
