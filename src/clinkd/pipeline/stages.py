@@ -33,8 +33,9 @@ def plan(config: RunConfig) -> list[Stage]:
     data = stage("prepare", _identify_data(config.data), config=config.data)
     general = None
     if drawn := config.model.base is None and config.model.tiny.pretrain and config.model.tiny.pretrain.general:
-        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it
-        stock = change_knobs(config.model, positions="mrope", layout="sections")
+        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The
+        # layout is the run's: other frequencies would undo what the base has learned of the order of words
+        stock = change_knobs(config.model, positions="mrope")
         arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
         general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
     base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
