@@ -1,4 +1,4 @@
-"""The arms of positions and layouts: each changes what it says and nothing else, and puts an image where the page says."""
+"""The arms of positions and layouts: each changes what it says alone, and an image stands where the page says."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Arms of a claim: the tied positions taken apart, from scratch and from a base that was trained with stock positions.
 
-All have plain tuning, one layout, the square resample and as many steps; only `model.positions`, and with `-general` the
-base, differ. What each arm does to an image is a row of docs/POSITIONS.md.
+All have plain tuning, one layout, the square resample and as many steps. Only `model.positions` differs, and with
+`-general` the base. What each arm does to an image is a row of docs/POSITIONS.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from clinkd.config import NAMED_POSITIONS, AffinePositions, FitConfig, GeneralConfig, Positions, PretrainConfig, RunConfig
+from clinkd.config import (
+    NAMED_POSITIONS,
+    AffinePositions,
+    FitConfig,
+    GeneralConfig,
+    Positions,
+    PretrainConfig,
+    RunConfig,
+)
 from clinkd.experiments.arms.parts import plain
 from clinkd.experiments.recipes import demo
 from clinkd.experiments.rows import AblationRow
@@ -30,8 +38,8 @@ def place_image(name: str, positions: Positions, config: RunConfig | None = None
 def start_from_general(name: str, positions: Positions, config: RunConfig | None = None) -> RunConfig:
     """The same from a base that knows drawings of plain things, and learned them with stock positions (`mrope`).
 
-    Its stage depends neither on the positions nor on the seed of a run, so all rows and seeds share one. Raises BadInput
-    where the run brings pretrained weights: these are such a base already.
+    Its stage depends neither on the positions nor on the seed of a run, so all rows and seeds share one.
+    Raises BadInput where the run brings pretrained weights: these are such a base already.
     """
     run = place_image(name, positions, config)
     if run.model.base is not None:
