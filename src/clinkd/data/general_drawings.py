@@ -7,13 +7,16 @@ lie as those of the phantoms do: any shape, size and brightness at any place. Se
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clinkd.config import GeneralConfig
+from clinkd.data import questions
 from clinkd.data.phantoms import (
     Job,
     Levels,
@@ -30,8 +33,10 @@ from clinkd.data.phantoms import (
     show_everything,
     write_drawing,
 )
-from clinkd.records import Modality, Sample
+from clinkd.records import Box, Modality, Sample
 from clinkd.storage import make_folder
+
+LETTERS = string.ascii_lowercase
 
 # ---- shapes: signed distance over the box, negative inside; each touches the four sides of its box ------------------
 
@@ -77,10 +82,28 @@ def _chequers(u: Levels, v: Levels, *_: float) -> Levels:
     return intersect_shapes(filled, np.maximum(np.abs(u), np.abs(v)) - 1)
 
 
-SHAPES: dict[str, Shape] = {
+def _join_halves(left: Shape, right: Shape) -> Shape:
+    """The left half of one shape beside the right half of another."""
+
+    def joined(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
+        sides = np.broadcast_arrays(u < 0, left(u, v, half_width, half_height), right(u, v, half_width, half_height))
+        return np.where(*sides)
+
+    return joined
+
+
+_PLAIN: dict[str, Shape] = {
     "frame": _frame, "star": _star, "arrow": _arrow, "corner": _corner, "gate": _gate, "hourglass": _hourglass,
     "dots": _dots, "chequers": _chequers,
 }  # fmt: skip
+_BEGINNINGS = ("bro", "spu", "kla", "dri", "flo", "gna", "twi", "ple")  # of invented words, for the left half
+_ENDS = ("mek", "zin", "dap", "lub", "wog", "tif", "ruv", "sob")  # for the right half
+SHAPES: dict[str, Shape] = _PLAIN | {
+    f"{_BEGINNINGS[i]}{_ENDS[j]}": _join_halves(left, right)
+    for i, left in enumerate(_PLAIN.values())
+    for j, right in enumerate(_PLAIN.values())
+    if i != j
+}
 
 # ---- surroundings ---------------------------------------------------------------------------------------------------
 
@@ -137,5 +160,19 @@ def _draw_job(folder: Path, config: GeneralConfig, job: Job) -> list[Sample]:
         drawing = draw_world(rng, world, config.structures, config.image_pixels)
         image_id = f"general_{number:05d}"
         image = write_drawing(folder, image_id, drawing)
-        samples += make_phantom_samples(drawing, image, image_id, split, random.Random(int(rng.integers(2**62))))
+        questions_rng = random.Random(int(rng.integers(2**62)))
+        samples += make_phantom_samples(drawing, image, image_id, split, questions_rng)
+        if len(drawing.structures) == 1:
+            samples.append(_ask_by_invented_word(samples[-1], drawing.structures[0].box, questions_rng))
     return samples
+
+
+def _ask_by_invented_word(sample: Sample, box: Box, rng: random.Random) -> Sample:
+    """Ask for the only thing of an image by a word that stands nowhere else.
+
+    No tokenizer learns it, so its letters are trained, which spell the names that the base is to meet later; and a name
+    that was never heard asks for what is there.
+    """
+    word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(4, 10)))
+    turn = questions.ask_where(word, [box], rng)
+    return replace(sample, id=f"{sample.images[0].path}-word", turns=(turn,), names=(word,), facts=())

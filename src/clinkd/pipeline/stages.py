@@ -33,8 +33,9 @@ def plan(config: RunConfig) -> list[Stage]:
     data = stage("prepare", _identify_data(config.data), config=config.data)
     general = None
     if drawn := config.model.base is None and config.model.tiny.pretrain and config.model.tiny.pretrain.general:
-        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it
-        stock = change_knobs(config.model, positions="mrope", layout="sections")
+        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The
+        # layout is the run's: other frequencies would undo what the base has learned of the order of words
+        stock = change_knobs(config.model, positions="mrope")
         arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
         general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
     base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
@@ -103,7 +104,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
-    "prepare": 3, "general": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
+    "prepare": 3, "general": 2, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
     "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ from clinkd.correction.correctors import make_corrected_samples
 from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
-from clinkd.data.general_drawings import write_drawings
+from clinkd.data.general_drawings import SHAPES, write_drawings
 from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
@@ -169,7 +169,8 @@ def general(context: StageContext, config: ModelConfig, workers: int, hardware: 
     work = StageInputs(replace(context, inputs={"prepare": drawn}), hardware)
     train = work.samples("train")
     model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
-    work.save(_pretrain(work, model, make_bare_pairs(train), pretrain))
+    named, invented = (make_bare_pairs([s for s in train if (s.names[0] in SHAPES) is kind]) for kind in (True, False))
+    work.save(_pretrain(work, model, named, pretrain, invented))
     for part in (DRAWINGS, PRETRAINED_VISION):
         distributed.on_main_process(partial(shutil.rmtree, work.folder / part, ignore_errors=True))
 
@@ -184,9 +185,13 @@ def see(work: StageInputs) -> None:
 
 
 def _pretrain(
-    work: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
-) -> VisionLanguageModel:
-    """Pretrain the vision tower, then the whole model, on bare pairs. No sentence of the four tasks is used."""
+    work: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig,
+    more: Sequence[Sample] = (),
+) -> VisionLanguageModel:  # fmt: skip
+    """Pretrain the vision tower, then the whole model, on bare pairs. No sentence of the four tasks is used.
+
+    `more`: pairs for the whole model alone, whose names are no classes of the tower.
+    """
     work.record("bare_pairs", len(pairs))
     vision_folder, draft = work.folder / PRETRAINED_VISION, work.folder / f".{PRETRAINED_VISION}.part"
     if config.vision and pairs:
@@ -203,7 +208,7 @@ def _pretrain(
             work.drop_checkpoints()
         model = load(vision_folder, work.open_image).to(work.device)
     if config.pairs and pairs:
-        work.fit(model, pairs, config.pairs, "pairs")
+        work.fit(model, [*pairs, *more], config.pairs, "pairs")
     return model
 
 
