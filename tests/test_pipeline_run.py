@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.models import make_scorer
 from clinkd.pipeline.report import ReflectionResults
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting.gallery import choose_rewritten
@@ -514,6 +516,46 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
         for c in p.candidates:
             assert set(c.scores) == {"agreement", "random", "clip", "clip text", *(["clip crop"] if boxed else [])}
         assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["clip"], -n))
+
+
+def test_a_crop_classifier_is_trained_in_the_place_of_the_clip_and_its_weights_are_kept(done, tmp_path, monkeypatch):
+    from clinkd.clip import crops
+    from clinkd.pipeline import steps as work
+
+    class Letters:
+        """In the place of a sentence model."""
+
+        def embed(self, names):
+            return np.array([np.bincount(list(n.encode()), minlength=128)[:128] for n in names], np.float32)
+
+    for name, value in (("PIXELS", 32), ("_open_embedder", Letters)):  # for speed
+        monkeypatch.setattr(crops, name, value)
+    monkeypatch.setattr(crops.fit_matcher, "__defaults__", (5,))
+    monkeypatch.setattr(work, "MOST_CROPS", 30)
+    stages = done.runs / "demo" / "stages"
+    select = override(EXPERIMENTS["demo"](), [*SMALL, "select.clip.eyes=true", "select.trust=always"]).select
+    inputs = {name: stages / name for name in ("prepare", "answer")} | {"clip": tmp_path / "clip"}
+    told: dict[str, Any] = {}
+    for name, step, config in (("clip", work.clip, select.clip), ("select", work.select, select)):
+        (tmp_path / name).mkdir()
+        context = StageContext(tmp_path / name, inputs, 0, told.__setitem__)
+        step(work.StageInputs(context, Machine("cpu", 1)), config)
+    assert told["crops"]["units"] == 30 < told["crops_of"] and "cautions" not in told
+    weights = {kind: fitted["weight"] for kind, fitted in told["crop_weights"].items()}
+    assert "names" in weights  # this little model writes hardly a box
+    samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
+    for p in work.read_predictions(tmp_path / "select"):
+        for c in p.candidates:
+            asked = "names" if samples[p.id].question.boxes else "boxes"
+            if "crop alone" in c.scores:
+                whole = c.scores["crop alone"] + weights.get(asked, 0) * c.logprob
+                assert c.scores["crop classifier"] == pytest.approx(whole, abs=1e-5)
+            else:
+                assert c.scores["crop classifier"] == 0 and asked == "boxes"
+        assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["crop classifier"], -n))
+    open_image, lexicon = work.read_data(inputs["prepare"])
+    again = make_scorer(select, tmp_path / "clip", open_image, lexicon, 0, told)  # as `ask` and `evaluate` do
+    assert again.weights == weights
 
 
 def test_a_free_question_is_answered_as_the_run_answers_its_like():

@@ -437,6 +437,11 @@ class ReflectConfig(Knobs):
 class ClipConfig(Knobs):
     """The image-text model that scores candidates."""
 
+    eyes: bool = knob(
+        False,
+        "a crop classifier in its place: frozen image features (the extra `eyes`) against vectors of names, trained on "
+        "the training boxes; it scores names of boxes and boxes of names, and no other knob of this group counts",
+    )
     base: FolderPath | None = knob(
         None,
         "folder of a CLIP or SigLIP of transformers, or of an open_clip model (BiomedCLIP; an optional extra); None "
@@ -456,6 +461,15 @@ class ClipConfig(Knobs):
     learning_rate: Positive = knob(1e-3, "peak, tiny CLIP only")
     width: Count = knob(96, "tiny CLIP only")
     image_pixels: Count = knob(64, "tiny CLIP only")
+
+    @model_validator(mode="after")
+    def _one_model_scores(self) -> Self:
+        if self.eyes and self.base is not None:
+            raise ValueError(
+                f"select.clip.eyes=true trains a crop classifier in the place of select.clip.base={self.base}: set "
+                "one of them"
+            )
+        return self
 
 
 class AnswerConfig(Knobs):

@@ -48,18 +48,19 @@ class View:
     box: Box | None = None
 
 
-def crop_box(picture: Image.Image, box: Box | None) -> Image.Image:
-    """The pixels of a box and a margin around it, inside the picture and at least a few pixels wide."""
+def crop_box(picture: Image.Image, box: Box | None, margin: float = MARGIN) -> Image.Image:
+    """The pixels of a box and a margin around it (a fraction of each of its sides), inside the picture and at least a
+    few pixels wide."""
     if box is None:
         return picture
-    across = _span_pixels(box.x1, box.x2, picture.width)
-    down = _span_pixels(box.y1, box.y2, picture.height)
+    across = _span_pixels(box.x1, box.x2, picture.width, margin)
+    down = _span_pixels(box.y1, box.y2, picture.height, margin)
     return picture.crop((across[0], down[0], across[1], down[1]))
 
 
-def _span_pixels(start: float, stop: float, pixels: int) -> tuple[int, int]:
+def _span_pixels(start: float, stop: float, pixels: int, margin: float) -> tuple[int, int]:
     """First and last pixel of a span in fractions with its margin, widened to the least number of pixels."""
-    middle, half = (start + stop) / 2 * pixels, (stop - start) * (0.5 + MARGIN) * pixels
+    middle, half = (start + stop) / 2 * pixels, (stop - start) * (0.5 + margin) * pixels
     half = max(half, LEAST_PIXELS / 2)
     first = max(0, min(math.floor(middle - half), pixels - LEAST_PIXELS))
     last = min(pixels, max(math.ceil(middle + half), LEAST_PIXELS))

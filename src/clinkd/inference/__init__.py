@@ -1,6 +1,7 @@
 """Answer samples with several candidates each, and choose one by the image."""
 
 from clinkd.inference.answer import answer
+from clinkd.inference.crop_scorer import CropScorer
 from clinkd.inference.disagreement import count_disagreement, explain_disagreement
 from clinkd.inference.likelihood import measure_likelihoods
 from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank, rerank_batch
@@ -9,6 +10,7 @@ from clinkd.inference.self_consistency import measure_supports
 __all__ = [
     "Agreement",
     "ClipScorer",
+    "CropScorer",
     "FirstBeam",
     "RandomScorer",
     "Scorer",

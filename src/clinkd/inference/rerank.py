@@ -67,7 +67,7 @@ class ClipScorer(Scorer):
     def _views_of(self, sample: Sample, prediction: Prediction) -> list[Shown]:
         """The views and words for each candidate."""
         image, boxes = sample.images[0], sample.question.boxes
-        wants_boxes = not boxes and _asks_for_boxes(sample, prediction)
+        wants_boxes = not boxes and asks_for_boxes(sample, prediction)
         names = " and ".join(mentioned_names(sample.question.words, self.names)) if wants_boxes else ""
         views: list[Shown] = []
         for candidate in prediction.candidates:
@@ -94,7 +94,7 @@ class ClipScorer(Scorer):
             self.num_too_long += any(text in long for _, text in chain.from_iterable(part.values()))
 
 
-def _asks_for_boxes(sample: Sample, prediction: Prediction) -> bool:
+def asks_for_boxes(sample: Sample, prediction: Prediction) -> bool:
     """Whether the answer should hold boxes: by the task; for a free question, by whether the first beam has any."""
     return sample.task is Task.VG or (sample.task is Task.QA and bool(prediction.candidates[0].answer.boxes))
 

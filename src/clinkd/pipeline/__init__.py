@@ -47,6 +47,10 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
         correcting.demand_reflection(config.reflect)
     stages, data = plan(config), config.data
     folder = runs / config.name
+    if config.select.scorer == "clip" and config.select.clip.eyes:
+        from clinkd.clip import crops
+
+        crops.demand_wheels()
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
     for fold in config.fold_runs():
         run(fold, runs, replace)

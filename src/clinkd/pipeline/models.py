@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from clinkd.clip.crops import CropClassifier
 from clinkd.clip.model import ImageTextModel
 from clinkd.config import ModelConfig, SelectConfig
-from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
+from clinkd.inference import Agreement, ClipScorer, CropScorer, FirstBeam, RandomScorer, Scorer
 from clinkd.language.facts import Lexicon
 from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
 from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, demand_whole_model, read_stage_json
+
+CROP_WEIGHTS = "crop_weights"  # in the record of `select`: by kind of answer, the weight of the log-probability
 
 
 def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
@@ -23,14 +28,24 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     return load(stage / MODEL, open_image)
 
 
-def make_scorer(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
+def make_scorer(
+    config: SelectConfig,
+    clip: Path | None,
+    open_image: OpenImage,
+    lexicon: Lexicon,
+    seed: int,
+    recorded: Mapping[str, Any] | None = None,
+) -> Scorer:
     """The scorer that a config names; `clip` is the folder of that stage, if the run has it. The first beam is taken
-    where no CLIP could be trained."""
+    where no CLIP could be trained. `recorded`: by the run's `select`, whose weights a crop classifier goes on with."""
     if config.scorer == "clip":
         assert clip
         if (clip / UNTRAINED).is_file():
             return FirstBeam()
         demand_whole_model(clip)
+        if config.clip.eyes:
+            weights = {kind: fitted["weight"] for kind, fitted in (recorded or {}).get(CROP_WEIGHTS, {}).items()}
+            return CropScorer(CropClassifier.load(clip / MODEL, open_image), lexicon.names, weights)
         pointer = clip / POINTER
         folder = Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else clip / MODEL
         model = ImageTextModel.load(folder, open_image, config.clip.overlong)

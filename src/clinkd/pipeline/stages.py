@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
+from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig, SelectConfig
 from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
@@ -63,9 +63,11 @@ def plan(config: RunConfig) -> list[Stage]:
         model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, **arguments)
     clip = None
     if config.select.scorer == "clip":
-        clip = stage("clip", _identify_clip(config.select.clip), data, base, config=config.select.clip, **machine)
+        tokenizer = None if config.select.clip.eyes else base
+        clip = stage("clip", _identify_clip(config.select.clip), data, tokenizer, config=config.select.clip, **machine)
     answer = stage("answer", config.answer, data, model, features, config=config.answer, previous=model.name, **machine)
-    select = stage("select", config.select, data, answer, clip, config=config.select, **machine)
+    knobs = _identify_selection(config.select)
+    select = stage("select", knobs, data, answer, clip, config=config.select, **machine)
     shuffle, likelihood, first_only = None, None, config.answer.first
     if config.evaluate.shuffled:
         shuffle = stage("shuffle", first_only, data, model, features, config=first_only, previous=model.name, **machine)
@@ -192,10 +194,18 @@ def _identify_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     return {**config.identity(), "SPICE jars": jars.jars_identity()}
 
 
+def _identify_selection(config: SelectConfig) -> dict[str, Any]:
+    """The knobs; of the image-text model none but that it is the crop classifier, if it is."""
+    knobs = config.identity()
+    return {**knobs, "clip": {"eyes": True}} if config.clip.eyes else knobs
+
+
 def _identify_clip(config: ClipConfig) -> dict[str, Any]:
     """The knobs if the image-text model is tiny, else the files of its folder. `select` decides which crops it sees and
     how texts are cut; but a tiny model learns crops only if it will see crops."""
     knobs = _drop_knobs(config.identity(), "overlong")
+    if config.eyes:
+        return {"eyes": True}
     if config.base is None:
         return {**knobs, "grounding": "text" if config.grounding == "text" else "crop"}
     if not any((config.base / name).is_file() for name in ("config.json", "open_clip_config.json")):

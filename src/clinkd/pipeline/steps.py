@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from clinkd import distributed
 from clinkd.clip.captions import make_captioned_views
+from clinkd.clip.crops import MOST_CROPS, train_crops
 from clinkd.clip.model import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.config import (
     AnswerConfig,
@@ -42,6 +44,7 @@ from clinkd.data.split import sample_share, split_fold, split_samples
 from clinkd.inference import (
     Agreement,
     ClipScorer,
+    CropScorer,
     RandomScorer,
     Scorer,
     count_disagreement,
@@ -52,6 +55,7 @@ from clinkd.inference import (
 from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
+from clinkd.model.eyes import EyesNetwork
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
@@ -65,7 +69,7 @@ from clinkd.pipeline.correcting import (
 from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, point_to, read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_model, make_scorer
+from clinkd.pipeline.models import CROP_WEIGHTS, load_model, make_scorer
 from clinkd.pipeline.prepared import (
     DATA,
     LIKELIHOODS,
@@ -359,7 +363,9 @@ def _write_effect(
 def clip(work: StageInputs, config: ClipConfig) -> None:
     """Make the image-text model that scores candidates: load it, or train it on the training captions, and on boxes
     with their names and captions if it will see crops. Without two images with a caption there is none, as a caution
-    says."""
+    says. With `config.eyes`, train the crop classifier in its place."""
+    if config.eyes:
+        return _train_crop_classifier(work)
     if config.base is not None:
         ImageTextModel.load(config.base, work.open_image)
         write_json(work.folder / POINTER, point_to(config.base))
@@ -376,6 +382,21 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
         loss = train_clip(model, kinds, config, work.seed)
     work.record("loss", loss)
     work.record("views", [len(kind) for kind in kinds])
+    model.save(work.folder / MODEL)
+
+
+def _train_crop_classifier(work: StageInputs) -> None:
+    """Train on the training boxes with their names, and on boxes that miss every structure."""
+    _, named, _ = make_captioned_views(work.samples("train"), crops=True, seed=work.seed)
+    if not named:
+        reason = "no training image has a box with a name, so no crop classifier was trained"
+        work.record("cautions", [f"{reason}: the first candidate is the answer; bring data with names of boxes"])
+        return write_json(work.folder / UNTRAINED, {"reason": reason})
+    chosen = random.Random(f"{work.seed} crops").sample(named, min(MOST_CROPS, len(named)))
+    with _record_seconds(work, "crops", len(chosen)):
+        model, loss = train_crops(chosen, EyesNetwork.from_wheel(), work.open_image, work.seed)
+    work.record("crops_of", len(named))
+    work.record("loss", loss)
     model.save(work.folder / MODEL)
 
 
@@ -413,6 +434,8 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
         return samples, rerank(samples, answers, scorer, task_names, rivals)
 
+    if isinstance(scorer, CropScorer):
+        _fit_crop_weights(work, scorer)
     samples, validation = choose_answers("validation", tasks)
     if config.trust == "validated" and config.scorer != "first":
         gain: dict[str, list[float]] = {}
@@ -433,6 +456,14 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
         work.record("clip_inputs", {**counts, "token_limit": scorer.model.towers.limit})
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
+
+
+def _fit_crop_weights(work: StageInputs, scorer: CropScorer) -> None:
+    """Choose on the validation answers how much the model's own log-probability counts beside the crops."""
+    samples = {s.id: s for s in work.samples("validation")}
+    answers = read_predictions(work.inputs["answer"], ANSWER_FILES["validation"])
+    fitted = scorer.fit_weights([samples[p.id] for p in answers], answers, work.lexicon)
+    work.record(CROP_WEIGHTS, {kind: asdict(choice) for kind, choice in fitted.items()})
 
 
 def _record_disagreement(work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction]) -> None:

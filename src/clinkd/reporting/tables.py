@@ -24,6 +24,8 @@ TITLES = {
 SCORERS = {  # the scores of candidates in plain words, as on the page of `clinkd serve`
     "clip": "fit of text and image", "clip text": "fit of the words to the image",
     "clip crop": "fit of the words to what is in the box", "agreement": "likeness to the other candidates",
+    "crop classifier": "fit of name and box by the crop classifier, with the model's own log-probability",
+    "crop alone": "fit of name and box by the crop classifier alone",
 }  # fmt: skip
 MISSING, NOT_COMPUTED = "-", "not computed"
 SCORES, BY_MODALITY, OUTSIDE, BY_SOURCE = "scores", "by_modality", "outside_modalities", "by_source"  # keys of tables

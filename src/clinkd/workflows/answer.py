@@ -257,9 +257,9 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
         lexicon = read_data_source(run.stage("prepare")).lexicon
-        tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
-        scorer = make_scorer(config.select, clip, open_image, lexicon, config.seed)
-        predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, tasks)
+        recorded = stage_record(run.stage("select"))["recorded"]
+        scorer = make_scorer(config.select, clip, open_image, lexicon, config.seed, recorded)
+        predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, recorded["reordered_tasks"])
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
     return test.answered(system or run.folder.name, source, predictions)
 

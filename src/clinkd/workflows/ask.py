@@ -108,7 +108,7 @@ class Answerer:
         answerer.recorded = stage_record(run.stage("select"))["recorded"]
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
-            answerer.scorer = make_scorer(config.select, clip, shown.open, lexicon, config.seed)
+            answerer.scorer = make_scorer(config.select, clip, shown.open, lexicon, config.seed, answerer.recorded)
         return answerer
 
     @classmethod

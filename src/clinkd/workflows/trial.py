@@ -359,7 +359,7 @@ class SmallRun:
         memory += questions * SAMPLE_MB
         if trial.fits and self.live:
             memory += min(IMAGE_CACHE_MB, images * self.image_mb)
-        if kind == "clip":
+        if kind == "clip" and not self.config.select.clip.eyes:
             memory += images * self.config.select.clip.image_pixels**2 * PIXEL_BYTES / 1e6
         return memory
 

@@ -48,6 +48,8 @@ function linked(answer) {
 const SCORES = {
   clip: "fit of text and image", "clip text": "fit of the words to the image",
   "clip crop": "fit of the words to what is in the box", agreement: "likeness to the other candidates",
+  "crop classifier": "fit of name and box by the crop classifier, with the model's own log-probability",
+  "crop alone": "fit of name and box by the crop classifier alone",
 };
 
 /**
