@@ -34,9 +34,8 @@ from clinkd.correction.correctors import make_corrected_samples
 from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
-from clinkd.data.crop_views import show_boxes_only
 from clinkd.data.general_drawings import write_drawings
-from clinkd.data.questions import make_bare_pairs
+from clinkd.data.questions import make_bare_pairs, show_boxes_only
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share, split_fold, split_samples
