@@ -177,7 +177,7 @@ def _compute_loss(
         if smoothing:
             logits_CV -= smoothing / logits_CV.shape[1]
         logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, smoothing - 1.0))
-        logits_CV *= loss_weights.ce * known_C1
+        logits_CV *= loss_weights.ce * known_C1.to(logits_CV.dtype)
         if kl_slope_CV is not None:
             logits_CV.add_(kl_slope_CV, alpha=loss_weights.kl / loss_weights.temperature)
     return ce, kl
