@@ -27,7 +27,7 @@ def test_a_command_is_one_of_the_programs(line: str) -> None:
 
 
 def read_rows(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^\| `([a-z-]+)` \| `?([a-z-]*)`? *\|", text, re.MULTILINE))
+    return dict(re.findall(r"^\| `([a-z0-9-]+)` \| `?([a-z0-9-]*)`? *\|", text, re.MULTILINE))
 
 
 def spell_rows(rows: Mapping[str, AblationRow]) -> dict[str, str]:

@@ -486,7 +486,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     )
 
     def distil(config: DistillConfig) -> Callable[[StageContext], None]:
-        return lambda context: steps.distill(steps.StageInputs(context, Machine("cpu", 1)), config)
+        return lambda context: steps.distill(steps.StageInputs(context, Machine("cpu", 1)), config, None)
 
     student = Stage("distill", 1, config, (ready, base, taught), distil(config))
     real, stores = steps.fit, []

@@ -10,10 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from clinkd.records import BadInput
-from clinkd.settings import Knobs, knob, override
+from clinkd.settings import Knobs, change_knobs, knob, override
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PartShare = Annotated[float, Field(gt=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -179,8 +181,8 @@ class PretrainConfig(Knobs):
         return self
 
 
-class TinyConfig(Knobs):
-    """The embedded Qwen2-VL, trained from scratch. Ignored if model.base is given."""
+class TinySize(Knobs):
+    """Widths and depths of an embedded model."""
 
     hidden: Count = knob(96, "text width; a multiple of heads * 8")
     layers: Count = knob(3, "text layers")
@@ -189,6 +191,11 @@ class TinyConfig(Knobs):
     vision_hidden: Count = knob(96, "vision width")
     vision_layers: Count = knob(2, "vision layers")
     vision_heads: Count = knob(4, "attention heads, vision")
+
+
+class TinyConfig(TinySize):
+    """The embedded Qwen2-VL, trained from scratch. Ignored if model.base is given."""
+
     patch: Count = knob(8, "side of a vision patch, pixels")
     image_pixels: Count = knob(64, "side to which images are resampled, pixels")
     vocabulary: Count = knob(640, "most entries of the byte-level BPE, before special tokens")
@@ -329,6 +336,14 @@ class TeacherConfig(Knobs):
     """A copy of the base, tuned on a small share of the training split."""
 
     share: Share = knob(0.111, "of the training images, stratified by task and modality", paper=0.111)
+    size: TinySize | None = knob(
+        None, "an embedded teacher of another size, from a base of its own that is pretrained the same way; null = a "
+        "copy of the base", paper="a copy",
+    )  # fmt: skip
+    view: Literal["whole", "crop"] = knob(
+        "whole", "crop: of each image it sees only the boxes of the question and of its true answer, each with a "
+        "margin; the rest is grey. The student sees the whole image", paper="whole",
+    )  # fmt: skip
     fit: FitConfig = knob(FitConfig(), "how it is trained")
 
 
@@ -337,17 +352,59 @@ class DistillConfig(Knobs):
 
     kd_weight: NonNegative = knob(0.5, "a", paper=0.5)
     temperature: Positive = knob(2.0, "T; the paper does not say")
+    smoothing: BelowOne = knob(
+        0.0, "label smoothing of plain tuning (kd_weight=0): a share of each label, spread evenly"
+    )
+    labelled: PartShare | None = knob(
+        None, "share of the training images whose true answers may be read, drawn as the teacher's; the rest is left "
+        "out (targets=truth) or gets pseudo-labels (targets=pseudo); null = every truth, and with targets=pseudo those "
+        "of the teacher's share", paper="all",
+    )  # fmt: skip
     targets: Literal["truth", "pseudo", "mixed"] = knob("truth", "labels of the CE term", paper="truth | pseudo")
     pseudo_from: Literal["teacher", "base"] = knob("teacher", "who answers with pseudo and mixed", paper="teacher")
     pseudo_share: Share = knob(0.5, "with mixed: share of the items new to the teacher that get a pseudo-label")
-    teacher_as: Literal["live", "states", "draws"] = knob(
+    teacher_as: Literal["live", "states", "draws", "average"] = knob(
         "live",
         "live: it runs beside the student; states, draws: it runs once over the split, and its outputs are read from "
-        "the disk, exactly or sampled",
+        "the disk, exactly or sampled; average: no trained teacher, but the student's own weights, averaged over its "
+        "steps",
         paper="live",
     )
     draws: Annotated[int, Field(ge=1, le=32767)] = knob(50, "with draws: entries sampled from its output for a token")
+    decay: BelowOne = knob(0.99, "with average: each step keeps this share of the average (mean teacher)")
+    on_policy: Fraction = knob(
+        0.0, "share of the questions that are trained on an answer of the student's own, by the KL alone (GKD)"
+    )
+    phases: Count = knob(4, "with on_policy: equal parts of the training; at the start of each, answers are drawn anew")
     fit: FitConfig = knob(FitConfig(), "how it is trained")
+
+    @model_validator(mode="after")
+    def _the_loss_has_its_parts(self) -> Self:
+        if self.smoothing and self.kd_weight:
+            raise ValueError("smoothing is a control of plain tuning: set kd_weight=0, or smoothing=0")
+        if self.labelled is not None and self.targets == "mixed":
+            raise ValueError("targets=mixed keeps truths that `labelled` hides: set targets=pseudo, or labelled=null")
+        if self.on_policy and not self.kd_weight:
+            raise ValueError("on_policy learns by the KL alone: set kd_weight above 0, or on_policy=0")
+        if self.on_policy and self.teacher_as in ("states", "draws"):
+            raise ValueError(
+                f"teacher_as={self.teacher_as} has no outputs for answers that are yet to be drawn: set "
+                "teacher_as=live, or on_policy=0"
+            )
+        if self.teacher_as == "average" and self.fit.lora:
+            raise ValueError("teacher_as=average averages whole weights: set fit.lora=null")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss has a term of a trained teacher."""
+        return self.kd_weight > 0 and self.teacher_as != "average"
+
+    @property
+    def phase_fit(self) -> FitConfig:
+        """How one of the phases is trained."""
+        fit = self.fit
+        return change_knobs(fit, epochs=fit.epochs / self.phases, min_steps=math.ceil(fit.min_steps / self.phases))
 
 
 class ChatConfig(Knobs):
@@ -579,7 +636,7 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _distillation_needs_a_teacher(self) -> Self:
-        if self.distill is not None and self.distill.kd_weight > 0 and self.teacher is None:
+        if self.distill is not None and self.distill.needs_teacher and self.teacher is None:
             raise ValueError("distill.kd_weight > 0 needs a teacher: give `teacher`, or set distill.kd_weight=0")
         by_teacher = self.distill and self.distill.targets != "truth" and self.distill.pseudo_from == "teacher"
         if self.distill and by_teacher and not self.teacher:
@@ -590,6 +647,54 @@ class RunConfig(Knobs):
             raise ValueError(
                 "reflect.objective=distill needs `teacher` and `distill`: give both, or set reflect.objective=ce"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_stage_reads_hidden_truths(self) -> Self:
+        if self.distill is None or self.distill.labelled is None:
+            return self
+        share, pretrain = self.distill.labelled, self.model.tiny.pretrain
+        if self.teacher and self.teacher.share != share:
+            out = f"teacher.share={self.teacher.share:g} reads other truths: set teacher.share={share:g}"
+        elif self.reflect:
+            out = "reflection reads every truth: set reflect=null"
+        elif self.model.base is None and not (pretrain and pretrain.general):
+            out = "the base learns from every truth: set model.tiny.pretrain.general={}, or give model.base"
+        elif self.select.scorer == "clip" and self.select.clip.base is None:
+            out = "the tiny CLIP learns from every truth: set select.scorer=first, or give select.clip.base"
+        else:
+            return self
+        raise ValueError(f"distill.labelled={share:g} hides truths, but {out}")
+
+    @model_validator(mode="after")
+    def _the_teacher_can_see_and_be_asked(self) -> Self:
+        teacher, distill = self.teacher, self.distill
+        fixed = self.model.vision_features == "cached" and "set model.vision_features=live"
+        if teacher and teacher.size and (self.model.base or fixed):
+            raise ValueError(
+                f"teacher.size is of an embedded base: {fixed or 'set model.base=null, or teacher.size=null'}"
+            )
+        if teacher and teacher.view == "crop":
+            if fixed:
+                raise ValueError(f"teacher.view=crop sees other images than the store has: {fixed}")
+            if distill and distill.targets != "truth":
+                raise ValueError(
+                    f"teacher.view=crop shows the true boxes, which distill.targets={distill.targets} is to find: set "
+                    "distill.targets=truth"
+                )
+            if distill and distill.needs_teacher and distill.teacher_as == "live":
+                raise ValueError(
+                    "teacher.view=crop: the student's images are not the teacher's, so its outputs are stored first: "
+                    "set distill.teacher_as=states (or draws)"
+                )
+            if self.reflect and self.reflect.objective == "distill":
+                raise ValueError("teacher.view=crop: a round of reflection asks it live: set reflect.objective=ce")
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_weights_are_whole(self) -> Self:
+        if self.shard and self.distill and self.distill.teacher_as == "average" and self.distill.kd_weight:
+            raise ValueError("shard=true: an averaged teacher needs whole weights; set distill.teacher_as=live")
         return self
 
     @model_validator(mode="after")

@@ -241,7 +241,8 @@ class ImageRef(Record):
     `path#3` is the third frame of a file with several. The size is None if the image was not opened yet. `orientation`
     is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is how the values
     of a DICOM become grey, if another window than its own first one was chosen (see `clinkd.data.images.dicom`).
-    `laterality` is None where the file does not tell it: then the modality's convention holds.
+    `laterality` is None where the file does not tell it: then the modality's convention holds. With `shown` only these
+    boxes have the pixels of the file, and the rest is grey.
     """
 
     path: str
@@ -250,6 +251,7 @@ class ImageRef(Record):
     orientation: int = 1
     window: str | None = None
     laterality: Laterality | None = None
+    shown: tuple[Box, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
@@ -259,6 +261,8 @@ class ImageRef(Record):
             values["window"] = self.window
         if self.laterality is not None:
             values["laterality"] = self.laterality.to_json()
+        if self.shown:
+            values["shown"] = _plain(self.shown)
         return values
 
 

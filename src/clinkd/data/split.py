@@ -14,7 +14,7 @@ from clinkd.records import SPLITS, BadInput, Modality, Sample, Split, Task
 Stratum = tuple[str, str]  # a source and a modality
 
 
-def _compute_hash_rank(seed: int, what: str, key: str) -> float:
+def compute_hash_rank(seed: int, what: str, key: str) -> float:
     """A number in [0, 1) that depends only on the three arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{key}".encode()).digest()[:7], "big") / 2**56
 
@@ -110,7 +110,7 @@ def assign_fold(
             f"data.folds={folds}: the data has only {len(groups)} groups (patients, else images), and each fold tests "
             f"one at least; set data.folds={len(groups)} or less"
         )
-    ranked = sorted(groups, key=lambda g: (groups[g].modality, groups[g].source, _compute_hash_rank(seed, "fold", g)))
+    ranked = sorted(groups, key=lambda g: (groups[g].modality, groups[g].source, compute_hash_rank(seed, "fold", g)))
     placed: dict[str, Split] = dict.fromkeys(ranked[fold - 1 :: folds], "test")
     # of all sources together: so even few groups have one for validation
     others = {name: group._replace(source="") for name, group in groups.items() if name not in placed}
@@ -120,7 +120,7 @@ def assign_fold(
 def _split_by_rank(groups: Mapping[str, Group], validation: float, test: float, seed: int) -> dict[str, Split]:
     """In each stratum (source and modality), the groups of the lowest hash ranks are test, the next ones validation."""
     strata: dict[Stratum, list[str]] = {}
-    for name in sorted(groups, key=lambda g: _compute_hash_rank(seed, "split", g)):
+    for name in sorted(groups, key=lambda g: compute_hash_rank(seed, "split", g)):
         strata.setdefault((groups[name].source, groups[name].modality), []).append(name)
     shares: dict[Split, float] = {"test": test, "validation": validation, "train": 1 - test - validation}
     counts = _apportion({stratum: len(strata[stratum]) for stratum in sorted(strata)}, shares)
@@ -175,8 +175,8 @@ def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sam
         image = _join_image_paths(sample)
         tasks.setdefault(image, set()).add(sample.task)
         modalities.setdefault(image, sample.modality)
-    order = sorted(tasks, key=lambda i: (modalities[i], sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
-    start = _compute_hash_rank(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
+    order = sorted(tasks, key=lambda i: (modalities[i], sorted(tasks[i]), compute_hash_rank(seed, "share", i)))
+    start = compute_hash_rank(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
     sampled = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
     sampled = sampled or {order[int(start * len(order))]}
     return [s for s in samples if _join_image_paths(s) in sampled]
@@ -184,7 +184,7 @@ def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sam
 
 def count_sampled_images(images: int, share: float, seed: int) -> int:
     """The number of images that `sample_share` chooses."""
-    return max(1, floor(images * share + _compute_hash_rank(seed, "share", "start")))
+    return max(1, floor(images * share + compute_hash_rank(seed, "share", "start")))
 
 
 def _join_image_paths(sample: Sample) -> str:

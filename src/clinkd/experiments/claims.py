@@ -34,7 +34,11 @@ class Claim(NamedTuple):
 
 CLAIMS: Mapping[str, Claim] = {
     "parts": Claim("What does each part of the method do?", parts.ROWS),
-    "distillation": Claim("Does a teacher help where labels are few?", distillation.ROWS),
+    "distillation": Claim(
+        "Does a teacher help where labels are few?",
+        distillation.ROWS,
+        Primary("kd-11", "plain-11", "VG mIoU", 4.0),
+    ),
     "positions": Claim(
         "What of the tied positions helps: the stride, the gap, or both?",
         positions.ROWS,

@@ -15,12 +15,19 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from clinkd.objectives.fused import Fused, HiddenStateTargets, LossWeights, SampledTargets, compute_log_probs
+from clinkd.objectives.fused import (
+    NO_LABEL,
+    Fused,
+    HiddenStateTargets,
+    LossWeights,
+    SampledTargets,
+    compute_log_probs,
+)
 from clinkd.records import BadInput
 
 __all__ = [
-    "CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets",
-    "compute_log_probs",
+    "NO_LABEL", "CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets",
+    "SmoothedCrossEntropy", "compute_log_probs",
 ]  # fmt: skip
 
 
@@ -61,7 +68,8 @@ class Objective(ABC):
         targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
-        """`targets`: of the teacher, if the objective needs one; `added`: the addition of LoRA to the head.
+        """`labels_N`: entries, or NO_LABEL for a token without CE; `targets`: of the teacher, if the objective
+        needs one; `added`: the addition of LoRA to the head.
 
         Raises BadInput if teacher and student have unequal vocabularies.
         """
@@ -86,6 +94,19 @@ class CrossEntropy(Objective):
     chunk: int | None = None
     needs_teacher: ClassVar[bool] = False
     loss_weights: ClassVar[LossWeights] = LossWeights(ce=1.0, kl=0.0, temperature=1.0)
+
+
+@dataclass(frozen=True)
+class SmoothedCrossEntropy(Objective):
+    """Cross-entropy with the label (1 - e) onehot + e / V (label smoothing, Szegedy et al. 2016)."""
+
+    smoothing: float
+    chunk: int | None = None
+    needs_teacher: ClassVar[bool] = False
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        return LossWeights(1.0, 0.0, 1.0, self.smoothing)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # size of one [C, V] matrix; about four exist at a time
 CACHE_BYTES = 1 << 21  # size of one matrix between two products, on a CPU
 BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once if the head is stored in fewer bits
+NO_LABEL = -100  # as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,23 @@ class SampledTargets:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The loss is `ce` times CE plus `kl` times KL(teacher || student), with softmax(z / T) in the KL."""
+    """The loss is `ce` times CE plus `kl` times KL(teacher || student), with softmax(z / T) in the KL.
+
+    `smoothing` e: the label of the CE has probability 1 - e, and e is spread evenly over all V entries, it among them.
+    """
 
     ce: float
     kl: float
     temperature: float
+    smoothing: float = 0.0
 
 
 class Fused(torch.autograd.Function):
     """(loss, CE, KL), each summed over the tokens. CE and KL carry no gradient.
 
     `low_NR`, `up_VR`: a low-rank part of the head, logits = hidden @ weight.T + low @ up.T (LoRA: low is the hidden
-    state times A, scaled; up is B). If the head needs no gradient, none is computed.
+    state times A, scaled; up is B). If the head needs no gradient, none is computed. A token with the label NO_LABEL
+    has no CE, only the KL.
     """
 
     @staticmethod
@@ -168,8 +174,12 @@ def _compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """CE and KL of some tokens. Overwrites their logits by gradients, and the teacher's, if `targets` are logits."""
     norm_C1 = logits_CV.logsumexp(1, keepdim=True)
-    picked = labels_C[:, None]
-    ce = (norm_C1 - logits_CV.gather(1, picked)).sum()
+    smoothing, known_C1 = loss_weights.smoothing, (labels_C != NO_LABEL)[:, None]
+    picked = labels_C[:, None].clamp(min=0)
+    target_C1 = logits_CV.gather(1, picked)
+    if smoothing:
+        target_C1 = target_C1.lerp(logits_CV.mean(1, keepdim=True), smoothing)
+    ce = ((norm_C1 - target_C1) * known_C1).sum()
     kl, kl_slope_CV = ce.new_zeros(()), None
     if targets is not None:
         student_CV = logits_CV / loss_weights.temperature if loss_weights.temperature != 1 else logits_CV.clone()
@@ -181,8 +191,10 @@ def _compute_loss(
         )
     if slope:
         logits_CV.sub_(norm_C1).exp_()
-        logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, -1.0))
-        logits_CV *= loss_weights.ce
+        if smoothing:
+            logits_CV -= smoothing / logits_CV.shape[1]
+        logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, smoothing - 1.0))
+        logits_CV *= loss_weights.ce * known_C1.to(logits_CV.dtype)
         if kl_slope_CV is not None:
             logits_CV.add_(kl_slope_CV, alpha=loss_weights.kl / loss_weights.temperature)
     return ce, kl

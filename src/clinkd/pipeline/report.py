@@ -221,10 +221,10 @@ def read_training_curves(stages: Mapping[str, Path]) -> list[Curve]:
     curves = []
     for stage, folder in stages.items():
         for log in sorted(folder.glob("fit-*/log.jsonl")):
-            kind = log.parent.name.removeprefix("fit-")
+            kind, _, number = log.parent.name.removeprefix("fit-").partition("-")
             if kind not in _TRAINED:
                 continue
-            number = stage.rpartition("-")[2] if kind == "reflect" else ""
+            number = stage.rpartition("-")[2] if kind == "reflect" else number
             if series := _read_series(read_stage_lines(log)):
                 curves.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
     return curves

@@ -7,9 +7,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig, SelectConfig
+from clinkd.config import (
+    ClipConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ReflectConfig,
+    RunConfig,
+    SelectConfig,
+)
 from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
@@ -31,28 +40,28 @@ def plan(config: RunConfig) -> list[Stage]:
         _add_pooled_stages(stage, config, folds)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
-    general = None
-    if drawn := config.model.base is None and config.model.tiny.pretrain and config.model.tiny.pretrain.general:
-        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The
-        # layout is the run's: other frequencies would undo what the base has learned of the order of words
-        stock = change_knobs(config.model, positions="mrope")
-        arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
-        general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
-    base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
+    base = _add_base(stages, config, config.model, data)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
     model = base
     if config.teacher:
-        teacher = stage("teacher", config.teacher, data, base, features, config=config.teacher, **machine)
+        own_base = base
+        if config.teacher.size:
+            tiny = change_knobs(config.model.tiny, **dict(config.teacher.size))
+            own_base = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
+        arguments = {"config": config.teacher, "base": own_base.name, **machine}
+        teacher = stage("teacher", config.teacher, data, own_base, features, **arguments)
     if config.distill:
         if config.distill.targets != "truth":
             author = teacher if config.distill.pseudo_from == "teacher" else base
-            knobs = _drop_knobs(config.distill.identity(), "fit", "teacher_as", "draws")
-            knobs["answer"] = config.answer.identity()
+            knobs = {**_identify_pseudo(config.distill), "answer": config.answer.identity()}
+            if config.teacher and author is base and config.distill.labelled is None:
+                knobs["teacher_share"] = config.teacher.share  # which questions are new to the teacher
             arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
             pseudo = stage("pseudo", knobs, data, author, features, **arguments)
         needs = (data, base, teacher, pseudo, features)
-        model = stage("distill", config.distill, *needs, config=config.distill, **machine)
+        arguments = {"config": config.distill, "teacher": config.teacher, **machine}
+        model = stage("distill", config.distill, *needs, **arguments)
     reflect = config.reflect
     for number in range(1, reflect.rounds + 1) if reflect else ():
         assert reflect
@@ -93,6 +102,22 @@ def _add_stage(
     work, needed = _defer_step(kind, **arguments), tuple(n for n in needs if n)
     stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
     return stages[-1]
+
+
+def _add_base(
+    stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, suffix: Literal["", "-teacher"] = ""
+) -> Stage:
+    """Add the stage of a base, and before it that of the general model it comes from, if it comes from one."""
+    machine, general = Machine.of(config), None
+    if drawn := model.base is None and model.tiny.pretrain and model.tiny.pretrain.general:
+        # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The
+        # layout is the run's: other frequencies would undo what the base has learned of the order of words
+        stock = change_knobs(model, positions="mrope")
+        arguments: dict[str, Any] = {"config": stock, "workers": config.data.workers, "hardware": machine}
+        knobs = _identify_model(stock)
+        general = _add_stage(stages, drawn.seed, f"general{suffix}", knobs, step="general", **arguments)
+    arguments = {"step": "base", "config": model, "machine": machine}
+    return _add_stage(stages, config.seed, f"base{suffix}", _identify_model(model), data, general, **arguments)
 
 
 def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Sequence[RunConfig]) -> None:
@@ -164,6 +189,12 @@ def _identify_model(config: ModelConfig) -> dict[str, Any]:
 
         raise no_folder(f"model.base={config.base}")
     return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(config.base)}
+
+
+def _identify_pseudo(config: DistillConfig) -> dict[str, Any]:
+    """The knobs that decide who answers which questions."""
+    used = ("labelled", "targets", "pseudo_from", "pseudo_share")
+    return {name: value for name, value in config.identity().items() if name in used}
 
 
 def _identify_reflection(config: ReflectConfig) -> dict[str, Any]:

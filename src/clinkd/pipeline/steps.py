@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,7 +37,7 @@ from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
 from clinkd.data.general_drawings import SHAPES, write_drawings
-from clinkd.data.questions import make_bare_pairs
+from clinkd.data.questions import make_bare_pairs, show_boxes_only
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share, split_fold, split_samples
@@ -58,7 +58,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import EyesNetwork
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
-from clinkd.objectives import CrossEntropy, Distillation
+from clinkd.objectives import CrossEntropy, Distillation, Objective, SmoothedCrossEntropy
 from clinkd.pipeline.correcting import (
     ANSWERS,
     CORRECTIONS,
@@ -79,11 +79,12 @@ from clinkd.pipeline.prepared import (
     read_predictions,
     read_split,
 )
-from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
+from clinkd.records import SPLITS, BadInput, BoxedText, Correction, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
 from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
+    AveragedTeacher,
     FeatureCache,
     FitRun,
     LiveTeacher,
@@ -101,6 +102,7 @@ STORE = "stored-teacher"
 FEATURES = "gallery"
 SUPPORTS = "validation-supports.jsonl"  # of the candidates for the validation questions
 DRAWINGS = "drawn"
+OWN_ANSWERS = AnswerConfig(method="sampling", candidates=1)  # from all of the distribution, as in GKD
 PRETRAINED_VISION = "seen"  # the model between the two halves of its pretraining
 
 
@@ -139,8 +141,8 @@ def prepare(work: StageContext, config: DataConfig) -> None:
 
 def base(work: StageInputs, config: ModelConfig) -> None:
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
-    if "general" in work.inputs:
-        model = load(work.inputs["general"] / MODEL, work.open_image, config)  # with the positions of this run
+    if general_stage := next((name for name in work.inputs if name.startswith("general")), None):
+        model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
         work.save(model)
     elif config.base is None:
         train = work.samples("train")
@@ -216,20 +218,31 @@ def _pretrain(
     return model
 
 
-def teacher(work: StageInputs, config: TeacherConfig) -> None:
-    """Tune a copy of the base on a share of the training images, stratified by task and modality."""
-    chosen = sample_share(work.samples("train"), config.share, work.seed)
+def teacher(work: StageInputs, config: TeacherConfig, base: str) -> None:
+    """Tune a copy of the model of the stage `base` on a share of the training images, stratified by task and modality.
+    With `view=crop` it sees only the boxes."""
+    chosen = _show_teacher(sample_share(work.samples("train"), config.share, work.seed), config, work.seed)
     work.record("questions", len(chosen))
-    model = work.model("base")
+    model = work.model(base)
     work.fit(model, chosen, config.fit, "teacher")
     work.save(model)
 
 
+def _show_teacher(samples: Sequence[Sample], config: TeacherConfig | None, seed: int) -> list[Sample]:
+    """The samples as the teacher sees them."""
+    cropped = config is not None and config.view == "crop"
+    return [show_boxes_only(s, seed) for s in samples] if cropped else [*samples]
+
+
 def pseudo(work: StageInputs, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None) -> None:
-    """Let the teacher (or the untrained base) answer the training questions that the teacher was not trained on."""
+    """Let the teacher (or the untrained base) answer the training questions whose truths are hidden; if none are, those
+    that the teacher was not trained on."""
     train = work.samples("train")
-    teacher_ids = {s.id for s in sample_share(train, teacher.share, work.seed)} if teacher else set()
-    questions = [s for s in train if s.id not in teacher_ids]
+    share = config.labelled or (teacher.share if teacher else None)
+    labelled_ids = {s.id for s in sample_share(train, share, work.seed)} if share else set()
+    questions = [s for s in train if s.id not in labelled_ids]
+    if config.labelled:
+        questions = [s.answered(BoxedText(""), "") for s in questions]  # nothing can read a truth that is not there
     if config.targets != "pseudo":
         questions = _choose_share(questions, config.pseudo_share, work.seed, "pseudo")
     model, author = work.model(config.pseudo_from), config.pseudo_from
@@ -238,33 +251,70 @@ def pseudo(work: StageInputs, config: DistillConfig, answers: AnswerConfig, teac
     work.record("questions", len(questions))
 
 
-def distill(work: StageInputs, config: DistillConfig) -> None:
-    """Distill the teacher into a second copy of the base, over the whole training split."""
-    train = work.samples("train")
-    if "pseudo" in work.inputs:
-        pseudo_answers = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
-        empty = [i for i, text in pseudo_answers.items() if not text.text.strip()]
-        train = [
-            s.answered(pseudo_answers[s.id], "+pseudo") if s.id in pseudo_answers and s.id not in empty else s
-            for s in train
-        ]
-        work.record("pseudo_labels", {"used": len(pseudo_answers) - len(empty), "empty": len(empty)})
-    student = work.model("base")
+def distill(work: StageInputs, config: DistillConfig, teacher: TeacherConfig | None) -> None:
+    """Distill the teacher into a second copy of the base, over the whole training split, or what is labelled of it."""
+    train, student = _label_samples(work, config), work.model("base")
     if config.kd_weight > 0:
         objective = Distillation(config.kd_weight, config.temperature)
-        kd_teacher = _open_teacher(work, student, train, config)
-        work.fit(student, train, config.fit, "distill", objective=objective, teacher=kd_teacher)
+        kd_teacher = _open_teacher(work, student, _show_teacher(train, teacher, work.seed), config)
+        if config.on_policy:
+            _fit_on_policy(work, student, train, config, objective, kd_teacher)
+        else:
+            work.fit(student, train, config.fit, "distill", objective=objective, teacher=kd_teacher)
     else:
-        work.fit(student, train, config.fit, "tune")
+        plain = SmoothedCrossEntropy(config.smoothing) if config.smoothing else CrossEntropy()
+        work.fit(student, train, config.fit, "tune", objective=plain)
     work.save(student)
     # Nobody reads these gigabytes again: a finished stage is never trained anew, and its variants are other stages.
     distributed.on_main_process(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
 
 
+def _label_samples(work: StageInputs, config: DistillConfig) -> list[Sample]:
+    """The training samples with the answers to learn from: truths, and pseudo-labels where the run has them. A sample
+    whose truth is hidden, and that has no pseudo-label or an empty one, is left out."""
+    train = work.samples("train")
+    known = sample_share(train, config.labelled, work.seed) if config.labelled else train
+    work.record("questions", len(known))
+    if "pseudo" not in work.inputs:
+        return known
+    pseudo_answers = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
+    usable = {i: answer for i, answer in pseudo_answers.items() if answer.text.strip()}
+    work.record("pseudo_labels", {"used": len(usable), "empty": len(pseudo_answers) - len(usable)})
+    known_ids = {s.id for s in known}
+    return [
+        s.answered(usable[s.id], "+pseudo") if s.id in usable else s
+        for s in train
+        if s.id in usable or s.id in known_ids
+    ]
+
+
+def _fit_on_policy(
+    work: StageInputs, student: VisionLanguageModel, train: Sequence[Sample], config: DistillConfig,
+    objective: Distillation, kd_teacher: Teacher,
+) -> None:  # fmt: skip
+    """Train in phases. At the start of each, answers to another share of the questions are sampled from the student; in
+    the place of the labels they get the teacher's KL alone (GKD, Agarwal et al. 2024)."""
+    for phase in range(config.phases):
+        number = f"{phase + 1}/{config.phases}"
+        asked = _choose_share(train, config.on_policy, work.seed, f"on-policy {phase}")
+        file, title = f"own-{phase + 1}.jsonl", f"own answers {number}"
+        with _record_seconds(work, f"own_answers_{phase + 1}", len(asked)):
+            predictions = work.answer(student.eval(), asked, OWN_ANSWERS, file, "student", title)
+        own = {p.id: p.answer.answer for p in predictions}
+        samples = [s.answered(own[s.id], "+own") if s.id in own else s for s in train]
+        work.fit(
+            student, samples, config.phase_fit, f"distill-{phase + 1} {number}", objective=objective,
+            teacher=kd_teacher, schedule_part=(phase, config.phases), unlabelled={f"{i}+own" for i in own},
+        )  # fmt: skip
+
+
 def _open_teacher(
     work: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
 ) -> Teacher:
-    """A live teacher, or its stored outputs for all samples, which an earlier attempt may have written."""
+    """A live teacher, the student's average, or the stored outputs of the teacher for all samples (as it sees them),
+    which an earlier attempt may have written."""
+    if config.teacher_as == "average":
+        return AveragedTeacher(work.model("base"), config.decay)
     if config.teacher_as == "live":
         return LiveTeacher(work.model("teacher"))
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
@@ -566,12 +616,12 @@ class StageInputs:
 
     def fit(  # noqa: PLR0913
         self, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample], config: FitConfig, title: str,
-        objective: CrossEntropy | Distillation | None = None, teacher: Teacher | None = None,
-        schedule_part: tuple[int, int] = (0, 1),
+        objective: Objective | None = None, teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
+        unlabelled: Set[str] = frozenset(),
     ) -> None:  # fmt: skip
         """Train a model in place, and record what was done. Without an `objective`, by cross-entropy."""
         folder, machine = self.folder / f"fit-{title.split()[0]}", self.machine
-        run = FitRun(folder, self.seed, title, schedule_part, machine.shard, machine.trackers)
+        run = FitRun(folder, self.seed, title, schedule_part, machine.shard, machine.trackers, unlabelled)
         fitted = fit(model, samples, objective or CrossEntropy(), config, run, teacher=teacher)
         counts = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
         counts["falling"] = fitted.falling

@@ -3,10 +3,11 @@
 from clinkd.training.feature_cache import FeatureCache, cache_features
 from clinkd.training.fit import FitRun, Fitted, fit
 from clinkd.training.stored import StoredTeacher, identify_store, store_teacher
-from clinkd.training.teachers import LiveTeacher, Teacher
+from clinkd.training.teachers import AveragedTeacher, LiveTeacher, Teacher
 from clinkd.training.tensor_store import is_store_full
 
 __all__ = [
+    "AveragedTeacher",
     "FeatureCache",
     "FitRun",
     "Fitted",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class FitRun:
     learning-rate curve, as for the rounds of reflection. Several processes (`clinkd.distributed`) each take their part
     of every window. `shard`: they also share out the weights, and afterwards only the main process has them, on the
     CPU; without it each process has all weights. `trackers` of accelerate ("wandb", "mlflow") get the figures, too,
-    each attempt as a separate run.
+    each attempt as a separate run. `unlabelled`: ids of samples whose answers are no labels, so only the KL counts.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class FitRun:
     schedule_part: tuple[int, int] = (0, 1)
     shard: bool = False
     trackers: Sequence[str] = ()
+    unlabelled: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def fit(
     with model.prepared_for(config, run.seed):
         accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(run.trackers) or None)
         config.demand_even_shares(f"{run.title}: fit", accelerator.num_processes)
-        step = TrainStep(LossModule(model, objective, teacher, config.precision), config, accelerator, run.shard)
+        loss = LossModule(model, objective, teacher, config.precision, run.unlabelled)
+        step = TrainStep(loss, config, accelerator, run.shard)
         fingerprint = run_fingerprint(rows, objective, config, run, teacher)
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
             state = TrainingState(run.folder, model, step.optimizers, fingerprint, config.checkpoint_seconds)

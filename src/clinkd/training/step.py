@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -15,17 +15,20 @@ from clinkd import distributed
 from clinkd.config import FitConfig
 from clinkd.model.encode import Labelled
 from clinkd.model.flops import training_operations
-from clinkd.objectives import Loss, Objective
+from clinkd.objectives import NO_LABEL, Loss, Objective
 from clinkd.records import Sample
 from clinkd.training.fsdp import full_tensor, shard_module
 from clinkd.training.micro_batches import ThreadedMicroBatches, count_threads
 from clinkd.training.optimizers import make_optimizers
-from clinkd.training.teachers import Learner, Teacher
+from clinkd.training.teachers import AveragedTeacher, Learner, Teacher
 from clinkd.training.windows import Rows
 
 
 class LossModule(nn.Module):
-    """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
+    """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss.
+
+    `unlabelled`: ids of samples whose answers are no labels: they have no CE, only the teacher's KL.
+    """
 
     def __init__(
         self,
@@ -33,9 +36,10 @@ class LossModule(nn.Module):
         objective: Objective,
         teacher: Teacher | None,
         precision: Literal["float32", "bf16"] = "float32",
+        unlabelled: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.model, self.objective, self.precision = model, objective, precision
+        self.model, self.objective, self.precision, self.unlabelled = model, objective, precision, unlabelled
         self.teacher = teacher if objective.needs_teacher else None
         self.shares_vision = self.teacher is not None and self.teacher.shares_vision_with(model)
 
@@ -46,7 +50,15 @@ class LossModule(nn.Module):
             hidden_NH = self.model.hidden_states(batch, features)
             targets = self.teacher.targets(batch, features) if self.teacher else None
             head = self.model.head
-            return self.objective(hidden_NH, head.weight_VH, batch.labels_N, targets, head.added(hidden_NH))
+            return self.objective(hidden_NH, head.weight_VH, self._labels(batch), targets, head.added(hidden_NH))
+
+    def _labels(self, batch: Any) -> Tensor:
+        labels_N: Tensor = batch.labels_N
+        if not self.unlabelled:
+            return labels_N
+        hidden = [name in self.unlabelled for name, _ in batch.spans]
+        tokens = torch.tensor([number for _, number in batch.spans])
+        return labels_N.masked_fill(torch.tensor(hidden).repeat_interleave(tokens).to(labels_N.device), NO_LABEL)
 
     def operations(self, batch: Any) -> int | None:
         """Operations of a batch, forward and backward, with those of the teacher; None if they are not known."""
@@ -67,6 +79,8 @@ class TrainStep:
         else:
             self.module = accelerator.prepare_model(loss)
         self.optimizers = make_optimizers(self.model, config)  # of the parameters in their present form
+        if isinstance(loss.teacher, AveragedTeacher):
+            self.optimizers.append(loss.teacher.follow(self.model))  # the last: it sees the updated weights
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.threads = ThreadedMicroBatches(
             count_threads(self.model, config.rows // config.accumulate) if self.processes == 1 else 1

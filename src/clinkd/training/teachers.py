@@ -1,7 +1,8 @@
-"""Teachers, which give a student its targets at a batch's answer tokens, and the one that runs beside the student."""
+"""Teachers, which give a student its targets at a batch's answer tokens, and those that run beside the student."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -57,3 +58,48 @@ class LiveTeacher:
         if parts is None:
             return None
         return sum(part.forward for name, part in parts.items() if vision or name in ("text", "head"))
+
+
+class AveragedTeacher(LiveTeacher):
+    """The student's own weights, averaged over its steps (mean teacher, Tarvainen and Valpola 2017).
+
+    `model`: a copy of the student as it begins. After each step its weights t become d t + (1 - d) s, with the decay d
+    and the student's weights s.
+    """
+
+    def __init__(self, model: VisionLanguageModel, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    def follow(self, student: Learner) -> WeightAverage:
+        """What averages the weights after each step of this student."""
+        means = dict(self.model.named_parameters())
+        return WeightAverage({p: means[n] for n, p in student.named_parameters() if p.requires_grad}, self.decay)
+
+
+class WeightAverage(torch.optim.Optimizer):
+    """Averages in place of updates: an optimizer, so that a checkpoint has the averages and a resume goes on with them.
+
+    `means`: the tensor of the average by the parameter that it follows.
+    """
+
+    def __init__(self, means: dict[torch.nn.Parameter, torch.nn.Parameter], decay: float) -> None:
+        super().__init__([*means], {"lr": 0.0, "peak": 0.0})
+        self.means, self.decay = means, decay
+        self._share_means()
+
+    def _share_means(self) -> None:
+        for parameter, mean in self.means.items():
+            self.state[parameter]["mean"] = mean.data
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for parameter, mean in self.means.items():
+            mean.lerp_(parameter, 1 - self.decay)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        with torch.no_grad():
+            for parameter, mean in self.means.items():
+                mean.copy_(self.state[parameter]["mean"])
+        self._share_means()

@@ -293,21 +293,34 @@ def _read_finished_run(key: RunKey, run: Run) -> FinishedRun:
 
 
 def _count_work(run: Run) -> tuple[int, float]:
-    """The student's steps, and the passes of student and teacher over the training data: a sample of plain tuning costs
-    three forward passes, one of distillation four."""
+    """The student's steps, and the forward passes over the training questions of student, teacher and their answers.
+
+    A question of plain tuning costs three, one beside a live teacher four, one that a teacher's outputs are stored for
+    or that is answered for training (pseudo-labels, own answers, reviews) one. Those of a teacher of another size count
+    by the ratio of the parameters. Answers that only measure an effect are not counted.
+    """
     train = len(read_split(run.stage("prepare"), "train"))
-    steps, passes = 0, 0.0
-    for stage in run.status():
-        recorded = stage_record(stage.folder)["recorded"]
-        for name, fit in recorded.items():
-            if not name.startswith("fit-"):
-                continue
-            if stage.name.startswith(STUDENT):
-                steps += fit["steps"]
-                passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
-            elif stage.name == TEACHER:
-                passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    return steps, passes
+    recorded = {stage.name: stage_record(stage.folder)["recorded"] for stage in run.status()}
+    sizes = [recorded[name]["parameters"] for name in ("base-teacher", "base") if name in recorded]
+    teacher = sizes[0] / sizes[-1]  # a pass of the teacher, in passes of the student
+    distill, reflect = run.config.distill, run.config.reflect
+    by_teacher = bool(distill and distill.pseudo_from == "teacher")
+    beside = {"fit-distill": teacher, "fit-reflect": teacher if reflect and reflect.objective == "distill" else 0.0}
+    steps, forwards = 0, 0.0
+    for stage, figures in recorded.items():
+        student = stage.startswith(STUDENT)
+        for name, figure in figures.items():
+            if name.startswith("fit-") and student:
+                steps += figure["steps"]
+                live = beside.get("-".join(name.split("-")[:2]), 0.0) if "stored_samples" not in figures else 0.0
+                forwards += (3 + live) * figure["samples"]
+            elif name.startswith("fit-") and stage == TEACHER:
+                forwards += 3 * teacher * figure["samples"]
+            elif name == "stored_samples" or (name == "answers" and stage == "pseudo" and by_teacher):
+                forwards += teacher * figure["units"]
+            elif (student or stage == "pseudo") and name.startswith(("answers", "own_answers")):
+                forwards += figure["units"]
+    return steps, forwards / train
 
 
 def _build_page(

@@ -117,8 +117,11 @@ def _count_drawings(config: RunConfig) -> int:
 
 def _count_trained_rows(config: RunConfig, name: str, rows: int) -> int:
     """On how many of the training rows a stage, or the training of these knobs, trains."""
+    distill = config.distill
     if name.startswith("teacher") and config.teacher:
         return count_sampled_images(rows, config.teacher.share, config.seed)
+    if name.startswith("distill") and distill and distill.labelled and distill.targets == "truth":
+        return count_sampled_images(rows, distill.labelled, config.seed)
     return rows
 
 
@@ -281,6 +284,8 @@ class SmallRun:
             fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
             recorded, pace = trial.recorded[name], statistics.median(paces or [0.0])  # one step is among the rest
             rows = recorded["rows"] * self._count_times_rows(kind)
+            if kind == "distill" and len(trial.fits) > 1 and self.config.distill:
+                fit = self.config.distill.phase_fit
             number = fit.count_steps(round(rows, 6))
             steps += number
             seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)

@@ -1,11 +1,15 @@
-"""Pixels alone: colours of a file's profile as sRGB, and image files that hold nothing but pixels."""
+"""Pixels alone: colours of a file's profile as sRGB, parts made grey, and image files that hold nothing but pixels."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image, ImageCms
+
+from clinkd.records import Box
 
 _MODES = {"RGB": ("RGB", "RGBA", "RGBX", "P", "PA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}  # by a profile's space
 
@@ -36,3 +40,15 @@ def encode_picture(picture: Image.Image, file_format: str = "PNG", **options: An
     pixels.info = {}
     pixels.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def blank_outside(picture: Image.Image, boxes: Iterable[Box]) -> Image.Image:
+    """The picture, of the same size, with only the pixels that a box touches; the rest is mid grey."""
+    (width, height), blank = picture.size, Image.new("RGB", picture.size, (128, 128, 128))
+    for box in boxes:
+        part = (
+            math.floor(box.x1 * width), math.floor(box.y1 * height),
+            math.ceil(box.x2 * width), math.ceil(box.y2 * height),
+        )  # fmt: skip
+        blank.paste(picture.crop(part), part)
+    return blank
