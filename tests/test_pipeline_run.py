@@ -182,9 +182,9 @@ def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
         write_lines(folder / "corrections.jsonl", (c.to_json() for c in fixed))
     told = {"id": "a", "task": "ROC", "modality": "ct", "before_wrong": True, "after_wrong": False, "answer": "liver"}
     stages = {"reflect-1": round_1, "reflect-2": round_2}
-    assert "Asked again" not in [t.title[:11] for t in ReflectionResults.of(stages, train).tables()]
+    assert "Asked again" not in [t.title[:11] for t in ReflectionResults.of(stages, train, (), "offline").tables()]
     write_lines(round_2 / "effect.jsonl", [told, {**told, "id": "far"}])
-    reviewed = ReflectionResults.of(stages, train)
+    reviewed = ReflectionResults.of(stages, train, ("liver", "lung"), "offline")
     *_, effect = reviewed.tables()
     assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
     later = {

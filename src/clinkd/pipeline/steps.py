@@ -31,8 +31,8 @@ from clinkd.config import (
     TeacherConfig,
 )
 from clinkd.correction.correctors import make_corrected_samples
-from clinkd.correction.review import review
-from clinkd.correction.summary import summary
+from clinkd.correction.review import is_missed, review
+from clinkd.correction.summary import count_changes, describe_review, summary
 from clinkd.data import phantoms
 from clinkd.data.general_drawings import write_drawings
 from clinkd.data.questions import make_bare_pairs
@@ -292,7 +292,8 @@ def reflect(
     with _record_seconds(work, "corrections", len(questions)):
         distributed.on_main_process(write_corrections)
     corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
-    work.record("reviewed", {"asked": len(questions), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
+    counts = describe_review(corrections, work.lexicon.names)
+    work.record("reviewed", {"asked": len(questions), "of": len(train), **counts})
     kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
     work.fit(
         model,
@@ -329,16 +330,18 @@ def _write_effect(
 ) -> None:  # fmt: skip
     """Write what became of the answers to the rechecked questions."""
     similarity = work.correction_context(config, train).similarity
-    wrong_before = {c.id: c.wrong for c in corrections}
+    reviewed = {c.id: c for c in corrections}
     now = {c.id: c for c in review(rechecked, predictions, similarity, config, 0)}
     records = (
         {
-            "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": wrong_before[s.id],
+            "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": reviewed[s.id].wrong,
             "after_wrong": now[s.id].wrong, "answer": now[s.id].before.to_json(),
         }
         for s in rechecked
     )  # fmt: skip
     write_lines(work.folder / EFFECT, records)
+    names = work.lexicon.names
+    work.record("rechecked", count_changes((is_missed(reviewed[i], names), is_missed(now[i], names)) for i in now))
 
 
 def clip(work: StageInputs, config: ClipConfig) -> None:

@@ -455,10 +455,12 @@ def effect_table(again: Sequence[RetestResult]) -> Table:
                 lines.append((f"  {TITLES[modality]}", *_count_changes([a for a in of_task if a.modality is modality])))
     columns = ("", "Were wrong", "Now right", "% now right", "95 %", "Were right", "Now wrong", "% now wrong", "95 %")
     notes = (
-        "Questions of the training split, asked again after the round's training and tested in the same way. Intervals "
-        "by Wilson, answers taken as independent.",
+        "Questions of the training split, asked again after the round's training. Wrong: by the tests of the round, or "
+        "by a box, a name, a side, a negation or a count, whatever the round looked at. Intervals by Wilson, answers "
+        "taken as independent.",
         "The round trained on all samples beside the corrected ones: what the corrections alone did is told by a run "
-        "without them (reflect=null), not by this table. Of answers picked for being wrong some turn right by chance.",
+        "that rewrites none (reflect.rewrite=none), not by this table. Of answers picked for being wrong some turn "
+        "right by chance.",
     )
     return Table("Asked again after the training", columns, tuple(lines), notes)
 
