@@ -14,7 +14,7 @@ from clinkd.correction.summary import count_changes, describe_review, passed_tab
 from clinkd.pipeline.cautions import list_cautions
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.damage import read_stage_json, read_stage_lines
-from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
+from clinkd.pipeline.graph import StageContext, read_seconds, stage_record, trace_lineage
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
     BLIND_CHOICE,
@@ -33,10 +33,10 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.strict import StrictResults
-from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, read_table
+from clinkd.reporting.tables import SELECTION, RetestResult, charge_selection, describe_scores, effect_table, read_table
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.measure import Rules
-from clinkd.scoring.score import score_predictions
+from clinkd.scoring.score import FIRST_BEAM, MODEL, is_choice, score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import write_json, write_lines
 
@@ -71,14 +71,31 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in strict.scores))
     write_json(work.folder / BLIND_CHOICE, choice.to_json())
-    write_json(work.folder / TABLES, [asdict(t) for t in strict.tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
+    seconds = _charge_choices(stages, config.select.scorer)
+    tables = [charge_selection(t, seconds) if t.key == SELECTION and seconds else t for t in strict.tables]
+    write_json(work.folder / TABLES, [asdict(t) for t in tables])
     described = describe_scores(strict.scores, {}, strict.gains)
     run = _ScoredRun(work.folder, stages, config, train)
     about: dict[str, Any] = {"figures": strict.figures, "cautions": list_cautions(stages, test, described)}
+    about["selection_seconds"] = seconds
     about["reflection"] = run.read_reflection(lexicon.names).describe()
     write_json(work.folder / SCORES, {**described, **about})
     run.write(work.folder / REPORT)
+
+
+def _charge_choices(stages: Mapping[str, Path], scorer: str) -> dict[str, float]:
+    """The seconds of training and scoring that each way to choose a candidate has cost, by its row, on the validation
+    and the test questions; empty for pooled folds, and for answers of an older version. `scorer`: `select.scorer`."""
+    scoring = stage_record(stages["select"])["recorded"].get("scoring_seconds", {})
+    if not scoring:
+        return {}
+    costs = {name if is_choice(name) else f"by {name}": seconds for name, seconds in scoring.items()}
+    if "by clip" in costs:
+        clip = costs["by clip"] + stage_record(stages["clip"])["seconds"]
+        costs |= dict.fromkeys(("by clip", "by clip text", "by clip crop"), clip)
+    costs |= {FIRST_BEAM: 0.0, MODEL: costs.get(scorer, costs.get(f"by {scorer}", 0.0))}
+    return {row: round(seconds, 3) for row, seconds in costs.items() if row != "by first"}
 
 
 def report(run: Run, out: Path | None = None, share: bool = False) -> Path:

@@ -44,6 +44,7 @@ from clinkd.inference import (
     ClipScorer,
     RandomScorer,
     Scorer,
+    TimedScorer,
     count_disagreement,
     measure_supports,
     rerank,
@@ -394,12 +395,13 @@ def select(work: StageInputs, config: SelectConfig) -> None:
     Cheap rival scorers write their scores too, so that the gain of the selection can be compared with theirs.
     """
     scorer, tasks = work.scorer(config), list(config.tasks)
-    rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
+    rivals = [TimedScorer(r) for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
+    timed = TimedScorer(scorer)
 
     def choose_answers(split: Split, task_names: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
         samples = {s.id: s for s in work.samples(split)}
         answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
-        return samples, rerank(samples, answers, scorer, task_names, rivals)
+        return samples, rerank(samples, answers, timed, task_names, rivals)
 
     samples, validation = choose_answers("validation", tasks)
     if config.trust == "validated" and config.scorer != "first":
@@ -417,6 +419,7 @@ def select(work: StageInputs, config: SelectConfig) -> None:
     chosen = [p if samples[p.id].task in tasks else replace(p, chosen=0) for p in validation]
     _record_disagreement(work, samples, chosen)
     _, predictions = choose_answers("test", tasks)
+    work.record("scoring_seconds", {s.name: round(s.seconds, 3) for s in (*rivals, timed)})
     if isinstance(scorer, ClipScorer):
         counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
         work.record("clip_inputs", {**counts, "token_limit": scorer.model.towers.limit})

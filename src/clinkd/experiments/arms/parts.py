@@ -41,7 +41,7 @@ ROWS: Mapping[str, AblationRow] = {
     "whole": AblationRow("ClinKD", "the whole method", whole, "plain", "ClinKD"),
     "untied": AblationRow("ClinKD, stock positions", "M-RoPE in the place of the tied positions", untied, "whole"),
     "undistilled": AblationRow(
-        "ClinKD, no distillation", "plain tuning in its place: as many steps, less compute", undistilled, "whole"
+        "ClinKD, no distillation", "plain tuning: as many steps, less compute", undistilled, "whole"
     ),
     "unreflected": AblationRow("ClinKD, no reflection", "its rounds distil on the truths", unreflected, "whole"),
     "unselected": AblationRow("ClinKD, first beam", "no choice among the beams", unselected, "whole"),

@@ -43,7 +43,7 @@ def no_rewrites(base: RunConfig | None = None) -> RunConfig:
 
 
 def plain_rule(base: RunConfig | None = None) -> RunConfig:
-    """The paper's rule: the cosine of a sentence embedding below 0.8, and nothing else. Needs the extra `embeddings`."""
+    """The paper's rule: the cosine of a sentence embedding below 0.8, nothing else. Needs the extra `embeddings`."""
     rule = ("similarity=embedding", "threshold=0.8", "box_iou=0", "conflicts=false")
     return override(three_tests(base), ["name=plain-rule", *(f"reflect.{knob}" for knob in rule)])
 
