@@ -341,7 +341,8 @@ def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table
         *(_describe_choice(names[row], gains_by_row[row]) for row in rows if row not in (FIRST_BEAM, ORACLE)),
         _describe_oracle_gain(gains_by_row[ORACLE]),
         "x100, mean over modalities, all on the same answers. First beam: the highest log-probability a token. Chosen "
-        "is what was answered: the scorer's choice in the tasks where select.trust lets it, else the first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
+        "is what was answered: the scorer's choice in the tasks where select.trust lets it, else the "
+        "first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
         "Agreement: the candidate most alike to the others. Oracle: by the truth, which no selection can beat.",
         "Drawn in pairs, by image (patient where known). By chance one interval in twenty leaves out 0.",
     )  # fmt: skip
