@@ -13,18 +13,16 @@ from clinkd.settings import change_knobs, override
 def three_tests(base: RunConfig | None = None) -> RunConfig:
     """Our rule: words, boxes and contradictions; what the offline corrector rewrites is learned beside the truths.
 
-    A run without reflection gets two rounds of a quarter of its passes each, after the other half. Phantoms that ask
-    for boxes alone, as `small` has them, ask for names, too, with two structures in an image: an answer can then be
-    wrong in its words, too.
+    A run without reflection gets two rounds, each a quarter as long as its distillation. Phantoms that ask for boxes
+    alone, as `small` has them, ask for names, too, so that answers can be wrong in their words.
     """
     base = base or demo()
     if base.data.path is None and base.data.phantoms.tasks == ("VG",):
-        base = override(base, ["data.phantoms.tasks=[VG, ROC]", "data.phantoms.structures=2"])
+        base = override(base, ["data.phantoms.tasks=[VG, ROC]"])
     if base.reflect is None:
         assert base.distill is not None, "a method without distillation has no such row"
-        epochs = base.distill.fit.epochs
-        reflect = ReflectConfig(review_share=0.5, fit=change_knobs(base.distill.fit, epochs=epochs / 4))
-        base = change_knobs(override(base, [f"distill.fit.epochs={epochs / 2}"]), reflect=reflect)
+        fit = change_knobs(base.distill.fit, epochs=base.distill.fit.epochs / 4)
+        base = change_knobs(base, reflect=ReflectConfig(review_share=0.5, fit=fit))
     return override(
         base, ["name=three-tests", "reflect.rewrite=wrong", "reflect.box_iou=0.5", "reflect.conflicts=true"]
     )
