@@ -252,17 +252,19 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_a_control_draws_as_many_answers_whatever_was_found_wrong():
-    from clinkd.correction.review import choose_at_random
+    from clinkd.correction.review import choose_for_control
     from clinkd.records import BoxedText, Correction
 
     text = BoxedText("a")
     found = [Correction(f"s{i}", 1, text, text, 0.5, ("similarity",) if i % 5 == 0 else ()) for i in range(100)]
-    drawn = choose_at_random(found, seed=0)
-    assert [c.id for c in drawn] == [c.id for c in found]
-    picked = {c.id for c in drawn if c.reasons == ("drawn",)}
+    drawn = choose_for_control(found, "random", seed=0)
+    assert [(c.id, c.reasons) for c in drawn] == [(c.id, c.reasons) for c in found]  # still known right or wrong
+    picked = {c.id for c in drawn if c.to_rewrite}
     assert len(picked) == sum(c.wrong for c in drawn) == 20
     assert picked != {c.id for c in found if c.wrong}  # it does not aim at mistakes
-    assert choose_at_random(found, seed=0) == drawn and choose_at_random(found, seed=1) != drawn
+    assert choose_for_control(found, "random", 0) == drawn and choose_for_control(found, "random", 1) != drawn
+    assert not any(c.to_rewrite for c in choose_for_control(found, "none", 0))
+    assert [Correction.from_json(c.to_json()) for c in drawn] == drawn and "drawn" not in found[0].to_json()
 
 
 def test_phantoms_ask_some_tasks_alone(tmp_path):

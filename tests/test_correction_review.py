@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from clinkd.config import ReflectConfig
-from clinkd.correction.review import review
+from clinkd.correction.review import choose_for_control, is_missed, review
 from clinkd.correction.similarity import LexicalSimilarity
-from clinkd.correction.summary import reflection_tables, summary
+from clinkd.correction.summary import count_changes, describe_review, passed_table, reflection_tables, summary
 from clinkd.records import BadInput, Box, BoxedText, Candidate, Correction, Modality, Prediction, Sample, Task, Turn
 
 PAPER = ReflectConfig(box_iou=0, conflicts=False)
@@ -172,6 +172,40 @@ def test_who_rewrote_and_why_it_was_refused() -> None:
         ("  length … characters against … of the truth (gpt)", "1", "0"),
         ("Left as they were", "1", "0"),
     )
+
+
+def test_what_similarity_alone_lets_pass_is_counted_by_kind() -> None:
+    """Whatever the rule of the round: here the paper's, which calls every answer of 0.8 right."""
+    truth, names = "The left lung is at [box].", ("left lung", "right lung", "liver")
+    told = [("The left lung is at [box].", FAR), ("The right lung is at [box].", HERE), ("The liver is at [box].", FAR)]
+    told += [("The left lung is not at [box].", HERE), (truth, NEAR)]
+    samples = [sample(str(i), truth, (HERE,)) for i in range(5)]
+    answers = [answer(str(i), text, (box,)) for i, (text, box) in enumerate(told)]
+    kinds = {"box": 2, "name": 2, "laterality": 1, "negation": 1, "count": 0}
+    for similarity, passed in ((0.8, {"answers": 5, "wrong": 4, **kinds}), (0.7, dict.fromkeys(kinds, 0))):
+        found = review(samples, answers, Fixed(similarity), PAPER, 1)
+        counts = describe_review(found, names)
+        assert counts["wrong"] == (0 if similarity == 0.8 else 5)
+        assert counts["passed"] == {"answers": 0, "wrong": 0, **passed}
+        assert [is_missed(c, names) for c in found] == [similarity < 0.8 or i < 4 for i in range(5)]
+        table = passed_table(found, names, "offline")
+        assert [r[1] for r in table.rows] == [str(n) for n in counts["passed"].values()]
+        assert "was not computed" in table.notes[0] and "not" not in passed_table(found, names, "embedding").notes[0]
+
+
+def test_a_round_for_a_program_has_its_refusals_by_reason_and_what_a_control_drew() -> None:
+    counts = describe_review([c for c in FOUND if c.round == 1], ())
+    assert counts["refused"] == {"boxes differ": 2, "length … characters against … of the truth": 1}
+    assert [counts[k] for k in ("reviewed", "wrong", "to_rewrite", "rewritten")] == [7, 6, 6, 2]
+    drawn = choose_for_control([found(i) if i < "c" else found(i, "box") for i in "abcd"], "random", 0)
+    assert [describe_review(drawn, ())[k] for k in ("wrong", "to_rewrite")] == [2, 2]
+    _, outcomes, _ = reflection_tables(drawn, ASKED)
+    assert outcomes.rows[0] == ("Answers drawn, wrong or right", "2") and "drawn" in outcomes.title
+
+
+def test_answers_asked_again_are_mended_or_broken() -> None:
+    pairs = [(True, False), (True, True), (True, True), (False, True), (False, False)]
+    assert count_changes(pairs) == {"wrong": 3, "mended": 1, "right": 2, "broken": 1}
 
 
 def test_nothing_reviewed_makes_no_table() -> None:

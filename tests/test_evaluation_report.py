@@ -40,7 +40,15 @@ from clinkd.reporting.browse import AnsweredSample
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, tabulate_scores, to_csv, to_markdown
+from clinkd.reporting.tables import (
+    RetestResult,
+    charge_selection,
+    describe_scores,
+    effect_table,
+    tabulate_scores,
+    to_csv,
+    to_markdown,
+)
 from clinkd.reporting.viewer.page import SCRIPT, table
 from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.measure import Rules
@@ -142,6 +150,15 @@ def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
         "Chosen: scores as the first beam does, in every task.",
         "The most that any choice among these candidates could gain (oracle): VG F1 +15.0.",
     )
+
+
+def test_what_a_choice_cost_stands_below_it(scores: list[Score]) -> None:
+    more = [s for row in ("agreement", "by clip") for s in both(row, Task.VG, "F1", 57.0)]
+    gained = [Gain("by clip", Task.VG, "F1", 2.0, (0.5, 3.5))]
+    table = next(t for t in tabulate_scores([*scores, *more], gained) if t.key == "selection")
+    charged = charge_selection(table, {"first beam": 0.0, "agreement": 0.25, "by clip": 31.0, "model": 31.0})
+    costs = dict(zip(charged.columns[1:], charged.rows[-1][1:], strict=True))
+    assert costs == {"First beam": "0.0", "Agreement": "0.2", "By clip": "31.0", "Chosen": "31.0", "Oracle": "-"}
 
 
 def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:

@@ -452,7 +452,7 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
 # ---- the table of metrics -------------------------------------------------------------------------------------------
 
 # By the version of the stage `score`: a hash of the metrics' names and places, what they count, and their figures.
-FINGERPRINTS = {6: "5bfaf5545db6df82"}
+FINGERPRINTS = {7: "5bfaf5545db6df82"}
 
 
 def fingerprint() -> str:
@@ -534,6 +534,15 @@ def test_a_scorer_that_left_some_candidates_out_is_no_row() -> None:
     items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(2)]
     rows = [weighed(items[0], "cyst", "liver", clip=(0.1, 0.2), first=(0, -1)), says(items[1], "liver", "cyst")]
     assert {s.row for s in strict(items, rows)} == {"model", "first beam", "oracle"}
+
+
+def test_a_scorer_of_some_tasks_is_a_row_of_these() -> None:
+    """A CLIP that sees crops has no crop for a question about the whole image."""
+    items = [sample(0, Task.ROC, "liver", names=("liver",)), sample(1, Task.MIA, "There is a liver.")]
+    scored = {"clip": (0.1, 0.2), "clip crop": (0.2, 0.1)}
+    rows = [weighed(items[0], "cyst", "liver", **scored), weighed(items[1], "a cyst", "a liver", clip=(0.1, 0.2))]
+    found = {(s.row, s.task) for s in strict(items, rows) if s.row.startswith("by ")}
+    assert found == {("by clip", Task.ROC), ("by clip crop", Task.ROC), ("by clip", Task.MIA)}
 
 
 def test_a_scorers_choice_is_no_blind_twin() -> None:

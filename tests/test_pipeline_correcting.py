@@ -23,6 +23,7 @@ from clinkd.cli import main
 from clinkd.config import AnswerConfig, ReflectConfig
 from clinkd.data.images.identifying import identifying_texts
 from clinkd.experiments import demo
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline import correcting, plan, steps
 from clinkd.records import BadInput, ImageRef
 from clinkd.settings import override
@@ -300,7 +301,7 @@ def test_a_round_that_is_killed_while_it_writes_has_all_its_files_after_the_next
 
     nothing: Any = SimpleNamespace(
         folder=tmp_path, inputs={"prepare": tmp_path}, seed=0, model=lambda _: None, samples=lambda _: [],
-        record=lambda *_: None, answer=lambda *_: [], fit=kill,
+        record=lambda *_: None, answer=lambda *_: [], fit=kill, lexicon=Lexicon(()),
         correction_context=lambda *_: SimpleNamespace(review_answers=lambda *_: [], correct_answers=lambda *_: []),
     )  # fmt: skip
     monkeypatch.setattr(steps, "replace_overruled_truths", lambda *_: [])

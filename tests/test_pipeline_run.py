@@ -137,9 +137,17 @@ def test_the_table_for_programs_has_its_form(done, capsys):
         assert "images shuffled" in table[task]["blind_by"] and table[task]["metric"]
     for task in ("RC", "MIA"):
         assert set(table[task]["facts"]) == {"score", "blind"}
-    choices = {"first beam", "random", "agreement", "by clip", "by clip text", "model", "oracle"}
+    choices = {"first beam", "random", "agreement", "by clip", "by clip text", "by clip crop", "model", "oracle"}
     assert all(set(table["selection"][t][m]) == choices for t, m in (("VG", "F1"), ("RC", "Facts F1")))
     assert table["selection"]["MIA"]["mBMR"]["model"]["score"] == table["MIA"]["score"]
+    assert set(table["selection"]["MIA"]["mBMR"]) == choices - {"by clip crop"}  # a whole image has no crop
+    assert table["selection_seconds"].keys() == choices - {"oracle"}
+    assert table["selection_seconds"]["by clip"] > table["wall_seconds"]["clip"] - 0.1
+    for number, round in enumerate(table["reflection"], start=1):
+        recorded = json.loads((done.runs / f"demo/stages/reflect-{number}/stage.json").read_text())["recorded"]
+        kept = {k: v for k, v in recorded["reviewed"].items() if k not in ("asked", "of")}
+        assert round == {"round": number, "similarity": "offline", **kept, "rechecked": recorded["rechecked"]}
+        assert round["reviewed"] == recorded["reviewed"]["asked"]
     assert {"prepare", "teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(table["wall_seconds"])
 
 
@@ -185,9 +193,9 @@ def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
         write_lines(folder / "corrections.jsonl", (c.to_json() for c in fixed))
     told = {"id": "a", "task": "ROC", "modality": "ct", "before_wrong": True, "after_wrong": False, "answer": "liver"}
     stages = {"reflect-1": round_1, "reflect-2": round_2}
-    assert "Asked again" not in [t.title[:11] for t in ReflectionResults.of(stages, train).tables()]
+    assert "Asked again" not in [t.title[:11] for t in ReflectionResults.of(stages, train, (), "offline").tables()]
     write_lines(round_2 / "effect.jsonl", [told, {**told, "id": "far"}])
-    reviewed = ReflectionResults.of(stages, train)
+    reviewed = ReflectionResults.of(stages, train, ("liver", "lung"), "offline")
     *_, effect = reviewed.tables()
     assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
     later = {

@@ -469,8 +469,11 @@ class ReflectConfig(Knobs):
         "first, and the corrector rewrites the rest; with replay nobody does",
     )
     recheck: Whole = knob(300, "reviewed questions, half right, half wrong, asked again to see the effect of a round")
-    rewrite: Literal["wrong", "random"] = knob(
-        "wrong", "answers to rewrite: the wrong ones; random: as many, chosen from all (a control)", paper="wrong"
+    rewrite: Literal["wrong", "random", "none"] = knob(
+        "wrong",
+        "answers to rewrite: the wrong ones; as controls random, as many chosen from all, or none, so that a round "
+        "trains on the truths alone",
+        paper="wrong",
     )
     objective: Literal["ce", "distill"] = knob("ce", "loss of a round; distill: the same teacher", paper="ce | distill")
     fit: FitConfig = knob(FitConfig(epochs=1), "how a round is trained; epochs are of a round")
@@ -484,8 +487,6 @@ class ReflectConfig(Knobs):
             assert self.chat
             if self.chat.budget is None and (self.chat.input_price or self.chat.output_price):
                 raise ValueError("corrector=chat costs money: give chat.budget, in US dollars")
-        if self.rewrite == "random" and self.recheck:
-            raise ValueError("rewrite=random says nothing of wrong answers, so none is asked again: set recheck=0")
         if self.corrector == "replay" and self.replay is None:
             raise ValueError("corrector=replay needs replay: give the file, or set corrector=offline")
         return self

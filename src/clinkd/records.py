@@ -372,7 +372,10 @@ class Prediction(Record):
 
 @dataclass(frozen=True, slots=True)
 class Correction(Record):
-    """One reviewed answer: right (`after` is None), corrected, or with a rejected correction."""
+    """One reviewed answer: right (`after` is None), corrected, or with a rejected correction.
+
+    `drawn` is None where the wrong answers are rewritten; in a control, which rewrites others, whether this one is.
+    """
 
     id: str  # of the Sample
     round: int  # from 1
@@ -383,13 +386,19 @@ class Correction(Record):
     after: BoxedText | None = None
     by: str = ""  # corrector: "offline", a model's name, "human"
     rejected: str | None = None  # why the new text was refused; the truth stays
+    drawn: bool | None = None
 
     @property
     def wrong(self) -> bool:
         return bool(self.reasons)
 
+    @property
+    def to_rewrite(self) -> bool:
+        """Whether the answer is one of those that are rewritten: the wrong ones, or those that a control drew."""
+        return self.wrong if self.drawn is None else self.drawn
+
     def to_json(self) -> dict[str, Any]:
-        return {**Record.to_json(self), "similarity": round(self.similarity, 4)}
+        return {**self._leave_out_empty("drawn"), "similarity": round(self.similarity, 4)}
 
 
 @dataclass(frozen=True, slots=True)

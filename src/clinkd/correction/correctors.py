@@ -175,8 +175,8 @@ def replay_corrections(
 
 
 def needs_rewrite(correction: Correction) -> bool:
-    """Whether an answer is wrong and neither corrected nor rejected yet."""
-    return correction.wrong and correction.after is None and correction.rejected is None
+    """Whether an answer is to be rewritten and neither corrected nor rejected yet."""
+    return correction.to_rewrite and correction.after is None and correction.rejected is None
 
 
 def _apply_first_valid(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from clinkd.boxes import match_boxes
 from clinkd.config import ReflectConfig
 from clinkd.correction.similarity import Similarity
 from clinkd.language.conflicts import conflicts
+from clinkd.language.negation import mentioned_names
 from clinkd.records import BadInput, BoxedText, Correction, Prediction, Sample
+
+MISSES = ("box", "name", "laterality", "negation", "count")
 
 
 def review(
@@ -37,12 +41,33 @@ def review(
     ]
 
 
-def choose_at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
-    """The same answers, with as many to rewrite as were wrong, but drawn by seed from all: the control that shows what
-    rewriting does without aiming at mistakes. Their reason is "drawn", and no other answer has a reason."""
+def choose_for_control(
+    reviewed: Sequence[Correction], rewrite: Literal["random", "none"], seed: int
+) -> list[Correction]:
+    """The same answers with the same reasons, but others to rewrite: as many as were wrong, drawn by seed from all, or
+    none. The controls show what rewriting does without aiming at mistakes, and what training does without rewrites."""
     hash_ranks = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}
-    sampled_ids = set(sorted(hash_ranks, key=lambda i: hash_ranks[i])[: sum(c.wrong for c in reviewed)])
-    return [replace(c, reasons=("drawn",) if c.id in sampled_ids else ()) for c in reviewed]
+    count = sum(c.wrong for c in reviewed) if rewrite == "random" else 0
+    sampled_ids = set(sorted(hash_ranks, key=lambda i: hash_ranks[i])[:count])
+    return [replace(c, drawn=c.id in sampled_ids) for c in reviewed]
+
+
+def find_misses(answer: BoxedText, truth: BoxedText, names: Sequence[str]) -> tuple[str, ...]:
+    """The kinds in which an answer misses its truth, whatever the rule of the round: some of `MISSES`.
+
+    box: a true box has no box of its own with IoU 0.5; name: other structures are named than in the truth; then the
+    contradictions of `conflicts`. `names`: class names of the data.
+    """
+    found: tuple[str, ...] = ("box",) if len(match_boxes(truth.boxes, answer.boxes, 0.5)) < len(truth.boxes) else ()
+    if set(mentioned_names(answer.words, names)) != set(mentioned_names(truth.words, names)):
+        found += ("name",)
+    return found + conflicts(answer.words, truth.words)
+
+
+def is_missed(reviewed: Correction, names: Sequence[str]) -> bool:
+    """Whether the answer of a review is wrong by the rule of its round or by `find_misses`: one measure for all rules,
+    for a rule that passes a wrong side would not see a side that training broke."""
+    return reviewed.wrong or bool(find_misses(reviewed.before, reviewed.truth, names))
 
 
 def _answers_by_id(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, BoxedText]:

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from clinkd.correction.review import MISSES, find_misses
 from clinkd.records import Correction, Modality, Sample, Table, Task
 
 REASONS = ("similarity", "box", "laterality", "negation", "count")
@@ -15,6 +16,12 @@ CONFLICTS = REASONS[2:]  # the third of the three tests has three parts
 _ALONE = tuple(f"{r} alone" for r in REASONS)
 _COLUMNS = ("reviewed", "wrong", *REASONS, *_ALONE, "corrected", "rejected")
 _CELL = tuple[int, Task, Modality]
+PAPERS_THRESHOLD = 0.8  # of the paper's plain rule, which looks at nothing else
+_SIMILARITIES = {
+    "embedding": "cosine of the sentence embedding, as in the paper",
+    "offline": "similarity of words by rules (reflect.similarity=offline), in the place of the paper's cosine, which "
+    "was not computed",
+}
 T = TypeVar("T")
 
 
@@ -38,6 +45,56 @@ def reflection_tables(corrections: Sequence[Correction], samples: Sequence[Sampl
         if corrections
         else []
     )
+
+
+def describe_review(corrections: Iterable[Correction], names: Sequence[str]) -> dict[str, Any]:
+    """Counts of one round, for a program: reviewed, wrong, to be rewritten, rewritten and, by reason, refused answers,
+    and as `passed` what the paper's plain rule lets pass.
+
+    Of `passed`: the `answers` at least as similar to their truth as the paper's 0.8; those of them that are `wrong`;
+    and how many of these by each kind of `MISSES` (an answer may be wrong in several). `names`: class names of the
+    data.
+    """
+    reviewed = list(corrections)
+    similar = [c for c in reviewed if c.similarity >= PAPERS_THRESHOLD]
+    misses = [kinds for c in similar if (kinds := find_misses(c.before, c.truth, names))]
+    by_kind = {kind: sum(kind in kinds for kinds in misses) for kind in MISSES}
+    return {
+        "reviewed": len(reviewed),
+        "wrong": sum(c.wrong for c in reviewed),
+        "to_rewrite": sum(c.to_rewrite for c in reviewed),
+        "rewritten": sum(c.after is not None for c in reviewed),
+        "refused": dict(Counter(_refusal_kind(c.rejected) for c in reviewed if c.rejected is not None).most_common()),
+        "passed": {"answers": len(similar), "wrong": len(misses), **by_kind},
+    }
+
+
+def count_changes(wrong_before_after: Iterable[tuple[bool, bool]]) -> dict[str, int]:
+    """Of answers asked again: those wrong before, of them `mended`, those right before, and of them `broken`."""
+    counts = Counter(wrong_before_after)
+    mended, broken = counts[True, False], counts[False, True]
+    return {"wrong": counts[True, True] + mended, "mended": mended, "right": counts[False, False] + broken,
+            "broken": broken}  # fmt: skip
+
+
+def passed_table(corrections: Sequence[Correction], names: Sequence[str], similarity: str) -> Table:
+    """The wrong answers that the paper's plain rule lets pass, by round and kind; `similarity`: that of the knobs."""
+    rounds = sorted({c.round for c in corrections})
+    passed = [describe_review([c for c in corrections if c.round == n], names)["passed"] for n in rounds]
+    titles = {"answers": f"At least {PAPERS_THRESHOLD} similar to the truth", "wrong": "  of these wrong"}
+    titles |= {kind: f"    {_MISSES[kind]}" for kind in MISSES}
+    rows = tuple((title, *(f"{counts[key]:,}" for counts in passed)) for key, title in titles.items())
+    notes = (
+        f"Similarity: {_SIMILARITIES[similarity]}. The paper's plain rule takes all of these answers for right.",
+        "An answer may be wrong in several ways.",
+    )
+    return Table("Wrong answers that similarity alone lets pass", ("", *(f"Round {n}" for n in rounds)), rows, notes)
+
+
+_MISSES = {
+    "box": "a box elsewhere (IoU below 0.5)", "name": "another structure named", "laterality": "another side",
+    "negation": "denied, or affirmed, against the truth", "count": "another number",
+}  # fmt: skip
 
 
 def _count_corrections(corrections: Iterable[Correction], samples: Sequence[Sample]) -> dict[_CELL, Counter[str]]:
@@ -84,25 +141,27 @@ def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
 def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
     """The numbers of rewrites by author, and of refused rewrites by reason and author."""
     rounds = sorted({c.round for c in corrections})
-    wrong = [c for c in corrections if c.wrong]
+    chosen = [c for c in corrections if c.to_rewrite]
+    drawn = any(c.drawn is not None for c in corrections)
 
     def row(name: str, corrections_of_row: Iterable[Correction]) -> tuple[str, ...]:
         counts = Counter(c.round for c in corrections_of_row)
         return (name, *(f"{counts[n]:,}" for n in rounds))
 
-    rows = [row("Wrong answers", wrong)]
-    for by, rewritten in _group_pairs((c.by, c) for c in wrong if c.after is not None):
+    rows = [row("Answers drawn, wrong or right" if drawn else "Wrong answers", chosen)]
+    for by, rewritten in _group_pairs((c.by, c) for c in chosen if c.after is not None):
         rows.append(row(f"Rewritten by {by or '?'}", rewritten))
-    refused = [c for c in wrong if c.rejected is not None]
+    refused = [c for c in chosen if c.rejected is not None]
     rows.append(row("Refused: the truth stays", refused))
     for kind, group in _group_pairs((f"{_refusal_kind(c.rejected or '')} ({c.by or '?'})", c) for c in refused):
         rows.append(row(f"  {kind}", group))
-    untouched = [c for c in wrong if c.after is None and c.rejected is None]
+    untouched = [c for c in chosen if c.after is None and c.rejected is None]
     rows += [row("Left as they were", untouched)] if untouched else []
     notes = (
         "Code refuses a rewriting that does not keep the truth's boxes, names and meaning; in brackets, who wrote it.",
     )
-    return Table("What became of the wrong answers", ("", *(f"Round {n}" for n in rounds)), tuple(rows), notes)
+    title = "What became of the answers drawn" if drawn else "What became of the wrong answers"
+    return Table(title, ("", *(f"Round {n}" for n in rounds)), tuple(rows), notes)
 
 
 def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:

@@ -33,7 +33,9 @@ class Claim(NamedTuple):
 
 
 CLAIMS: Mapping[str, Claim] = {
-    "parts": Claim("What does each part of the method do?", parts.ROWS),
+    "parts": Claim(
+        "What does each part of the method do?", parts.ROWS, Primary("whole", "plain", "Average of four", 4.0)
+    ),
     "distillation": Claim(
         "Does a teacher help where labels are few?",
         distillation.ROWS,
@@ -45,8 +47,16 @@ CLAIMS: Mapping[str, Claim] = {
         Primary("tied", "stock", "VG mIoU", 4.0),  # from scratch: published results are of pretrained models
     ),
     "layouts": Claim("Which rotary pairs should stand for height and width?", layouts.ROWS),
-    "reflection": Claim("Is rewriting the wrong answers better than rewriting any?", reflection.ROWS),
-    "selection": Claim("Does a choice among the beams beat the first beam?", selection.ROWS),
+    "reflection": Claim(
+        "Is rewriting the wrong answers better than rewriting any?",
+        reflection.ROWS,
+        Primary("three-tests", "random-rows", "VG mIoU", 1.5),
+    ),
+    "selection": Claim(
+        "Does a choice among the beams beat the first beam?",
+        selection.ROWS,
+        Primary("crops", "first", "ROC Recall", 1.5),
+    ),
 }
 ROWS: Mapping[str, AblationRow] = {k: row for claim in CLAIMS.values() for k, row in claim.rows.items()} | dict(
     BASE_ROWS

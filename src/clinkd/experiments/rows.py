@@ -17,16 +17,22 @@ def bird(base: RunConfig | None = None) -> RunConfig:
     It makes as many passes over the training data as distillation and reflection together, for a fair comparison.
     """
     base = base or demo()
-    fit = change_knobs(base.distill.fit if base.distill else FitConfig(), epochs=passes(base))
     return change_knobs(
         base,
         name="bird",
         model=change_knobs(base.model, positions="sequential", layout="sections"),
         teacher=None,
-        distill=DistillConfig(kd_weight=0, fit=fit),
+        distill=DistillConfig(kd_weight=0, fit=_join_fits(base)),
         reflect=None,
         select=change_knobs(base.select, scorer="first"),
     )
+
+
+def _join_fits(base: RunConfig) -> FitConfig:
+    """One training with the passes of distillation and all rounds, and at least their least steps."""
+    fit, reflect = base.distill.fit if base.distill else FitConfig(), base.reflect
+    least = (fit.min_steps if base.distill else 0) + (reflect.rounds * reflect.fit.min_steps if reflect else 0)
+    return change_knobs(fit, epochs=passes(base), min_steps=least)
 
 
 def passes(base: RunConfig) -> float:
@@ -120,14 +126,21 @@ def matched(base: RunConfig | None = None) -> RunConfig:
 def drawn(base: RunConfig | None = None) -> RunConfig:
     """Control: the whole method with as many rewrites, but of answers chosen at random instead of the wrong ones."""
     base = base or demo()
-    return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
+    return override(base, ["name=drawn", "reflect.rewrite=random"])
 
 
 def unreflected(base: RunConfig | None = None) -> RunConfig:
-    """The whole method without reflection: as many steps, all of them of distillation."""
+    """The whole method without reflection: its rounds go on with distillation on the truths, step for step."""
     base = base or demo()
-    assert base.distill is not None, "a method without distillation has no such row"
-    return override(base, ["name=unreflected", f"distill.fit.epochs={passes(base)}", "reflect=null"])
+    objective = "distill" if base.teacher and base.distill and base.distill.kd_weight > 0 else "ce"
+    return change_knobs(base, name="unreflected", reflect=train_on_truths(base.reflect, objective))
+
+
+def train_on_truths(reflect: ReflectConfig | None, objective: str) -> ReflectConfig | None:
+    """The same rounds, but nothing is rewritten: exactly as many steps, of the same rows and schedule, on truths."""
+    if reflect is None:
+        return None
+    return change_knobs(reflect, rewrite="none", corrector="offline", chat=None, objective=objective)
 
 
 def whole(base: RunConfig | None = None) -> RunConfig:

@@ -4,7 +4,16 @@ from clinkd.inference.answer import answer
 from clinkd.inference.crop_scorer import CropScorer
 from clinkd.inference.disagreement import count_disagreement, explain_disagreement
 from clinkd.inference.likelihood import measure_likelihoods
-from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank, rerank_batch
+from clinkd.inference.rerank import (
+    Agreement,
+    ClipScorer,
+    FirstBeam,
+    RandomScorer,
+    Scorer,
+    TimedScorer,
+    rerank,
+    rerank_batch,
+)
 from clinkd.inference.self_consistency import measure_supports
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "FirstBeam",
     "RandomScorer",
     "Scorer",
+    "TimedScorer",
     "answer",
     "count_disagreement",
     "explain_disagreement",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -131,6 +132,22 @@ class Agreement(Scorer):
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
         return [_mean_similarities([c.answer for c in p.candidates]) for p in predictions]
+
+
+class TimedScorer(Scorer):
+    """Another scorer, with the `seconds` that it has taken so far."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.name, self.scorer, self.seconds = scorer.name, scorer, 0.0
+
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
+        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
+
+    def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
+        start = time.monotonic()
+        parts = self.scorer.parts(samples, predictions)
+        self.seconds += time.monotonic() - start
+        return parts
 
 
 def _mean_similarities(answers: Sequence[BoxedText]) -> list[float]:

@@ -20,7 +20,7 @@ from clinkd.correction.correctors import (
     replay_corrections,
 )
 from clinkd.correction.embedding import EmbeddingSimilarity
-from clinkd.correction.review import choose_at_random, review
+from clinkd.correction.review import choose_for_control, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
@@ -91,8 +91,8 @@ class CorrectionContext:
         """The answers compared with their truths. An answer with a reason is to be rewritten, unless the file of
         corrections has a line for it."""
         reviewed = review(asked, answers, self.similarity, self.config, round)
-        if self.config.rewrite == "random":
-            reviewed = choose_at_random(reviewed, self.seed)
+        if self.config.rewrite != "wrong":
+            reviewed = choose_for_control(reviewed, self.config.rewrite, self.seed)
         if self.config.replay is None or self.config.corrector == "replay":
             return reviewed
         return replay_corrections(ReplayCorrector(self.config.replay), reviewed, asked, self.source.lexicon)

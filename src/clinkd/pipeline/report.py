@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from clinkd.config import RunConfig
-from clinkd.correction.summary import reflection_tables
+from clinkd.correction.review import is_missed
+from clinkd.correction.summary import count_changes, describe_review, passed_table, reflection_tables
 from clinkd.pipeline.cautions import list_cautions
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.damage import read_stage_json, read_stage_lines
-from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
+from clinkd.pipeline.graph import StageContext, read_seconds, stage_record, trace_lineage
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
     BLIND_CHOICE,
@@ -34,7 +35,9 @@ from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_ans
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.strict import StrictResults
 from clinkd.reporting.tables import (
+    SELECTION,
     RetestResult,
+    charge_selection,
     describe_likelihoods,
     describe_scores,
     effect_table,
@@ -44,7 +47,7 @@ from clinkd.reporting.tables import (
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.scoring.measure import Rules
-from clinkd.scoring.score import score_predictions
+from clinkd.scoring.score import FIRST_BEAM, MODEL, is_choice, score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import write_json, write_lines
 
@@ -79,16 +82,35 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in strict.scores))
     write_json(work.folder / BLIND_CHOICE, choice.to_json())
-    likelihoods = average_likelihoods(read_likelihoods(work.inputs))
-    tables = [*strict.tables, *([tabulate_likelihoods(likelihoods)] if likelihoods else [])]
-    write_json(work.folder / TABLES, [asdict(t) for t in tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
+    seconds = _charge_choices(stages, config.select.scorer)
+    tables = [charge_selection(t, seconds) if t.key == SELECTION and seconds else t for t in strict.tables]
+    likelihoods = average_likelihoods(read_likelihoods(work.inputs))
+    tables += [tabulate_likelihoods(likelihoods)] if likelihoods else []
+    write_json(work.folder / TABLES, [asdict(t) for t in tables])
     described = describe_scores(strict.scores, {}, strict.gains)
-    about = {"figures": strict.figures, "cautions": list_cautions(stages, test, described)}
+    run = _ScoredRun(work.folder, stages, config, train)
+    about: dict[str, Any] = {"figures": strict.figures, "cautions": list_cautions(stages, test, described)}
+    about["selection_seconds"] = seconds
+    about["reflection"] = run.read_reflection(lexicon.names).describe()
     if likelihoods:
         about["log_likelihood"] = describe_likelihoods(likelihoods)
     write_json(work.folder / SCORES, {**described, **about})
-    _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
+    run.write(work.folder / REPORT)
+
+
+def _charge_choices(stages: Mapping[str, Path], scorer: str) -> dict[str, float]:
+    """The seconds of training and scoring that each way to choose a candidate has cost, by its row, on the validation
+    and the test questions; empty for pooled folds, and for answers of an older version. `scorer`: `select.scorer`."""
+    scoring = stage_record(stages["select"])["recorded"].get("scoring_seconds", {})
+    if not scoring:
+        return {}
+    costs = {name if is_choice(name) else f"by {name}": seconds for name, seconds in scoring.items()}
+    if "by clip" in costs:
+        clip = costs["by clip"] + stage_record(stages["clip"])["seconds"]
+        costs |= dict.fromkeys(("by clip", "by clip text", "by clip crop"), clip)
+    costs |= {FIRST_BEAM: 0.0, MODEL: costs.get(scorer, costs.get(f"by {scorer}", 0.0))}
+    return {row: round(seconds, 3) for row, seconds in costs.items() if row != "by first"}
 
 
 def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
@@ -124,7 +146,7 @@ class _ScoredRun:
         """Write the page for those who may see the images."""
         root, lexicon = read_data_source(self.stages["prepare"])
         answered, count = self._read_answers(), self.config.evaluate.gallery
-        reflection = ReflectionResults.of(self.stages, self.train)
+        reflection = self.read_reflection(lexicon.names)
         rewritten = choose_rewritten(self.train, reflection.corrections, reflection.again, count)
         on_page = choose_evenly(answered, MOST)
         samples = [a.sample for a in on_page]
@@ -144,7 +166,7 @@ class _ScoredRun:
 
     def share(self, path: Path) -> None:
         """Write the page for everybody: figures alone."""
-        reflection = ReflectionResults.of(self.stages, self.train)
+        reflection = self.read_reflection(read_data_source(self.stages["prepare"]).lexicon.names)
         corrections = [
             replace(c, by=_hide_corrector(c.by), rejected=c.rejected and "refused") for c in reflection.corrections
         ]
@@ -167,6 +189,10 @@ class _ScoredRun:
             cautions=list_cautions(self.stages, test, describe_scores(scores, {})),
             figures=self._read_figures(),
         )
+
+    def read_reflection(self, names: Sequence[str]) -> ReflectionResults:
+        similarity = self.config.reflect.similarity if self.config.reflect else "offline"
+        return ReflectionResults.of(self.stages, self.train, names, similarity)
 
     def _read_figures(self) -> Mapping[str, Any]:
         """The numbers of the figures; a run of an older version has none."""
@@ -247,14 +273,17 @@ def _read_series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[flo
 
 @dataclass(frozen=True, slots=True)
 class ReflectionResults:
-    """The results of the rounds of reflection: corrections, and the answers to the same questions after a round."""
+    """The results of the rounds of reflection: corrections, and the answers to the same questions after a round, right
+    or wrong by `is_missed`. `names`: class names of the data. `similarity`: `reflect.similarity`."""
 
     samples: Sequence[Sample]
     corrections: Sequence[Correction]
     again: Sequence[RetestResult]
+    names: Sequence[str]
+    similarity: str
 
     @classmethod
-    def of(cls, stages: Mapping[str, Path], train: Sequence[Sample]) -> Self:
+    def of(cls, stages: Mapping[str, Path], train: Sequence[Sample], names: Sequence[str], similarity: str) -> Self:
         """Read the results for the training questions at hand: a small run in a trial scores with few of them."""
         ids = {s.id for s in train}
         corrections: list[Correction] = []
@@ -266,11 +295,32 @@ class ReflectionResults:
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
                 again += [RetestResult.from_json({**r, "round": number}) for r in read_stage_lines(folder / EFFECT)]
-        return cls(train, [c for c in corrections if c.id in ids], [a for a in again if a.id in ids])
+        corrections = [c for c in corrections if c.id in ids]
+        reviewed = {(c.round, c.id): c for c in corrections}
+        judged = [_judge_retest(a, reviewed[a.round, a.id], names) for a in again if a.id in ids]
+        return cls(train, corrections, judged, names, similarity)
 
     def tables(self) -> list[Table]:
+        passed = [passed_table(self.corrections, self.names, self.similarity)] if self.corrections else []
         effect = [effect_table(self.again)] if self.again else []
-        return [*reflection_tables(self.corrections, self.samples), *effect]
+        return [*reflection_tables(self.corrections, self.samples), *passed, *effect]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For a program, an entry a round: `describe_review`, the similarity that counted, and under `rechecked` what
+        became of the answers to questions asked again (`count_changes`), None where none was."""
+        rounds: list[dict[str, Any]] = []
+        for number in sorted({c.round for c in self.corrections}):
+            again = [(a.before_wrong, a.after_wrong) for a in self.again if a.round == number]
+            counts = describe_review([c for c in self.corrections if c.round == number], self.names)
+            rounds.append({"round": number, "similarity": self.similarity, **counts})
+            rounds[-1]["rechecked"] = count_changes(again) if again else None
+        return rounds
+
+
+def _judge_retest(again: RetestResult, reviewed: Correction, names: Sequence[str]) -> RetestResult:
+    later = replace(reviewed, before=again.answer, reasons=("rule",) if again.after_wrong else ())
+    before_wrong = again.before_wrong or is_missed(reviewed, names)
+    return replace(again, before_wrong=before_wrong, after_wrong=is_missed(later, names))
 
 
 def _spell(value: object) -> str:

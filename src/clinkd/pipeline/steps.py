@@ -33,8 +33,8 @@ from clinkd.config import (
     TeacherConfig,
 )
 from clinkd.correction.correctors import make_corrected_samples
-from clinkd.correction.review import review
-from clinkd.correction.summary import summary
+from clinkd.correction.review import is_missed, review
+from clinkd.correction.summary import count_changes, describe_review, summary
 from clinkd.data import phantoms
 from clinkd.data.general_drawings import SHAPES, write_drawings
 from clinkd.data.questions import make_bare_pairs, show_boxes_only
@@ -47,6 +47,7 @@ from clinkd.inference import (
     CropScorer,
     RandomScorer,
     Scorer,
+    TimedScorer,
     count_disagreement,
     measure_likelihoods,
     measure_supports,
@@ -361,7 +362,8 @@ def reflect(
     with _record_seconds(work, "corrections", len(questions)):
         distributed.on_main_process(write_corrections)
     corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
-    work.record("reviewed", {"asked": len(questions), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
+    counts = describe_review(corrections, work.lexicon.names)
+    work.record("reviewed", {"asked": len(questions), "of": len(train), **counts})
     kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
     work.fit(
         model,
@@ -398,16 +400,18 @@ def _write_effect(
 ) -> None:  # fmt: skip
     """Write what became of the answers to the rechecked questions."""
     similarity = work.correction_context(config, train).similarity
-    wrong_before = {c.id: c.wrong for c in corrections}
+    reviewed = {c.id: c for c in corrections}
     now = {c.id: c for c in review(rechecked, predictions, similarity, config, 0)}
     records = (
         {
-            "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": wrong_before[s.id],
+            "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": reviewed[s.id].wrong,
             "after_wrong": now[s.id].wrong, "answer": now[s.id].before.to_json(),
         }
         for s in rechecked
     )  # fmt: skip
     write_lines(work.folder / EFFECT, records)
+    names = work.lexicon.names
+    work.record("rechecked", count_changes((is_missed(reviewed[i], names), is_missed(now[i], names)) for i in now))
 
 
 def clip(work: StageInputs, config: ClipConfig) -> None:
@@ -477,12 +481,13 @@ def select(work: StageInputs, config: SelectConfig) -> None:
     Cheap rival scorers write their scores too, so that the gain of the selection can be compared with theirs.
     """
     scorer, tasks = work.scorer(config), list(config.tasks)
-    rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
+    rivals = [TimedScorer(r) for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
+    timed = TimedScorer(scorer)
 
     def choose_answers(split: Split, task_names: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
         samples = {s.id: s for s in work.samples(split)}
         answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
-        return samples, rerank(samples, answers, scorer, task_names, rivals)
+        return samples, rerank(samples, answers, timed, task_names, rivals)
 
     if isinstance(scorer, CropScorer):
         _fit_crop_weights(work, scorer)
@@ -502,6 +507,7 @@ def select(work: StageInputs, config: SelectConfig) -> None:
     chosen = [p if samples[p.id].task in tasks else replace(p, chosen=0) for p in validation]
     _record_disagreement(work, samples, chosen)
     _, predictions = choose_answers("test", tasks)
+    work.record("scoring_seconds", {s.name: round(s.seconds, 3) for s in (*rivals, timed)})
     if isinstance(scorer, ClipScorer):
         counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
         work.record("clip_inputs", {**counts, "token_limit": scorer.model.towers.limit})

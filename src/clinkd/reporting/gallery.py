@@ -56,12 +56,12 @@ def choose_gallery(
 def choose_rewritten(
     samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[RetestResult], count: int
 ) -> list[CorrectedAnswer]:
-    """Choose `count` wrong answers; a quarter of them are refused rewritings, where there are so many. Each next one
-    has the task, modality, reasons and round shown least so far. Questions that were asked again come before others of
-    their kind; the later answer does not matter."""
+    """Choose `count` rewritten answers; a quarter of them are refused rewritings, where there are so many. Each next
+    one has the task, modality, reasons and round shown least. Questions asked again come first, whatever the later
+    answer is."""
     sample_by_id = {s.id: s for s in samples}
     retest_by_key = {(a.round, a.id): a for a in again}
-    wrong = [CorrectedAnswer(sample_by_id[c.id], c, retest_by_key.get((c.round, c.id))) for c in corrections if c.wrong]
+    wrong = [CorrectedAnswer(sample_by_id[c.id], c, retest_by_key.get((c.round, c.id))) for c in corrections]
     refused = [r for r in wrong if r.correction.rejected is not None]
     rewritten = [r for r in wrong if r.correction.after is not None]
     refused_count = min(len(refused), max(count // 4, count - len(rewritten)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
 from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.likelihood import LogLikelihood, TokenKind
 from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
-from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC
+from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC, list_shown_metrics
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 from clinkd.storage import write_csv
 
@@ -339,11 +339,23 @@ _CHOICES = {
 }  # fmt: skip
 
 
+def _name_choice(row: str) -> str:
+    return _CHOICES.get(row, row.capitalize())
+
+
+def charge_selection(table: Table, seconds: Mapping[str, float]) -> Table:
+    """The table of selection with a last row: what each choice cost, in seconds, by its row (`ScoreIndex.choices`)."""
+    cells = {_name_choice(row): f"{value:.1f}" for row, value in seconds.items()}
+    costs = ("Seconds, of training and scoring", *(cells.get(head, MISSING) for head in table.columns[1:]))
+    return replace(table, rows=(*table.rows, costs))
+
+
 def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table:
     """Each way to choose among the candidates against the first beam, by task."""
     gain_by_key = {(g.task, g.metric, g.row): g for g in gains}
     rows, lines, shown_gains = score_index.choices(), [], []
-    for task, metric in score_index.columns():
+    columns = [(t, m) for t, main in score_index.columns() for m in (main, *list_shown_metrics("question", t))]
+    for task, metric in dict.fromkeys(columns):
         if score_index.value(FIRST_BEAM, task, metric) is None:
             continue
         shown_gains += [gain_by_key[task, metric, row] for row in rows if (task, metric, row) in gain_by_key]
@@ -351,13 +363,14 @@ def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table
         lines.append((f"{task.value} {metric}", *(_format_score(score_index.get(row, task, metric)) for row in rows)))
         lines.append(("  above the first beam", *(format_signed(g.value if g else None) for g in row_gains)))
         lines.append(("  95 % interval of that", *(_format_interval(g) for g in row_gains)))
-    names = {row: _CHOICES.get(row, row.capitalize()) for row in rows}
+    names = {row: _name_choice(row) for row in rows}
     gains_by_row = {row: [g for g in shown_gains if g.row == row] for row in (*rows, ORACLE)}
     notes = (
         *(_describe_choice(names[row], gains_by_row[row]) for row in rows if row not in (FIRST_BEAM, ORACLE)),
         _describe_oracle_gain(gains_by_row[ORACLE]),
-        "x100, mean over modalities. Chosen is what was answered: the scorer's choice in the tasks where select.trust "
-        "lets it, else the first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
+        "x100, mean over modalities, all on the same answers. First beam: the highest log-probability a token. Chosen "
+        "is what was answered: the scorer's choice in the tasks where select.trust lets it, else the "
+        "first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
         "Agreement: the candidate most alike to the others. Oracle: by the truth, which no selection can beat.",
         "Drawn in pairs, by image (patient where known). By chance one interval in twenty leaves out 0.",
     )  # fmt: skip
@@ -483,10 +496,12 @@ def effect_table(again: Sequence[RetestResult]) -> Table:
                 lines.append((f"  {TITLES[modality]}", *_count_changes([a for a in of_task if a.modality is modality])))
     columns = ("", "Were wrong", "Now right", "% now right", "95 %", "Were right", "Now wrong", "% now wrong", "95 %")
     notes = (
-        "Questions of the training split, asked again after the round's training and tested in the same way. Intervals "
-        "by Wilson, answers taken as independent.",
+        "Questions of the training split, asked again after the round's training. Wrong: by the tests of the round, or "
+        "by a box, a name, a side, a negation or a count, whatever the round looked at. Intervals by Wilson, answers "
+        "taken as independent.",
         "The round trained on all samples beside the corrected ones: what the corrections alone did is told by a run "
-        "without them (reflect=null), not by this table. Of answers picked for being wrong some turn right by chance.",
+        "that rewrites none (reflect.rewrite=none), not by this table. Of answers picked for being wrong some turn "
+        "right by chance.",
     )
     return Table("Asked again after the training", columns, tuple(lines), notes)
 

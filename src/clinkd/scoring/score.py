@@ -496,9 +496,13 @@ def _choose_candidates(items: _UniqueAnswers, answered: Mapping[int, Prediction]
         MODEL: {i: items.place(i, p, p.chosen) for i, p in answered.items()},
         FIRST_BEAM: {i: items.place(i, p, 0) for i, p in answered.items()},
     }
-    for name in _list_scorers(answered.values()):
+    task_of = {i: items.samples[i].task for i in answered}
+    scorers = {task: _list_scorers([p for i, p in answered.items() if task_of[i] is task]) for task in Task}
+    every = set().union(*scorers.values())
+    for name in (*_REFERENCE_SCORERS, *sorted(every - {*_REFERENCE_SCORERS})):
         row = name if name in _REFERENCE_SCORERS else f"{_SCORER_PREFIX}{name}"
-        picks[row] = {i: items.place(i, p, _find_highest(p, name)) for i, p in answered.items()}
+        if scored := {i: p for i, p in answered.items() if name in scorers[task_of[i]]}:
+            picks[row] = {i: items.place(i, p, _find_highest(p, name)) for i, p in scored.items()}
     return picks
 
 
@@ -542,15 +546,10 @@ def _index_predictions(predictions: Iterable[Prediction], place: Mapping[str, in
     return dict(sorted(prediction_by_place.items()))
 
 
-def _list_scorers(predictions: Iterable[Prediction]) -> list[str]:
+def _list_scorers(predictions: Iterable[Prediction]) -> set[str]:
     """Names of the scorers that scored every candidate of every prediction, without "first", the order of the beams."""
     scored = [c.scores.keys() for p in predictions for c in p.candidates]
-    everywhere = set(scored[0]).intersection(*scored) if scored else set()
-    return [
-        name
-        for name in (*_REFERENCE_SCORERS, *sorted(everywhere - {*_REFERENCE_SCORERS, "first"}))
-        if name in everywhere
-    ]
+    return set(scored[0]).intersection(*scored) - {"first"} if scored else set()
 
 
 def _find_highest(prediction: Prediction, scorer: str) -> int:
@@ -569,7 +568,7 @@ def _choose_best(
     if counts is None:
         return [(measure, chosen[FIRST_BEAM])]
     asked = {i: rows for i, rows in candidates.items() if samples[i].task in measure.tasks}
-    starts = [choice for name, choice in chosen.items() if is_choice(name)]
+    starts = [chosen[FIRST_BEAM] | choice for name, choice in chosen.items() if is_choice(name)]
     return choose_by_truth(measure, counts, asked, {i: (samples[i].task, samples[i].modality) for i in asked}, starts)
 
 

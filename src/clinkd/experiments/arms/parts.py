@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from clinkd.config import DistillConfig, RunConfig
 from clinkd.experiments.recipes import demo
-from clinkd.experiments.rows import AblationRow, passes, unreflected, whole
+from clinkd.experiments.rows import AblationRow, train_on_truths, unreflected, whole
 from clinkd.settings import change_knobs, override
 
 
@@ -16,11 +16,12 @@ def untied(base: RunConfig | None = None) -> RunConfig:
 
 
 def undistilled(base: RunConfig | None = None) -> RunConfig:
-    """The whole method with plain tuning in the place of distillation: as many steps, no teacher."""
+    """The whole method with plain tuning in the place of distillation: as many steps, less compute, no teacher."""
     base = base or demo()
     assert base.distill is not None, "a method without distillation has no such row"
     distill = DistillConfig(kd_weight=0, fit=base.distill.fit)
-    return change_knobs(base, name="undistilled", teacher=None, distill=distill)
+    reflect = base.reflect and change_knobs(base.reflect, objective="ce")
+    return change_knobs(base, name="undistilled", teacher=None, distill=distill, reflect=reflect)
 
 
 def unselected(base: RunConfig | None = None) -> RunConfig:
@@ -29,18 +30,19 @@ def unselected(base: RunConfig | None = None) -> RunConfig:
 
 
 def plain(base: RunConfig | None = None) -> RunConfig:
-    """Plain tuning: stock positions, no teacher, no reflection, the first beam; as many steps as the whole method."""
-    base = base or demo()
-    assert base.distill is not None, "a method without distillation has no such row"
-    distill = DistillConfig(kd_weight=0, fit=change_knobs(base.distill.fit, epochs=passes(base)))
-    return change_knobs(untied(unselected(base)), name="plain", teacher=None, distill=distill, reflect=None)
+    """Plain tuning: stock positions, no teacher, no rewrites, the first beam. It trains in the stages of the whole
+    method, so that steps, rows and learning rates are the same."""
+    base = undistilled(base)
+    return change_knobs(untied(unselected(base)), name="plain", reflect=train_on_truths(base.reflect, "ce"))
 
 
 ROWS: Mapping[str, AblationRow] = {
-    "plain": AblationRow("Plain tuning", "stock positions, no teacher, no reflection, first beam", plain, None),
+    "plain": AblationRow("Plain tuning", "stock positions, no teacher, no rewrites, first beam", plain, None),
     "whole": AblationRow("ClinKD", "the whole method", whole, "plain", "ClinKD"),
     "untied": AblationRow("ClinKD, stock positions", "M-RoPE in the place of the tied positions", untied, "whole"),
-    "undistilled": AblationRow("ClinKD, no distillation", "plain tuning in its place", undistilled, "whole"),
-    "unreflected": AblationRow("ClinKD, no reflection", "distillation in its place", unreflected, "whole"),
+    "undistilled": AblationRow(
+        "ClinKD, no distillation", "plain tuning: as many steps, less compute", undistilled, "whole"
+    ),
+    "unreflected": AblationRow("ClinKD, no reflection", "its rounds distil on the truths", unreflected, "whole"),
     "unselected": AblationRow("ClinKD, first beam", "no choice among the beams", unselected, "whole"),
 }
