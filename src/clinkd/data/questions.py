@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clinkd.records import BOX_MARK, Box, BoxedText, Sample, Task, Turn
+from clinkd.records import BOX_MARK, Box, BoxedText, Sample, Task, Turn, Variant
 
 WHERE = (
     "Where is the {name} in the image?",
@@ -113,7 +113,7 @@ def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     A general model has seen millions of such pairs before it meets the questions of a hospital. Equal pairs of an image
     are kept once. Other tasks have no pair, and neither has a VG sample without `names` or boxes.
     """
-    pairs: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
+    pairs: dict[tuple[str, Variant | None, BoxedText, BoxedText], Sample] = {}
     for s in samples:
         name = s.names[0] if s.names else s.answer.words if s.task is Task.ROC else ""
         if s.task is Task.VG and name and s.answer.boxes:
@@ -124,6 +124,6 @@ def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
             turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(name))
         else:
             continue
-        key = s.images[0].path, turn.question, turn.answer
+        key = s.images[0].path, s.images[0].variant, turn.question, turn.answer
         pairs.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), names=(name,), facts=()))
     return list(pairs.values())
