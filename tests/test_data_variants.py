@@ -13,10 +13,10 @@ from PIL import Image
 
 from clinkd.config import PhantomConfig
 from clinkd.data.images import encode_picture, open_image
+from clinkd.data.images.variants import LEAST_KEPT, add_variants, change_box, change_pixels, change_sample
 from clinkd.data.phantoms import write_phantoms
 from clinkd.data.questions import make_bare_pairs
 from clinkd.data.split import sample_share
-from clinkd.data.variants import LEAST_KEPT, add_variants, change_box, change_pixels, change_sample
 from clinkd.language.sides import find_side_contradiction
 from clinkd.records import Box, BoxedText, Fact, ImageRef, Laterality, Modality, Sample, Side, Task, Turn, Variant
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
-from clinkd.data.absent import drop_added
+from clinkd.data.questions import drop_added
 from clinkd.pipeline.cautions import caution_undertrained
 from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record

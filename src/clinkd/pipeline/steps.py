@@ -34,13 +34,12 @@ from clinkd.correction.correctors import make_corrected_samples
 from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
-from clinkd.data.absent import ask_absent_names
 from clinkd.data.general_drawings import write_drawings
-from clinkd.data.questions import make_bare_pairs
+from clinkd.data.images.variants import add_variants
+from clinkd.data.questions import ask_absent_names, make_bare_pairs
 from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share, split_fold, split_samples
-from clinkd.data.variants import add_variants
 from clinkd.inference import (
     Agreement,
     ClipScorer,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
-from clinkd.data.absent import drop_added
+from clinkd.data.questions import drop_added
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.prepared import (
     EVALUATION,

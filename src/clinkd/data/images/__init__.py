@@ -19,7 +19,7 @@ from clinkd.data.images.nifti import Nifti
 from clinkd.data.images.parquet import Parquet
 from clinkd.data.images.pixels import encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
-from clinkd.data.variants import change_pixels
+from clinkd.data.images.variants import change_pixels
 from clinkd.records import BadInput, ImageRef
 
 __all__ = [
