@@ -33,9 +33,9 @@ LEAST_KEPT = 0.5  # share of a box that a shift leaves in the picture; a questio
 # MR, X-ray and PET by convention, ultrasound by the probe, a fundus by the head; no test image is upside down.
 _WITHOUT_UP = frozenset({Modality.DERMOSCOPY, Modality.MICROSCOPY, Modality.ENDOSCOPY})
 _UP_OR_DOWN = re.compile(
-    r"\b(?:up|down|top|bottom|high\w*|low\w*|upp\w+|above|below|beneath|under\w*|over\w*|super\w*|infer\w*|ant\w*erior\w*|"
-    r"poster\w*|crani\w*|caud\w*|apex|apic\w*|bas(?:e|al)\w*|vertical\w*|ober\w*|oben|unte[rn]\w*|haut\w*|bas|"
-    r"sup[eé]r\w*|inf[eé]r\w*|sopra|sotto|arriba|abajo|\w*quadrant\w*)\b",
+    r"clock|flipp|mirror|orient|\b(?:up|down|top|bottom|(?:high|low)(?:er|est)?(?!-grade)|upp\w+|above|below|beneath|under\w*|over\w*|super\w*|"
+    r"infer\w*|anterior\w*|poster\w*|crani\w*|caud\w*|apex|apic\w*|bas(?:e|al)\w*|vertical\w*|"
+    r"ober\w*|oben|unte[rn]\w*|haut\w*|bas|sup[eé]r\w*|inf[eé]r\w*|sopra|sotto|arriba|abajo|\w*quadrant\w*)\b",
     re.I,
 )
 _PLACE = re.compile(
@@ -95,10 +95,11 @@ def add_variants(samples: Sequence[Sample], count: int, seed: int) -> list[Sampl
             rows.setdefault(sample.images, []).append(sample)
     varied = list(samples)
     for images, row in rows.items():
-        possible = _list_possible_changes(row)
+        mirrored = _mirror_words(row)
+        possible = _list_possible_changes(row, mirrored)
         for number in range(1, count):
             variant = _choose_variant(images, possible, number, seed)
-            changed = (change_sample(s, variant) for s in row)
+            changed = (_change_images(s, variant) for s in (mirrored if variant.mirrored else row))
             varied += [replace(s, id=f"{s.id}+v{number}") for s in changed if s is not None]
     return varied
 
@@ -108,15 +109,19 @@ def change_sample(sample: Sample, variant: Variant) -> Sample | None:
 
     Raises BadInput if the words cannot follow a mirror (see `mirror_sides`).
     """
+    return _change_images(mirror_sides(sample) if variant.mirrored else sample, variant)
+
+
+def _change_images(sample: Sample, variant: Variant) -> Sample | None:
+    """The sample, its words mirrored already, about the changed images."""
     images = tuple(replace(image, variant=variant) for image in sample.images)
-    mirrored = mirror_sides(sample) if variant.mirrored else sample
     turns = []
-    for turn in mirrored.turns:
+    for turn in sample.turns:
         texts = [_change_boxes(text, variant, images[-1]) for text in (turn.question, turn.answer)]
         if texts[0] is None or texts[1] is None:
             return None
         turns.append(replace(turn, question=texts[0], answer=texts[1]))
-    return replace(mirrored, images=images, turns=tuple(turns))
+    return replace(sample, images=images, turns=tuple(turns))
 
 
 _LIST_OF_BOXES = re.compile(r"[^\[]*\[box\](?:[\s,]*(?:and\s+)?\[box\])*\W*")  # boxes of which none is told apart
@@ -137,21 +142,24 @@ def _sort_from_left(boxes: Sequence[Box]) -> list[Box]:
     return sorted(boxes, key=lambda box: box.corners)
 
 
-def _list_possible_changes(row: Sequence[Sample]) -> set[Change]:
-    """The changes after which every text about these images is still true."""
+def _mirror_words(row: Sequence[Sample]) -> list[Sample]:
+    """The samples in the words for the mirrored images; none if one of them cannot follow."""
+    try:
+        return [mirror_sides(sample) for sample in row]
+    except BadInput:
+        return []
+
+
+def _list_possible_changes(row: Sequence[Sample], mirrored: Sequence[Sample]) -> set[Change]:
+    """The changes after which every text about these images is still true. `mirrored`: of `_mirror_words`."""
     possible: set[Change] = {"window", "gain", "gamma"}
+    possible |= {"mirror"} if mirrored else set()
     texts = [text for s in row for t in s.turns for text in (t.question.text, t.answer.text, *t.options)]
     texts += [name for s in row for name in s.names]
     up_or_down = any(map(_UP_OR_DOWN.search, texts))
-    try:
-        for sample in row:
-            mirror_sides(sample)
-        possible.add("mirror")
-    except BadInput:
-        pass
     english = (None, list_languages()[0])
     readable = not up_or_down and all(find_language(text) in english for text in texts)
-    if "mirror" in possible and row[0].modality in _WITHOUT_UP and readable:
+    if row[0].modality in _WITHOUT_UP and readable:
         possible.add("upend")
     of_picture = any(s.side == "image" for s in row) and any(map(mentions_side, texts))
     about_boxes = all(_is_about_boxes(turn) for s in row for turn in s.turns)
