@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -16,9 +17,24 @@ from clinkd.data.images import encode_picture, open_image
 from clinkd.data.images.variants import LEAST_KEPT, add_variants, change_box, change_pixels, change_sample
 from clinkd.data.phantoms import write_phantoms
 from clinkd.data.questions import make_bare_pairs
+from clinkd.data.readers.forms import read_samples
+from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share
 from clinkd.language.sides import find_side_contradiction
-from clinkd.records import Box, BoxedText, Fact, ImageRef, Laterality, Modality, Sample, Side, Task, Turn, Variant
+from clinkd.records import (
+    BadInput,
+    Box,
+    BoxedText,
+    Fact,
+    ImageRef,
+    Laterality,
+    Modality,
+    Sample,
+    Side,
+    Task,
+    Turn,
+    Variant,
+)
 
 MIRROR = Variant(mirrored=True)
 LEFT, RIGHT = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9)  # of the picture
@@ -97,6 +113,16 @@ def test_a_variant_is_applied_on_opening_and_leaves_the_file_alone(tmp_path: Pat
     assert np.array_equal(np.asarray(open_image(tmp_path, ref)), pixels[:, ::-1])
     assert np.array_equal(np.asarray(open_image(tmp_path, plain)), pixels)
     assert ImageRef.from_json(ref.to_json()) == ref and "variant" not in plain.to_json()
+
+
+def test_a_variant_in_a_file_of_samples_is_refused(tmp_path: Path) -> None:
+    """Its boxes and words might not be those of the changed pixels."""
+    changed = change_sample(where("liver", LEFT), MIRROR)
+    assert changed is not None
+    (tmp_path / "samples.jsonl").write_text(json.dumps(changed.to_json()))
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    with pytest.raises(BadInput, match=r"images\[0\].variant = .*data.variants\); leave it out"):
+        read_samples(Source(tmp_path), Counter())
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
