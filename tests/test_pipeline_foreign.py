@@ -49,7 +49,7 @@ def test_a_run_answers_data_that_it_has_never_seen(
         "VG": 6, "ROC": 6, "QA": 1,
     }  # fmt: skip
     told = scored["told"]
-    assert told["questions about 1 structures that the run never learned: white cell"] == 6
+    assert told["questions about structures that the run never learned: white cell"] == 6
     assert told["questions of a modality that the run never learned: microscopy"] == 6
     assert told["questions of a task that the run never learned: QA"] == 1
     assert (

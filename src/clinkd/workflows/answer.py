@@ -288,9 +288,7 @@ class LearnedData:
         new = [{name for name in s.names if normalise(name) not in names} for s in test.samples]
         if unknown := sorted(set().union(*new)):
             shown = ", ".join(unknown[:_NAMES_TOLD]) + (", ..." if len(unknown) > _NAMES_TOLD else "")
-            notes[f"questions about {len(unknown)} structures that the run never learned: {shown}"] = sum(
-                map(bool, new)
-            )
+            notes[f"questions about structures that the run never learned: {shown}"] = sum(map(bool, new))
         for what, values in (("modality", "modality"), ("task", "task")):
             known = {getattr(s, values) for s in self.train}
             for value, count in Counter(getattr(s, values) for s in test.samples).items():
