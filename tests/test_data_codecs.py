@@ -9,7 +9,7 @@ import time
 import pytest
 
 from clinkd.data.codecs import Codec, make_codec
-from clinkd.data.grids import Size, smart_resize
+from clinkd.data.grids import Size, smart_resize, square_resize
 from clinkd.records import BadInput, Box, BoxedText
 
 CODECS = [
@@ -91,6 +91,24 @@ def test_smart_resize_is_that_of_the_family() -> None:
         else:
             assert smart_resize(width, height, factor, least, most) == (wide, tall)
     assert 0 < refused < 2000
+
+
+def test_a_square_is_the_largest_or_smallest_that_the_bounds_allow_for_every_size_of_image() -> None:
+    """By floats a side of 96 was 95.99..., so that one image in a hundred had another number of tokens."""
+    dice = random.Random(8)
+    for _ in range(5000):
+        width, height = (dice.randint(1, 3000) for _ in "wh")
+        tokens = dice.randint(1, 40)
+        factor, area = dice.choice((16, 28, 32)), tokens**2
+        exact = (area * factor**2,) * 2  # as a tiny model has them: one area for all
+        assert square_resize(width, height, factor, *exact) == Size(tokens * factor, tokens * factor)
+        least, most = dice.choice((4, 5)) * factor**2, dice.choice((90, 100, 1280)) * factor**2
+        size = square_resize(width, height, factor, least, most)
+        assert size.width == size.height and size.width % factor == 0
+        assert least <= size.width**2 <= most
+        side = max(1, round((width * height) ** 0.5))
+        by_floats = smart_resize(side, side, factor, least, most)  # what the family makes of that square
+        assert size == by_floats or size.width**2 in (least, most)
 
 
 @each_codec

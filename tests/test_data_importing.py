@@ -527,7 +527,7 @@ def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_pat
         return source_of(_parser().parse_args(["data", "check", str(tmp_path), *words]), tmp_path)
 
     assert source() == Source(tmp_path)
-    assert list(GIVEN) == [f.name for f in fields(Source) if f.name not in ("path", "spellings")]
+    assert list(GIVEN) == [f.name for f in fields(Source) if f.name not in ("path", "spellings", "drawn")]
     for name, (words, value) in GIVEN.items():
         assert source(*words) == replace(Source(tmp_path), **{name: value}) != Source(tmp_path)
     assert source("--ask", "none").tasks == () and source("--task", "").task is None

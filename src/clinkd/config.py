@@ -55,6 +55,18 @@ class DataConfig(Knobs):
     fold: Whole = knob(0, "this fold alone, as a run of its own; 0 = all of them")
     max_questions: Count = knob(12, "most questions of one image, chosen by seed; the report counts the rest")
     max_boxes: Count = knob(4, "a name with more boxes in one image is counted, but not asked for; read data only")
+    variants: Annotated[int, Field(ge=1, le=1000)] = knob(
+        1,
+        "images to train on for each training image: itself and changed ones (mirrored, with left and right exchanged "
+        "in the words; upside down, where no side is up; shifted, with the boxes; another window, brightness or "
+        "gamma). An epoch goes over all of them",
+    )
+    absent: Annotated[float, Field(ge=0, le=10)] = knob(
+        0.0,
+        "training questions where a structure is that the image does not show, as a share of those where it is. Their "
+        "answers are true only if the data mark every structure of their names in every image. Phantoms and "
+        "records.jsonl count as such, imported data if their forms do; else none is asked, and that is told",
+    )
     workers: Annotated[int, Field(ge=0, le=256)] = knob(2, "processes that draw or decode images", speed_only=True)
 
     @model_validator(mode="after")

@@ -235,14 +235,28 @@ class Laterality(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Variant(Record):
+    """How a training image is changed on opening: mirrored, turned upside down, then shifted by (right, down) whole
+    pixels over black; a value v of 0..1 becomes `gain` v^`gamma` + `level`."""
+
+    mirrored: bool = False
+    upended: bool = False
+    shift: tuple[int, int] = (0, 0)
+    gamma: Number = 1
+    gain: Number = 1
+    level: Number = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef(Record):
     """The path of an image (relative to its data root) and its size in pixels after orientation is applied.
 
     `path#3` is the third frame of a file with several. The size is None if the image was not opened yet. `orientation`
     is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is how the values
     of a DICOM become grey, if another window than its own first one was chosen (see `clinkd.data.images.dicom`).
-    `laterality` is None where the file does not tell it: then the modality's convention holds. With `shown` only these
-    boxes have the pixels of the file, and the rest is grey.
+    `laterality` is None where the file does not tell it: then the modality's convention holds. `variant` is the change
+    that makes another training image of the same file. With `shown` only these boxes have the pixels of the picture,
+    and the rest is grey.
     """
 
     path: str
@@ -252,6 +266,7 @@ class ImageRef(Record):
     window: str | None = None
     laterality: Laterality | None = None
     shown: tuple[Box, ...] = ()
+    variant: Variant | None = None
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
@@ -263,6 +278,8 @@ class ImageRef(Record):
             values["laterality"] = self.laterality.to_json()
         if self.shown:
             values["shown"] = _plain(self.shown)
+        if self.variant is not None:
+            values["variant"] = self.variant.to_json()
         return values
 
 

@@ -43,6 +43,15 @@ def smart_resize(
 def square_resize(
     width: int, height: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Size:
-    """The square of about the same area, to which `model.square` resamples: one axis is stretched, fractions stay."""
+    """The square of about the same area, to which `model.square` resamples: one axis is stretched, fractions stay.
+
+    As `smart_resize` of a square image, but in whole numbers: where both bounds are one area, as in a tiny model, a
+    side of 96 by floats is 95.99... or 96.00..., and the next multiple below or above it another grid.
+    """
     side = max(1, round((width * height) ** 0.5))
-    return smart_resize(side, side, factor, min_pixels, max_pixels)
+    tokens = round(side / factor)
+    if (tokens * factor) ** 2 > max_pixels:
+        tokens = max(1, math.isqrt(max_pixels) // factor)
+    elif (tokens * factor) ** 2 < min_pixels:
+        tokens = math.isqrt(min_pixels - 1) // factor + 1
+    return Size(tokens * factor, tokens * factor)

@@ -25,7 +25,7 @@ from clinkd.data.readers.source import Source, Spellings
 from clinkd.data.readers.split_words import find_split_in_name, find_split_of_path
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
-from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split
+from clinkd.records import SPLITS, BadInput, ImageRef, Sample, Side, Split, Task
 from clinkd.storage import count_progress, make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
@@ -436,12 +436,14 @@ class _ImageCopies:
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
-    """The source as dataset.json describes it."""
+    """The source as dataset.json describes it. `marks_all`: what no question names is not in the image."""
+    every_name = Task.ROC in source.tasks or source.form == "samples"  # VG leaves out names with many boxes
     return {
         "path": str(source.path.resolve()),
         "form": source.form,
         "side": source.side,
         "sha256": sha256_file(source.path) if source.path.is_file() else None,
+        "marks_all": forms.marks_everything(source) and every_name and source.max_questions is None,
     }
 
 

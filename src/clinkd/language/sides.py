@@ -1,4 +1,4 @@
-"""Left and right: compare words with boxes, and convert between the patient's left and the picture's left.
+"""Left and right: compare words with boxes, convert between the patient's and the picture's left, and mirror words.
 
 Where the header of an image tells where the patient's left lies (`ImageRef.laterality`), that holds. Otherwise the
 convention holds: standard views of CT, MR, X-ray and PET show the patient from the front or from the feet, so that the
@@ -12,10 +12,10 @@ of the colon, the aortic arch, projections, handedness. The words of each langua
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from clinkd.language.conflicts import denied, sides
 from clinkd.language.foreign import find_foreign_sides
@@ -28,7 +28,7 @@ from clinkd.language.languages import (
     mentions_side,
 )
 from clinkd.language.negation import mentions, yes_no_verdict
-from clinkd.records import BadInput, Box, BoxedText, Fact, Laterality, Modality, Sample, Side, Task, Turn
+from clinkd.records import BadInput, Box, Fact, Laterality, Modality, Sample, Side, Task, Turn
 
 MARGIN = 0.1  # of the width: a box on one side is at least so far from the middle
 MIRRORED = frozenset({Modality.CT, Modality.MR, Modality.XRAY, Modality.PET})  # patient's left at the picture's right
@@ -291,37 +291,64 @@ def convert_side(sample: Sample, to: Side) -> Sample:
             why = "the question names a frame, the answer does not; write it into the answer"
             raise _make_refusal(sample, word_without_frame.text, answer, why)
 
-    def swap_text(value: BoxedText) -> BoxedText:
-        return replace(value, text=_swap_sides(value.text, sample))
+    return replace(_change_texts(sample, lambda text: _swap_sides(text, sample, (None,))), side=to)
 
-    def swap_fact(fact: Fact) -> Fact:
-        return replace(fact, name=_swap_sides(fact.name, sample), side=fact.side and _swap_sides(fact.side, sample))
 
-    def swap_turn(turn: Turn) -> Turn:
-        options = tuple(_swap_sides(option, sample) for option in turn.options)
-        return replace(turn, question=swap_text(turn.question), answer=swap_text(turn.answer), options=options)
+# ---- mirror ---------------------------------------------------------------------------------------------------------
+
+_MIRROR_CHANGES = re.compile(r"clock|mirror|flipp|orient|handed", re.I)
+
+
+def mirror_sides(sample: Sample) -> Sample:
+    """The words for the mirrored picture: left and right are exchanged, whoever's they are.
+
+    The mirrored picture is that of a patient whose sides are exchanged, in the same view. So `ImageRef.laterality`,
+    the half of the picture where the patient's left is, stays. Twice it is the sample itself. Raises BadInput if the
+    words could become false: abbreviations and what else `convert_side` refuses, names that keep their side word in a
+    mirror or sit on one side without it ("left ventricle", "situs"), and what a mirror turns without such a word
+    ("clockwise").
+    """
+    _refuse_unsafe(sample)
+    for text in _list_texts(sample):
+        patterns = (_MIRROR_CHANGES, *(phrases.names for phrases in _list_phrases(text)))
+        if match := next(filter(None, (pattern.search(text) for pattern in patterns)), None):
+            raise _make_refusal(sample, match[0], text, "what becomes of it in a mirror is not known")
+    return _change_texts(sample, lambda text: _swap_sides(text, sample, (*get_args(Frame), None)))
+
+
+# ---- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _change_texts(sample: Sample, change: Callable[[str], str]) -> Sample:
+    """The sample with every text of it changed."""
+
+    def change_turn(turn: Turn) -> Turn:
+        question, answer = (replace(t, text=change(t.text)) for t in (turn.question, turn.answer))
+        return replace(turn, question=question, answer=answer, options=tuple(map(change, turn.options)))
+
+    def change_fact(fact: Fact) -> Fact:
+        return replace(fact, name=change(fact.name), side=fact.side and change(fact.side))
 
     return replace(
         sample,
-        turns=tuple(swap_turn(turn) for turn in sample.turns),
-        names=tuple(_swap_sides(name, sample) for name in sample.names),
-        facts=tuple(swap_fact(fact) for fact in sample.facts),
-        side=to,
+        turns=tuple(map(change_turn, sample.turns)),
+        names=tuple(map(change, sample.names)),
+        facts=tuple(map(change_fact, sample.facts)),
     )
 
 
-def _swap_sides(text: str, sample: Sample) -> str:
-    """Swap left and right in words that name no frame; the case stays."""
-    swapped = _exchange_side_words(text, sample)
-    if swapped != text and _exchange_side_words(swapped, sample) != text:
+def _swap_sides(text: str, sample: Sample, frames: Collection[Frame | None]) -> str:
+    """Swap left and right in words of these frames (None: they name none); the case stays."""
+    swapped = _exchange_side_words(text, sample, frames)
+    if swapped != text and _exchange_side_words(swapped, sample, frames) != text:
         raise _make_refusal(sample, swapped, text, "swapped, the words mean something else; write them otherwise")
     return swapped
 
 
-def _exchange_side_words(text: str, sample: Sample) -> str:
+def _exchange_side_words(text: str, sample: Sample, frames: Collection[Frame | None]) -> str:
     pieces, position = [], 0
     for word in _find_side_words(text):
-        if word.frame is None:
+        if word.frame in frames:
             pieces += [text[position : word.start], _exchange_word(word, text, sample)]
             position = word.end
     return "".join([*pieces, text[position:]])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
+from clinkd.data.questions import drop_added
 from clinkd.pipeline.cautions import caution_undertrained
 from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record
@@ -85,8 +86,8 @@ def collect_baselines(
         for line in read_stage_lines(path):
             pooled.setdefault(line["baseline"], []).append(Prediction.from_json(line["prediction"]))
         return pooled, BlindChoice.from_json(read_stage_json(stages["select"] / BLIND_CHOICE))
-    test = splits["test"]
-    baselines, choice = answer_blindly(splits["train"], splits["validation"], test, rules)
+    train, test = drop_added(splits["train"]), splits["test"]
+    baselines, choice = answer_blindly(train, splits["validation"], test, rules)
     if "shuffle" in stages:
         ids = {s.id for s in test}
         baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(stages["shuffle"]) if p.id in ids]

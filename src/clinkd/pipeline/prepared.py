@@ -43,8 +43,16 @@ def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexico
     return partial(open_image, root), lexicon
 
 
+def read_variants(prepared: Path) -> int:
+    """The number of variants of a training image, itself among them."""
+    return int(read_stage_json(prepared / DATA).get("variants", 1))
+
+
 def read_split(prepared: Path, split: Split) -> list[Sample]:
-    """The samples of one split. The test split is for answering, selecting and scoring only."""
+    """The samples of one split; of training images without their variants.
+
+    The test split is for answering, selecting and scoring only.
+    """
     return [Sample.from_json(record) for record in read_stage_lines(prepared / f"{split}.jsonl")]
 
 

@@ -164,16 +164,16 @@ def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> 
 
 
 def _identify_data(config: DataConfig) -> dict[str, Any]:
-    """Phantoms: their knobs. Other data: the content of the file, the size and time of each image file, and the rules
-    that split them, open their images and choose words for a tokenizer. A new rule changes its name here and not the
-    version of a stage: phantoms, which give the same by the old one, share that."""
+    """Phantoms: the knobs that count. Other data: the content of the file, the size and time of each image file, and
+    the rules that split them, open and resample their images and choose words for a tokenizer. A new rule changes its
+    name here and not the version of a stage: phantoms, which give the same by the old one, share that."""
     if config.path is None:
-        return {"phantoms": config.phantoms.identity()}
+        return {"phantoms": config.phantoms.identity(), "variants": config.variants, "absent": config.absent}
     from clinkd.data.dataset import dataset_identity
     from clinkd.data.readers.source import Source
 
     knobs = _drop_knobs(config.identity(), "phantoms", *(["test_share"] if config.folds else []))
-    rules = {"splits": "hash rank", "colours": "sRGB", "words": "of several patients"}
+    rules = {"splits": "hash rank", "colours": "sRGB", "words": "of several patients", "grid": "exact"}
     return {**knobs, **dataset_identity(config.path, Source(config.path).root), **rules}
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,8 +37,9 @@ from clinkd.correction.review import is_missed, review
 from clinkd.correction.summary import count_changes, describe_review, summary
 from clinkd.data import phantoms
 from clinkd.data.general_drawings import SHAPES, write_drawings
-from clinkd.data.questions import make_bare_pairs, show_boxes_only
-from clinkd.data.readers.forms import read_samples
+from clinkd.data.images.variants import add_variants
+from clinkd.data.questions import ask_absent_names, make_bare_pairs, show_boxes_only
+from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share, split_fold, split_samples
 from clinkd.inference import (
@@ -79,6 +80,7 @@ from clinkd.pipeline.prepared import (
     read_images,
     read_predictions,
     read_split,
+    read_variants,
 )
 from clinkd.records import SPLITS, BadInput, BoxedText, Correction, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
@@ -111,8 +113,11 @@ PRETRAINED_VISION = "seen"  # the model between the two halves of its pretrainin
 
 
 def prepare(work: StageContext, config: DataConfig) -> None:
-    """Draw phantoms, or read the given data and split it by group; one file of samples a split."""
+    """Draw phantoms, or read the given data and split it by group; one file of samples a split, that of training with
+    questions for absent structures. Variants of training images are no samples here: trainings make them."""
     left_out = Counter[str]()
+    drawn: Mapping[str, Collection[str]] = {}
+    marked = True  # every structure of every image
     if config.path is None:
         total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
         with _record_seconds(work, "draw", total), progress(total, "draw phantoms", "images") as advance:
@@ -121,14 +126,18 @@ def prepare(work: StageContext, config: DataConfig) -> None:
     else:
         source = Source(config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed)
         all_samples = read_samples(source, left_out)
+        drawn, marked = source.drawn.by_image, marks_everything(source)
         if config.folds:
             samples = split_fold(all_samples, config.fold, config.folds, config.validation_share, work.seed)
         else:
             samples = split_samples(all_samples, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
+    absent = _ask_absent(work, config, samples, drawn) if marked else []
+    if config.absent and not marked:
+        left_out[f"data.absent={config.absent:g}: no absent structure is asked for, as the data may not mark all"] = 1
     for split in SPLITS:
-        part = [s for s in samples if s.split == split]
+        part = [s for s in (*samples, *absent) if s.split == split]
         if not part:
             raise BadInput(
                 f"data: no image falls into the {split} split; give more data or a larger data.{split}_share"
@@ -137,7 +146,18 @@ def prepare(work: StageContext, config: DataConfig) -> None:
         work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
     if left_out:
         work.record("left_out", dict(left_out))
-    write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
+    variants = {"variants": config.variants} if config.variants > 1 else {}
+    write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json(), **variants})
+
+
+def _ask_absent(
+    work: StageContext, config: DataConfig, samples: Sequence[Sample], drawn: Mapping[str, Collection[str]]
+) -> list[Sample]:
+    """Training questions for structures that are not there; their number is recorded."""
+    absent = ask_absent_names([s for s in samples if s.split == "train"], config.absent, work.seed, drawn)
+    if config.absent:
+        work.record("absent", len(absent))
+    return absent
 
 
 def base(work: StageInputs, config: ModelConfig) -> None:
@@ -146,7 +166,7 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
         work.save(model)
     elif config.base is None:
-        train = work.samples("train")
+        train = work.vary(work.samples("train"))
         model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
         if config.tiny.pretrain:
             model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
@@ -183,8 +203,9 @@ def general(context: StageContext, config: ModelConfig, workers: int, hardware: 
 
 
 def see(work: StageInputs) -> None:
-    """Compute the features of every image of every split with the frozen vision tower."""
+    """Compute the features of every image of every split, and of every variant, with the frozen vision tower."""
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
+    refs |= {ref for s in work.vary(work.samples("train")) for ref in s.images}
     model = work.model("base")
     with _record_seconds(work, "images", len(refs)):
         num_bytes = cache_features(work.folder / FEATURES, model, refs, "see images")
@@ -222,10 +243,10 @@ def _pretrain(
 def teacher(work: StageInputs, config: TeacherConfig, base: str) -> None:
     """Tune a copy of the model of the stage `base` on a share of the training images, stratified by task and modality.
     With `view=crop` it sees only the boxes."""
-    chosen = _show_teacher(sample_share(work.samples("train"), config.share, work.seed), config, work.seed)
+    chosen = sample_share(work.samples("train"), config.share, work.seed)
     work.record("questions", len(chosen))
     model = work.model(base)
-    work.fit(model, chosen, config.fit, "teacher")
+    work.fit(model, _show_teacher(work.vary(chosen), config, work.seed), config.fit, "teacher")
     work.save(model)
 
 
@@ -254,7 +275,7 @@ def pseudo(work: StageInputs, config: DistillConfig, answers: AnswerConfig, teac
 
 def distill(work: StageInputs, config: DistillConfig, teacher: TeacherConfig | None) -> None:
     """Distill the teacher into a second copy of the base, over the whole training split, or what is labelled of it."""
-    train, student = _label_samples(work, config), work.model("base")
+    train, student = work.vary(_label_samples(work, config)), work.model("base")
     if config.kd_weight > 0:
         objective = Distillation(config.kd_weight, config.temperature)
         kd_teacher = _open_teacher(work, student, _show_teacher(train, teacher, work.seed), config)
@@ -367,7 +388,7 @@ def reflect(
     kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
     work.fit(
         model,
-        [*train, *make_corrected_samples(questions, corrections)],
+        work.vary([*train, *make_corrected_samples(questions, corrections)]),
         config.fit,
         f"reflect {number}",
         objective=Distillation(distill.kd_weight, distill.temperature) if kd_teacher and distill else CrossEntropy(),
@@ -424,7 +445,7 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
         ImageTextModel.load(config.base, work.open_image)
         write_json(work.folder / POINTER, point_to(config.base))
         return
-    kinds = make_captioned_views(work.samples("train"), config.grounding != "text", work.seed)
+    kinds = make_captioned_views(work.vary(work.samples("train")), config.grounding != "text", work.seed)
     kinds = [kind for kind in kinds if len(kind) > 1]
     if not kinds:
         reason = "fewer than two training images have a caption or named boxes, so no CLIP was trained"
@@ -598,6 +619,11 @@ class StageInputs:
 
     def samples(self, split: Split) -> list[Sample]:
         return read_split(self.inputs["prepare"], split)
+
+    def vary(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Training samples with those of the variants of their images. Questions that are answered, counted or
+        corrected have none: their answers would be those of one patient several times."""
+        return add_variants(samples, read_variants(self.inputs["prepare"]), self.seed)
 
     def model(self, stage: str) -> VisionLanguageModel:
         model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()

@@ -20,6 +20,7 @@ from clinkd.data.readers.coco import CocoNames
 from clinkd.data.readers.forms import read_samples, with_form
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.language.facts import Lexicon
+from clinkd.language.words import normalise
 from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubbers, risk_of_pixels
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
@@ -33,10 +34,11 @@ from clinkd.scoring.reading.answer_files import HowToRead, find_frame_doubts
 from clinkd.scoring.reading.box_families import choose_family
 from clinkd.scoring.reading.results import EvaluationData, Missing, read_results
 from clinkd.settings import override
-from clinkd.storage import read_json, write_json
+from clinkd.storage import read_json, sha256_file, write_json
 from clinkd.workflows.correct import OutgoingPreview
 
 ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to which questions
+_NAMES_TOLD = 5
 _PAPER_CODEC = make_codec("qwen-vl")  # what the papers' scripts read
 
 
@@ -244,24 +246,81 @@ def read_answers(
 def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
     """A run's final model answers, and the answers are chosen as the run chooses them.
 
-    Answers are kept in the folder `out` as they come; the same call goes on from there.
+    Answers are kept in the folder `out` as they come; the same call goes on from there. What the run never learned of,
+    and images that it learned from, are told. Raises BadInput if the images of the test set were not opened.
     """
     from clinkd.inference import rerank
     from clinkd.pipeline.models import load_model, make_scorer
-    from clinkd.pipeline.prepared import read_data_source
+    from clinkd.pipeline.prepared import read_data_source, read_split
 
+    prepared = run.stage("prepare")
+    source_of_run = read_data_source(prepared)
+    learned = LearnedData(source_of_run.root, *(read_split(prepared, split) for split in ("train", "validation")))
+    test = replace(test, notes=test.notes + learned.note_new(test))
     config = override(run.config, settings)
     last, open_image = run.last_trained, partial(images.open_image, test.root)
     identity = str(read_json(run.stage(last) / "stage.json")["identity"])
     predictions = _answer_here(load_model(run.stage(last), open_image), identity, config, test, out)
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
-        lexicon = read_data_source(run.stage("prepare")).lexicon
+        names = {*source_of_run.lexicon.names, *lexicon_of(test.samples).names}  # of crops, also of new structures
+        lexicon = replace(source_of_run.lexicon, names=tuple(sorted(names)))
         recorded = stage_record(run.stage("select"))["recorded"]
         scorer = make_scorer(config.select, clip, open_image, lexicon, config.seed, recorded)
         predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, recorded["reordered_tasks"])
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
-    return test.answered(system or run.folder.name, source, predictions)
+    answers = test.answered(system or run.folder.name, source, predictions)
+    return replace(answers, doubts=learned.find_doubts(test))
+
+
+@dataclass(frozen=True)
+class LearnedData:
+    """What a run has learned from: the samples that it was trained on and chosen by, and the folder of their images."""
+
+    root: Path
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+
+    def note_new(self, test: TestSet) -> Counter[str]:
+        """Counts of questions about what the run never learned of, and of what image-blind baselines know."""
+        notes = Counter[str]()
+        names = {normalise(name) for s in self.train for name in s.names}
+        new = [{name for name in s.names if normalise(name) not in names} for s in test.samples]
+        if unknown := sorted(set().union(*new)):
+            shown = ", ".join(unknown[:_NAMES_TOLD]) + (", ..." if len(unknown) > _NAMES_TOLD else "")
+            notes[f"questions about structures that the run never learned: {shown}"] = sum(map(bool, new))
+        for what, values in (("modality", "modality"), ("task", "task")):
+            known = {getattr(s, values) for s in self.train}
+            for value, count in Counter(getattr(s, values) for s in test.samples).items():
+                notes[f"questions of a {what} that the run never learned: {value}"] += 0 if value in known else count
+        if test.train:
+            notes[f"training questions of {test.name}, from which the image-blind baselines learn"] = len(test.train)
+        else:
+            own = (
+                "questions, each answered blindly from those of other patients or images, as there is no training split"
+            )
+            notes[own] = len(test.samples)
+        return +notes
+
+    def find_doubts(self, test: TestSet) -> list[str]:
+        """A sentence if the run has learned from images of the test set, by the bytes of their files."""
+        images = _locate_files(test.root, test.samples)
+        sizes = {file.stat().st_size for file in images}
+        known = [f for f in _locate_files(self.root, [*self.train, *self.validation]) if f.stat().st_size in sizes]
+        hashes = {sha256_file(file) for file in known}
+        seen = sum(sha256_file(file) in hashes for file in images) if hashes else 0
+        if not seen:
+            return []
+        return [
+            f"{seen} of {len(images)} image files are among those that the run was trained on or chosen by: its scores "
+            "there say nothing of new images"
+        ]
+
+
+def _locate_files(root: Path, samples: Sequence[Sample]) -> list[Path]:
+    """The files of all images that are there, each once."""
+    names = {image.path for s in samples for image in s.images}
+    return sorted({file for name in names if (file := images.locate(root, name, name)[0]).is_file()})
 
 
 def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
@@ -285,6 +344,10 @@ def _answer_here(model: Any, identity: str, config: RunConfig, test: TestSet, ou
     from clinkd.inference import answer
     from clinkd.pipeline.machine import Machine
 
+    if not test.pictured:
+        raise BadInput(
+            "--no-images: a model answers from the images; leave it out, and name their folder with --images"
+        )
     device, knobs = Machine.of(config).ready(), config.answer.model_dump(mode="json", exclude={"batch"})
     claim_folder(out, {"model": identity, "test_set": hash_samples(test.samples), "answer": knobs, "seed": config.seed})
     predictions: list[Prediction] = answer(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
+from clinkd.data.questions import drop_added
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.prepared import (
     EVALUATION,
@@ -169,7 +170,7 @@ def _read_run_system(run: Run, chosen: ComparedAnswers, mode: Mode) -> System:
     test_set = data.path.name if data.path else f"phantoms, seed {run.config.seed}"
     if mode == "strict":
         return System(name, test_set, _read_results(run.scores()))
-    train = read_split(run.stage("prepare"), "train")
+    train = drop_added(read_split(run.stage("prepare"), "train"))
     answers = collect_run_answers(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
     answers = replace(answers, validation=read_split(run.stage("prepare"), "validation"))
     evaluation = evaluate(answers, ["official"], run.config.evaluate)

@@ -117,8 +117,9 @@ def _describe_training(run: Run, samples: Sequence[Sample]) -> list[str]:
     name = f"`{path.name}`, {patients:,} patients (groups)" if path else "drawn phantoms, which are nobody's"
     least = model.tiny.min_patients
     words = "" if model.base else f" The vocabulary was learned from words of at least {least} patients (groups)."
+    variants = f", each in {run.config.data.variants} variants" if run.config.data.variants > 1 else ""
     return [
-        f"{name}: {images:,} images, {len(samples):,} questions, {modalities} (the training split).{words}",
+        f"{name}: {images:,} images{variants}, {len(samples):,} questions, {modalities} (the training split).{words}",
         "",
         "Weights may memorise training texts, with the names in them: nothing scrubs these before training but the "
         "person who gives them.",

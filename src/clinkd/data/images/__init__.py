@@ -19,6 +19,7 @@ from clinkd.data.images.nifti import Nifti
 from clinkd.data.images.parquet import Parquet
 from clinkd.data.images.pixels import blank_outside, encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
+from clinkd.data.images.variants import change_pixels
 from clinkd.records import BadInput, ImageRef
 
 __all__ = [
@@ -66,15 +67,17 @@ def open_image(
 
     It has pixels alone: nothing of its file's texts is kept, and its colours are sRGB by the file's profile.
     Grey levels beyond 8 bits are stretched from the least to the greatest value of the image; for a DICOM, the `window`
-    of the ImageRef decides (see `clinkd.data.images.dicom`). Transparent parts become black, and what an ImageRef does
-    not show becomes grey. Raises BadInput with the path, and the row of a data file where given, if the path leads out
-    of `root`, or the file is missing, empty, larger than `max_pixels`, damaged, no image, or has several frames and the
-    path names none.
+    of the ImageRef decides (see `clinkd.data.images.dicom`), and its `variant` changes the picture at the end.
+    Transparent parts become black, and what an ImageRef does not show becomes grey. Raises BadInput with the path, and
+    the row of a data file where given, if the path leads out of `root`, or the file is missing, empty, larger than
+    `max_pixels`, damaged, no image, or has several frames and the path names none.
     """
     relative, window = (image.path, image.window) if isinstance(image, ImageRef) else (str(image), None)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
     path, frame = locate(root, relative, place)
     picture = kind_of(path).open(path, place, frame, window, FileLimits(pixels=max_pixels)).picture
+    if isinstance(image, ImageRef) and image.variant:
+        picture = change_pixels(picture, image.variant)
     return blank_outside(picture, image.shown) if isinstance(image, ImageRef) and image.shown else picture
 
 

@@ -86,6 +86,8 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     named = [(source.spellings.unify(name, notes), box) for name, box in record.objects]
     objects = merge_readers(named, record.readers, record.panel, source.readers, notes)
     incomplete = {source.spellings.unify(name, Counter()) for name in record.incomplete}
+    source.drawn.by_image.setdefault(record.image.path, set()).update(name for name, _ in objects)
+    source.drawn.partial |= bool(incomplete or record.sentences)
     boxes: dict[str, list[Box]] = {}
     for name, box in objects:
         boxes.setdefault(name, []).append(box)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clinkd.data.dataset import RECORDS, SAMPLES
+from clinkd.data.dataset import RECORDS, SAMPLES, read_about
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.patients import note_patients, strip_frame
 from clinkd.data.readers import (
@@ -51,6 +51,7 @@ class Form(NamedTuple):
     label_files: Iterable[str] = ()  # patterns of files in a folder, of which one that `is_file` tells the form
     is_marked: Callable[[Path], bool] | None = None  # a folder that holds what other forms do not
     is_folder: Callable[[Path], bool] | None = None  # a folder that is not marked, and whose files tell no form
+    marks_all: bool = False  # each image has a box for every structure of the data's names, as detection data have
 
 
 def _holds(*names: str) -> Callable[[Path], bool]:
@@ -92,7 +93,7 @@ FORMS = {  # by name; what fits several is of the first
     "coco": Form(
         "coco", "COCO: images, annotations and categories",
         '{"images": [...], "categories": [...], "annotations": [{"image_id": 1, "bbox": [x, y, w, h], ...}]}',
-        is_row=coco.is_row, is_file=coco.is_file, label_files=coco.LABEL_FILES,
+        is_row=coco.is_row, is_file=coco.is_file, label_files=coco.LABEL_FILES, marks_all=True,
     ),
     "samples": Form(
         "samples", "samples.jsonl: what `clinkd data import` leaves", "FOLDER/samples.jsonl, FOLDER/dataset.json",
@@ -125,14 +126,17 @@ FORMS = {  # by name; what fits several is of the first
         "boxes", "records.jsonl: one image a line with its boxes, names and questions",
         '{"id": "1", "image": "a.png", "modality": "ct", "objects": [{"name": "liver", "box": [10, 20, 90, 80]}]}',
         is_row=lambda row: "image" in row and ("objects" in row or "qa" in row) and not imagefolder.has_columns(row),
-        is_marked=_holds(RECORDS),
+        is_marked=_holds(RECORDS), marks_all=True,
     ),
     "vqa": Form(
         "vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options",
         '{"image": "a.png", "question": "What is this?", "answer": "a liver", "modality": "ct"}',
         is_row=lambda row: vqa.is_row(row) and not imagefolder.has_columns(row),
     ),
-    "cvat": Form("cvat", "CVAT for images 1.1: annotations.xml", is_file=cvat.is_file, is_folder=_holds(cvat.FILE)),
+    "cvat": Form(
+        "cvat", "CVAT for images 1.1: annotations.xml",
+        is_file=cvat.is_file, is_folder=_holds(cvat.FILE), marks_all=True,
+    ),
     "imagefolder": Form(
         "imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects",
         is_row=imagefolder.is_row, is_folder=lambda folder: bool(imagefolder.list_metadata(folder)),
@@ -158,7 +162,7 @@ FORMS = {  # by name; what fits several is of the first
     "masks": Form(
         "mask_folders", "images and masks, by their names: ISIC, BUSI, nnU-Net, MSD; pictures or NIfTI",
         is_marked=lambda folder: _holds("images", "masks")(folder) or _holds("imagesTr", "labelsTr")(folder),
-        is_folder=mask_pairs.is_folder,
+        is_folder=mask_pairs.is_folder, marks_all=True,
     ),
     "dicom": Form(
         "dicom_folder",
@@ -168,10 +172,11 @@ FORMS = {  # by name; what fits several is of the first
     ),
     "yolo": Form(
         "yolo", "YOLO: a text file of boxes for each image, and data.yaml",
-        is_file=yolo.is_file, label_files=yolo.LABEL_FILES,
+        is_file=yolo.is_file, label_files=yolo.LABEL_FILES, marks_all=True,
     ),
     "voc": Form(
-        "voc", "Pascal VOC: an XML file of boxes for each image", is_file=voc.is_file, label_files=voc.LABEL_FILES,
+        "voc", "Pascal VOC: an XML file of boxes for each image",
+        is_file=voc.is_file, label_files=voc.LABEL_FILES, marks_all=True,
     ),
 }  # fmt: skip
 
@@ -306,6 +311,17 @@ def _suggest_key(path: Path) -> str:
     near = {key: find_near(key, KNOWN_KEYS) for key in (first.value if first else ()) if key not in KNOWN_KEYS}
     hints = [f"{known} for its key {key!r}" for key, known in near.items() if known]
     return f"; did you mean {' and '.join(hints)}?" if hints else ""
+
+
+def marks_everything(source: Source) -> bool:
+    """Whether an image without a box of a name does not show it, as far as the form of the read data, or the forms that
+    they were imported from, tell. Questions may have been left out at the import: then nobody knows any more."""
+    source = with_form(source)
+    if source.form == "samples":
+        about = read_about(source.path if source.path.is_dir() else source.path.parent) or {}
+        sources = about.get("sources") or [{}]
+        return all(isinstance(s, dict) and s.get("marks_all") is True for s in sources)
+    return FORMS[require_form(source.form or "")].marks_all and not source.drawn.partial
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:

@@ -140,6 +140,9 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
     window = value.get("window")
     if window is not None:
         _require_text(window, f"{field}.window")
+    if value.get("variant") is not None:
+        why = "changed pixels are for training alone, and made there (data.variants); leave it out"
+        raise FieldError(f"{field}.variant", value["variant"], why)
     laterality = _parse_laterality(value.get("laterality"), f"{field}.laterality") or actual_image.laterality
     if actual_image.width is None:
         return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window, laterality)

@@ -113,6 +113,15 @@ class Spellings:
         return spelling
 
 
+@dataclass
+class DrawnNames:
+    """What structures images show, as far as was read: by path the names of all boxes, also of those that no question
+    asks for. `partial`: some boxes are unknown, or drawn only because a sentence speaks of them."""
+
+    by_image: dict[str, set[str]] = field(default_factory=dict)
+    partial: bool = False
+
+
 @dataclass(frozen=True)
 class Source:
     """One data set. A field that is None comes from the form or from the files.
@@ -209,6 +218,7 @@ class Source:
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
     spellings: Spellings = field(default_factory=Spellings, compare=False, repr=False)  # of all sources of an import
+    drawn: DrawnNames = field(default_factory=DrawnNames, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self.box_layout  # raises for flags that contradict each other
