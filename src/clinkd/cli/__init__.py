@@ -247,8 +247,11 @@ def _no_experiment(name: str, runs: Path | None = None, command: str = "") -> Ex
 
 def _run(args: argparse.Namespace) -> int:
     from clinkd import pipeline
+    from clinkd.experiments import describe_missing
 
     config = _config(args)
+    if (line := describe_missing(config)) and distributed.is_main():
+        print(line)
     end_in_order()
     finished_run = pipeline.run(config, args.runs, args.replace)
     if distributed.is_main():

@@ -37,8 +37,19 @@ def plan(config: RunConfig) -> list[Stage]:
         stock = change_knobs(config.model, positions="mrope", layout="sections")
         arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
         general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
-    base = stage("base", _identify_model(config.model), data, general, config=config.model, **machine)
-    features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
+    cached, eyes, tower, features = config.model.vision_features == "cached", None, None, None
+    if config.model.sees_by_eyes:
+        eyes = stage("eyes", _identify_eyes(config.model), data, config=config.model, **machine)
+    if cached and config.model.base is None and (pretrain := config.model.tiny.pretrain):
+        # its tower is fixed from here on, so that the other half of its pretraining sees each image once, too
+        tiny = change_knobs(config.model.tiny, pretrain=change_knobs(pretrain, pairs=None))
+        alone = change_knobs(config.model, tiny=tiny)
+        tower = stage("tower", _identify_model(alone), data, eyes, config=alone, **machine)
+        features = stage("see", {}, data, eyes, tower, **machine)
+    start = (tower, features) if tower else (general, eyes)
+    base = stage("base", _identify_model(config.model), data, *start, config=config.model, **machine)
+    if cached and not features:
+        features = stage("see", {}, data, eyes, base, **machine)
     teacher = pseudo = None
     model = base
     if config.teacher:
@@ -100,8 +111,8 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
-    "prepare": 3, "general": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
-    "answer": 4, "select": 4, "shuffle": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
+    "prepare": 3, "general": 1, "eyes": 1, "tower": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
+    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 
 
@@ -118,7 +129,7 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 # Stages in which several processes share the work: the rows to train on, or the questions to answer.
-SHARED_STAGES = {"general", "base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
+SHARED_STAGES = {"general", "tower", "base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
 def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> Callable[[StageContext], None]:
@@ -158,6 +169,11 @@ def _identify_model(config: ModelConfig) -> dict[str, Any]:
 
         raise no_folder(f"model.base={config.base}")
     return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(config.base)}
+
+
+def _identify_eyes(config: ModelConfig) -> dict[str, Any]:
+    """What decides the cells of images. (The weights of the network are pinned: others raise the version.)"""
+    return {"patch": config.tiny.patch, "image_pixels": config.tiny.image_pixels, "square": config.square}
 
 
 def _identify_reflection(config: ReflectConfig) -> dict[str, Any]:

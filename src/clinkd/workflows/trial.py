@@ -58,8 +58,8 @@ HELD: tuple[Split, ...] = ("validation", "test")
 TEST: tuple[Split, ...] = ("test",)
 # The questions that a stage looks at: its loops and its files grow with their number.
 QUESTIONS = {
-    "prepare": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN, "clip": TRAIN,
-    "answer": HELD, "select": HELD, "shuffle": TEST, "score": TEST,
+    "prepare": SPLITS, "eyes": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN,
+    "clip": TRAIN, "answer": HELD, "select": HELD, "shuffle": TEST, "score": TEST,
 }  # fmt: skip
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
 FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
@@ -146,7 +146,7 @@ class SmallRun:
 
     def estimate_stages(self) -> Iterator[StageEstimate]:
         """Try each stage, in order."""
-        stages = plan(self.small)
+        stages, measured = plan(self.small), False
         for number, stage in enumerate(stages, start=1):
             place = self.finished[stage.name] = self.folder / stage.name
             inputs = {need.name: self.finished[need.name] for need in stage.needs}
@@ -158,8 +158,9 @@ class SmallRun:
                 self.thin(place)
             if stage.name == "base":
                 self.parameters = trial.recorded["parameters"]
-            if stage.name == ("base" if self.live else "see"):
+            if not measured and {"base", *([] if self.live else ["see"])} <= self.finished.keys():
                 self._measure_answers(stage)
+                measured = True
             if stage.name in ("answer", "shuffle"):
                 files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
                 write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
