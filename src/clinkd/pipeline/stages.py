@@ -37,19 +37,7 @@ def plan(config: RunConfig) -> list[Stage]:
         stock = change_knobs(config.model, positions="mrope", layout="sections")
         arguments = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
         general = _add_stage(stages, drawn.seed, "general", _identify_model(stock), **arguments)
-    cached, eyes, tower, features = config.model.vision_features == "cached", None, None, None
-    if config.model.sees_by_eyes:
-        eyes = stage("eyes", _identify_eyes(config.model), data, config=config.model, **machine)
-    if cached and config.model.base is None and (pretrain := config.model.tiny.pretrain):
-        # its tower is fixed from here on, so that the other half of its pretraining sees each image once, too
-        tiny = change_knobs(config.model.tiny, pretrain=change_knobs(pretrain, pairs=None))
-        alone = change_knobs(config.model, tiny=tiny)
-        tower = stage("tower", _identify_model(alone), data, eyes, config=alone, **machine)
-        features = stage("see", {}, data, eyes, tower, **machine)
-    start = (tower, features) if tower else (general, eyes)
-    base = stage("base", _identify_model(config.model), data, *start, config=config.model, **machine)
-    if cached and not features:
-        features = stage("see", {}, data, eyes, base, **machine)
+    base, features = _add_base_stages(stage, config.model, data, general, machine)
     teacher = pseudo = None
     model = base
     if config.teacher:
@@ -98,6 +86,26 @@ def _add_stage(
     work, needed = _defer_step(kind, **arguments), tuple(n for n in needs if n)
     stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, seed, kind in SHARED_STAGES, KNOBS.get(kind)))
     return stages[-1]
+
+
+def _add_base_stages(
+    stage: Callable[..., Stage], model: ModelConfig, data: Stage, general: Stage | None, machine: Mapping[str, Any]
+) -> tuple[Stage, Stage | None]:
+    """Add what makes the base, and the features of images by its tower if they are cached."""
+    cached, eyes, tower, features = model.vision_features == "cached", None, None, None
+    if model.sees_by_eyes:
+        eyes = stage("eyes", _identify_eyes(model), data, config=model, **machine)
+    if cached and model.base is None and (pretrain := model.tiny.pretrain):
+        # its tower is fixed from here on, so that the other half of its pretraining sees each image once, too
+        tiny = change_knobs(model.tiny, pretrain=change_knobs(pretrain, pairs=None))
+        alone = change_knobs(model, tiny=tiny)
+        tower = stage("tower", _identify_model(alone), data, eyes, config=alone, **machine)
+        features = stage("see", {}, data, eyes, tower, **machine)
+    start = (tower, features) if tower else (general, eyes)
+    base = stage("base", _identify_model(model), data, *start, config=model, **machine)
+    if cached and not features:
+        features = stage("see", {}, data, eyes, base, **machine)
+    return base, features
 
 
 def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Sequence[RunConfig]) -> None:
