@@ -490,7 +490,7 @@ def _export(args: argparse.Namespace) -> int:
     end_in_order()
     model = export(choose_run(args.run, args.runs), args.folder)
     stock = f"transformers' own {model.family} class"
-    code = stock if model.stock else "clinkd (its positions exist in no stock class)"
+    code = stock if model.stock else "clinkd (its positions or its eyes exist in no stock class)"
     print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
     print(f"card     {model.folder / 'README.md'}")
     return 0
