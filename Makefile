@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check lint audit format docs extras wheel wheelhouse clean
+.PHONY: help venv demo real no-data test test-all check lint audit format docs extras wheel wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -44,6 +44,9 @@ help:  ## list the targets
 
 demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
 	$(V)/bin/clinkd run demo
+
+real: $(V)/.eyes  ## install with image features (the extra eyes), then learn from your own: make real DATA=FOLDER
+	$(V)/bin/clinkd run real --set data.path="$(DATA)"
 
 venv: $(V)/.dev  ## install into .venv, with the tools of the checks
 
@@ -120,6 +123,14 @@ $(V)/.run: $(V)/.made $(TORCH) pyproject.toml constraints.txt
 	$(INSTALL) setuptools
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
+
+# The folder is asked for first, not after minutes.
+$(V)/.eyes: $(if $(DATA),$(V)/.run,no-data)
+	$(INSTALL) --no-build-isolation --editable '.[eyes]'
+	@touch $@
+
+no-data:
+	@echo "make real DATA=FOLDER: give the folder of your data, of clinkd data import or any form of docs/DATA.md" >&2; exit 2
 
 $(V)/.dev: $(V)/.run
 	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'

@@ -19,6 +19,7 @@ from PIL import Image
 
 from clinkd import cli, pipeline
 from clinkd.cli.screen import show, split_modalities
+from clinkd.config import EYES_WHEEL
 from clinkd.pipeline.graph import Stage
 from clinkd.pipeline.runs import open_run, score_table
 from clinkd.records import PAPER_MODALITIES, BadInput, Box, BoxedText, Candidate, Prediction
@@ -426,7 +427,7 @@ def test_data_verbs(capsys, tmp_path):
 def test_doctor_works_also_without_torch(capsys, monkeypatch):
     status, out, _ = call(capsys, "doctor")
     assert status == 0 and all(
-        word in out for word in ("clinkd", "cores", "memory", "device", "java", "SPICE", "Chromium")
+        word in out for word in ("clinkd", "cores", "memory", "device", "java", "SPICE", "Chromium", EYES_WHEEL)
     )
     monkeypatch.setitem(sys.modules, "torch", None)
     status, out, _ = call(capsys, "doctor")

@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "clinkd"
 LONGEST_FUNCTION, LONGEST_DOOR = 60, 15  # lines; names
-MODELS = ("model", "self", "student", "towers", "work")  # they have a method `save`, too
+MODELS = ("eyes", "model", "self", "student", "towers", "work")  # they have a method `save`, too
 
 Modules = dict[str, ast.Module]  # by the path below src/clinkd, as in "data/split.py"
 

@@ -288,10 +288,11 @@ def test_a_sight_that_moves_is_refused(settings, told):
         override(RunConfig(), ["model.vision_features=cached"])
 
 
-def test_a_tiny_tower_that_is_taught_first_is_refused_with_a_way_out_that_leads_out():
-    """Freezing it, which the other refusals say, is no way: a tower that is taught alone cannot be frozen."""
+def test_a_tiny_tower_may_be_taught_first_if_all_later_trainings_leave_it_fixed():
     frozen = [f"{name}.freeze=[vision, merger]" for name in ("teacher.fit", "distill.fit", "reflect.fit")]
     wanted = [*frozen, "model.tiny.pretrain={}", "model.vision_features=cached"]
-    with pytest.raises(BadInput, match=r"set model\.tiny\.pretrain=null"):
+    with pytest.raises(BadInput, match=r"set model\.tiny\.pretrain\.pairs\.freeze=\[vision, merger\]"):
         override(RunConfig(), wanted)
-    assert override(RunConfig(), [*wanted[:-2], "model.tiny.pretrain=null", "model.vision_features=cached"])
+    taught = override(RunConfig(), [*wanted[:-1], "model.tiny.pretrain.pairs.freeze=[vision, merger]", wanted[-1]])
+    needs = {s.name: [need.name for need in s.needs] for s in plan(taught)}
+    assert needs["see"] == ["prepare", "tower"] and needs["base"] == ["prepare", "tower", "see"]

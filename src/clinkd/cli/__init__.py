@@ -247,8 +247,11 @@ def _no_experiment(name: str, runs: Path | None = None, command: str = "") -> Ex
 
 def _run(args: argparse.Namespace) -> int:
     from clinkd import pipeline
+    from clinkd.experiments import describe_missing
 
     config = _config(args)
+    if (line := describe_missing(config)) and distributed.is_main():
+        print(line)
     end_in_order()
     finished_run = pipeline.run(config, args.runs, args.replace)
     if distributed.is_main():
@@ -487,7 +490,7 @@ def _export(args: argparse.Namespace) -> int:
     end_in_order()
     model = export(choose_run(args.run, args.runs), args.folder)
     stock = f"transformers' own {model.family} class"
-    code = stock if model.stock else "clinkd (its positions exist in no stock class)"
+    code = stock if model.stock else "clinkd (its positions or its eyes exist in no stock class)"
     print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
     print(f"card     {model.folder / 'README.md'}")
     return 0

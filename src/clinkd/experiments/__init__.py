@@ -10,7 +10,7 @@ from functools import reduce
 
 from clinkd.config import RunConfig
 from clinkd.experiments.claims import CLAIMS, ROWS, Claim, Primary
-from clinkd.experiments.recipes import demo, laptop, paper, real, small
+from clinkd.experiments.recipes import demo, describe_missing, laptop, paper, real, small
 from clinkd.experiments.rows import (
     SWEEPS,
     TABLE_2,
@@ -28,8 +28,8 @@ from clinkd.experiments.rows import (
 from clinkd.records import BadInput
 
 __all__ = [
-    "CLAIMS", "EXPERIMENTS", "REQUIRED", "ROWS", "SWEEPS", "TABLE_2", "AblationRow", "Claim", "Primary", "demo",
-    "laptop", "paper", "real", "require_folders", "small",
+    "CLAIMS", "EXPERIMENTS", "REQUIRED", "ROWS", "SWEEPS", "TABLE_2", "AblationRow", "Claim", "Primary",
+    "describe_missing", "laptop", "paper", "real", "require_folders", "small",
 ]  # fmt: skip
 
 _MAKERS: tuple[Callable[[], RunConfig], ...] = (

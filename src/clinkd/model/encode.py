@@ -15,7 +15,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from transformers import PreTrainedTokenizerFast
 
 from clinkd.data.codecs import Codec
 from clinkd.data.grids import Size, smart_resize, square_resize
+from clinkd.model.eyes import CELL, Eyes
 from clinkd.model.families import ChatTemplate, Family, ImageGeometry
 from clinkd.model.folders import first_line, is_panic
 from clinkd.records import BadInput, ImageRef, Sample
 
 CACHE_BYTES = 256 << 20  # an encoder keeps so many bytes of resized pixels
 OpenImage = Callable[[ImageRef], Image.Image]
+Kept = TypeVar("Kept", np.ndarray, Tensor)
 FeatureLookup = Callable[[ImageRef], Tensor | None]  # the stored features [tokens, H] of an image, if there are any
 
 
@@ -108,20 +110,28 @@ def group_by_images(samples: Sequence[Sample], most: int = 0) -> list[list[Sampl
 
 
 class ImageEncoder:
-    """Image files to vision patches, with the resized pixels of recent images kept in memory (CACHE_BYTES)."""
+    """Image files to vision patches, with the resized pixels of recent images kept in memory (CACHE_BYTES).
 
-    def __init__(self, family: Family, processor: Any, open_image: OpenImage, square: bool) -> None:
+    With `eyes`, a patch holds frozen features of its place, not pixels; these are then kept.
+    """
+
+    def __init__(
+        self, family: Family, processor: Any, open_image: OpenImage, square: bool, eyes: Eyes | None = None
+    ) -> None:
         self.family, self.processor, self.open_image, self.square = family, processor, open_image, square
+        self.eyes = eyes
+        self.cell_lookup: FeatureLookup | None = None  # the stored cells [patches, values] of an image
         self.free_bytes = CACHE_BYTES
-        self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
+        # a DICOM may be shown in several windows
+        self.cache: OrderedDict[ImageRef, np.ndarray | Tensor] = OrderedDict()
         self.limits: dict[ImageRef, int] = {}  # most tokens of single images
         self.feature_lookup: FeatureLookup | None = None
 
     def limit_tokens(self, ref: ImageRef, tokens: int) -> None:
         """From now on, let an image have at most `tokens` tokens; of several limits the lowest counts."""
         self.limits[ref] = min(tokens, self.limits.get(ref, tokens))
-        if (pixels_HW3 := self.cache.pop(ref, None)) is not None:
-            self.free_bytes += pixels_HW3.nbytes
+        if (kept := self.cache.pop(ref, None)) is not None:
+            self.free_bytes += kept.nbytes
 
     def forget(self) -> None:
         """Drop the pixels of all images."""
@@ -157,22 +167,53 @@ class ImageEncoder:
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
-        pixels_HW3 = self.cache.get(ref)
-        if pixels_HW3 is None:
-            pixels_HW3 = np.asarray(self.open_image(ref).resize(self.resampled_size(ref), Image.Resampling.BICUBIC))
-            self.cache[ref] = pixels_HW3
-            self.free_bytes -= pixels_HW3.nbytes
+        if self.eyes is not None:
+            return self._resample(ref, self.resampled_size(ref))
+        return self._remember(ref, lambda: self._resample(ref, self.resampled_size(ref)))
+
+    def picture(self, ref: ImageRef) -> np.ndarray:
+        """What the eyes get, uint8 [height, width, 3]: CELL pixels a side for each patch."""
+        patch = self.geometry.patch
+        return self._resample(ref, Size(*(side // patch * CELL for side in self.resampled_size(ref))))
+
+    def cells(self, ref: ImageRef) -> Tensor:
+        """What the eyes see, float16 [patches, values], in the order of patches."""
+        stored, size, patch = None, self.resampled_size(ref), self.geometry.patch
+        if self.cell_lookup is not None:
+            stored = self.cell_lookup(ref)
+        if stored is not None and len(stored) == size.width * size.height // patch**2:
+            return stored
+        return self._remember(ref, lambda: self.look(ref))
+
+    def look(self, ref: ImageRef) -> Tensor:
+        """As `cells`, and nothing is looked up or kept. Threads may share it."""
+        assert self.eyes
+        return self.family.order_patches(self.eyes.cells(self.picture(ref)), self.geometry.merge)
+
+    def _resample(self, ref: ImageRef, size: Size) -> np.ndarray:
+        return np.asarray(self.open_image(ref).resize(size, Image.Resampling.BICUBIC))
+
+    def _remember(self, ref: ImageRef, make: Callable[[], Kept]) -> Kept:
+        """What is kept of an image, or is made now."""
+        kept: Any = self.cache.get(ref)
+        if kept is None:
+            kept = self.cache[ref] = make()
+            self.free_bytes -= kept.nbytes
             while self.free_bytes < 0 and len(self.cache) > 1:
                 self.free_bytes += self.cache.popitem(last=False)[1].nbytes
         else:
             self.cache.move_to_end(ref)
-        return pixels_HW3
+        return kept
 
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
         if not refs:
             return self.dummy_image()[0][:0], torch.zeros((0, 3), dtype=torch.long)
-        return self.family.patches(self.processor, [self.pixels(r) for r in refs])
+        if self.eyes is None:
+            return self.family.patches(self.processor, [self.pixels(r) for r in refs])
+        sizes, patch = [self.resampled_size(r) for r in refs], self.geometry.patch
+        grids_I3 = torch.tensor([(1, size.height // patch, size.width // patch) for size in sizes])
+        return torch.cat([self.cells(r) for r in refs]).float(), grids_I3
 
     def patches_or_features(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Patches and grids of images. If the features of all are stored: no patches, but features, and no image is

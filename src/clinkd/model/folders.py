@@ -23,6 +23,7 @@ INDEX = ".index.json"  # how the name of a file ends that tells which weights li
 MODULES = "modules.json"  # of a sentence-transformers folder
 OPEN_CLIP = "open_clip_config.json"
 ADAPTER = "adapter_config.json"
+EYES = "eyes.safetensors"  # frozen image features of one of our models: no part of its network
 # Configurations, which are copied without IGNORED; and vocabularies, whose keys are tokens and no settings.
 CONFIGS = re.compile(
     r"(config|generation_config|tokenizer_config|preprocessor_config|processor_config|open_clip_config|"
@@ -99,6 +100,22 @@ class ModelFolder(NamedTuple):
     def processor(self, cls: Any) -> Any:
         """The image processor, of a given class."""
         return cls.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+
+    def eyes(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The tensors in the file of EYES, and what the file says of itself. Raises BadInput where it is missing, or
+        holds NaN or infinite numbers."""
+        from safetensors import safe_open
+
+        if not (self.path / EYES).is_file():
+            raise BadInput(
+                f"{self.name}: {EYES} is missing, by which this model sees; copy the whole folder there again"
+            )
+        with safe_open(self.path / EYES, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            about = file.metadata() or {}
+        if name := find_not_finite(tensors):
+            raise BadInput(f"{self.folder / EYES}: tensor {name} holds NaN or infinite numbers; copy it there again")
+        return tensors, about
 
     def demand_finite(self, network: Any) -> None:
         """Raises BadInput, with file and tensor, where a weight of a loaded network is NaN or infinite."""

@@ -4,11 +4,13 @@ Shapes: I images, T merged image tokens of all images, N labels, H text width (t
 
 In the language model a name is one or two tokens of an answer, once a question. Here every image token is asked for the
 name at its place, the corners of that structure's box and its own place in the image. On phantoms the tower learns
-names in a fraction of the time (LOG.md).
+names in a fraction of the time (LOG.md). Where a model sees by eyes, which know no medicine and are coarse, corners are
+asked in its own location tokens: in their steps, by their codes, which learn along and are given back to the model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +24,9 @@ from clinkd.config import FitConfig
 from clinkd.model import flops
 from clinkd.model.encode import Labelled, TokenCount
 from clinkd.model.vlm import Head, VisionLanguageModel
-from clinkd.records import BadInput, Box, Sample, Task
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Sample, Task
 
-CORNERS = 16  # classes of a corner's coordinate
+CORNERS = 16  # classes of a corner's coordinate, where they are no location tokens
 PLACES = 8  # classes of a token's own row and column
 LEAST_COVER = 0.2  # share of the token's area, or of the structure's if smaller; below it a token is background
 QUESTIONS = 7  # name, x1, y1, x2, y2, row, column
@@ -43,7 +45,8 @@ class VisionBatch(Labelled):
 class VisionPretrainer(nn.Module):
     """Is trained by `fit` like a model: a hidden state is an image token plus the code of a question.
 
-    Rows hold bare pairs of name and box. The read-out (`lm_head`, `slots`) is thrown away afterwards.
+    Rows hold bare pairs of name and box. The read-out (`lm_head`, `slots`) is thrown away afterwards, but for the codes
+    of location tokens, which `return_codes` gives back.
     Raises BadInput if the samples name no structure.
     """
 
@@ -54,11 +57,29 @@ class VisionPretrainer(nn.Module):
         self.images, self.names = model.images, {name: n for n, name in enumerate(sorted(set(names)))}
         self.family, self.visual = model.family, model.visual
         self.merge = model.images.geometry.merge
-        sizes = [len(self.names) + 1, *[CORNERS] * 4, PLACES, PLACES]
-        self.first = [sum(sizes[:n]) for n in range(QUESTIONS)]  # class 0 of each question
-        hidden = model.head.weight_VH.shape[1]
+        self.codec = model.codec if model.images.eyes and model.knobs.boxes == "locations" else None
+        num_names, hidden = len(self.names) + 1, model.head.weight_VH.shape[1]
+        if self.codec is None:
+            sizes = [num_names, *[CORNERS] * 4, PLACES, PLACES]
+            self.first = [sum(sizes[:n]) for n in range(QUESTIONS)]  # class 0 of each question
+        else:
+            sizes = [num_names, len(self.codec.special_tokens), PLACES, PLACES]
+            corners, row, column = (sum(sizes[:n]) for n in (1, 2, 3))
+            self.first = [0, *[corners] * 4, row, column]
         self.lm_head = nn.Linear(hidden, sum(sizes), bias=False)
+        if self.codec is not None:
+            self.classes = {token: number for number, token in enumerate(self.codec.special_tokens)}
+            self.codes = slice(num_names, num_names + len(self.classes))
+            self.token_ids = [int(model.tokenizer.convert_tokens_to_ids(token)) for token in self.classes]
+            with torch.no_grad():
+                self.lm_head.weight[self.codes] = model.head.weight_VH[self.token_ids]
         self.slots = nn.Parameter(torch.zeros(QUESTIONS, hidden))
+
+    @torch.no_grad()
+    def return_codes(self, model: VisionLanguageModel) -> None:
+        """Give the codes of location tokens, as they have learned, back to the model."""
+        if self.codec is not None:
+            model.head.weight_VH[self.token_ids] = self.lm_head.weight[self.codes].to(model.device)
 
     @property
     def device(self) -> torch.device:
@@ -124,6 +145,13 @@ class VisionPretrainer(nn.Module):
 
     forward = hidden_states
 
+    def _classify_corners(self, box: Box) -> list[int]:
+        """Class of x1, y1, x2, y2."""
+        if self.codec is None:
+            return [min(int(v * CORNERS), CORNERS - 1) for v in (box.x1, box.y1, box.x2, box.y2)]
+        spelled = self.codec.encode(BoxedText(BOX_MARK, (box,)))
+        return [self.classes[token] for token in re.findall(r"<[^<>]+>", spelled)]
+
     def _label_tokens(self, objects: Sequence[tuple[int, Box]], tall: int, wide: int) -> NDArray[np.int64]:
         """Rows (token, question, class) for the tokens of one image, in reading order."""
         cells = tall * wide
@@ -136,7 +164,7 @@ class VisionPretrainer(nn.Module):
             share = across.clip(0) * down.clip(0) / min(1 / cells, box.area)
             best = share > cover_K
             cover_K[best], name_K[best] = share[best], name
-            corner_K4[best] = [min(int(v * CORNERS), CORNERS - 1) for v in (box.x1, box.y1, box.x2, box.y2)]
+            corner_K4[best] = self._classify_corners(box)
         places = [((row_K + 0.5) / tall * PLACES).astype(int), ((column_K + 0.5) / wide * PLACES).astype(int)]
         class_lists = [name_K, *corner_K4.T, *places]
         labelled = [

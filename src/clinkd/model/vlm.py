@@ -35,6 +35,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
+from clinkd.model.eyes import Eyes
 from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
 from clinkd.model.folders import opened_folder
 from clinkd.model.generate import (
@@ -81,6 +82,7 @@ class VisionLanguageModel(nn.Module):
         tokenizer: PreTrainedTokenizerFast,
         processor: Any,  # of its processor_class
         open_image: OpenImage,
+        eyes: Eyes | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -91,7 +93,7 @@ class VisionLanguageModel(nn.Module):
         self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
         self.line_tokens = 0  # length of a line into which training rows are packed; 0: a row a line
-        self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square)
+        self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square, eyes)
         chat = self.family.chat
         chat = chat if network.config.system_turn else replace(chat, system=None)
         self.text = TextEncoder(tokenizer, self.codec, chat, self.images)
@@ -248,11 +250,14 @@ class VisionLanguageModel(nn.Module):
     def save(self, folder: Path, stock: bool = False) -> None:
         """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out.
 
-        `stock`: for the family's stock class. Raises BadInput where no stock class has these positions.
+        The eyes, where the model has any, lie beside. `stock`: for the family's stock class. Raises BadInput where no
+        stock class has these positions or these patches.
         """
         network = self.family.as_stock(self.network) if stock else self.network
         for part in (network, self.tokenizer, self.processor):
             part.save_pretrained(folder)
+        if self.images.eyes is not None:
+            self.images.eyes.save(folder)
 
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
@@ -392,7 +397,9 @@ def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
     return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
 
 
-def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
+def new_tiny(
+    config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage, eyes: Eyes | None = None
+) -> VisionLanguageModel:
     """A tiny model with random weights and a vocabulary made from `texts` (those of `spell_samples`)."""
     boxes = make_codec(config.boxes, config.box_bins)
     words = [*texts, *TINY.chat.words] * 2
@@ -404,7 +411,13 @@ def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: O
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
     network.config.system_turn = False  # a tiny model has no use for its tokens
-    return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image)
+    network.config.eyes = eyes is not None
+    return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image, eyes)
+
+
+def tiny_images(config: ModelConfig, open_image: OpenImage) -> ImageEncoder:
+    """How a tiny model cuts images."""
+    return ImageEncoder(TINY, TINY.tiny_processor(config.tiny), open_image, config.square)
 
 
 def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
@@ -428,11 +441,13 @@ def load(
         network = load_folder(opened, config, dtype)
         family = family_of(network.config)
         tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
+        eyes = Eyes.load(opened) if network.config.eyes else None
         if config is not None:
             family.limit_image_tokens(processor, config.max_image_tokens)
         if foreign:
-            _try_out(VisionLanguageModel(network, tokenizer, processor, lambda ref: Image.new("RGB", (64, 64))), folder)
-        return VisionLanguageModel(network, tokenizer, processor, open_image)
+            blank = VisionLanguageModel(network, tokenizer, processor, lambda ref: Image.new("RGB", (64, 64)), eyes)
+            _try_out(blank, folder)
+        return VisionLanguageModel(network, tokenizer, processor, open_image, eyes)
 
 
 def _try_out(model: VisionLanguageModel, folder: Path) -> None:
@@ -451,7 +466,7 @@ def spell_samples(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """The words of questions and answers, their boxes spelled out, to train a tokenizer: those of at least
     `config.tiny.min_patients` groups."""
     boxes = make_codec(config.boxes, config.box_bins)
-    images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
+    images = tiny_images(config, lambda ref: Image.open(ref.path))
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
     texts = [
         (s.group, boxes.encode(part, size))

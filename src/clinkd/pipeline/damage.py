@@ -38,7 +38,7 @@ _FILES_OF_OLDER_STAGES = {  # of a stage that recorded no sizes: what other stag
     "answer": ("predictions.jsonl",),
     "select": ("predictions.jsonl",),
 }
-_MODEL_STAGES = ("base", "teacher", "distill", "reflect-", "clip")
+_MODEL_STAGES = ("tower", "base", "teacher", "distill", "reflect-", "clip")
 
 
 class Damage(NamedTuple):

@@ -26,8 +26,9 @@ class PseudoKnobs(DistillConfig):
 
 
 KNOBS: dict[str, type[Knobs]] = {
-    "prepare": DataConfig, "general": ModelConfig, "base": ModelConfig, "teacher": TeacherConfig, "pseudo": PseudoKnobs,
-    "distill": DistillConfig, "reflect": ReflectConfig, "clip": ClipConfig, "answer": AnswerConfig,
+    "prepare": DataConfig, "general": ModelConfig, "tower": ModelConfig, "base": ModelConfig,
+    "teacher": TeacherConfig, "pseudo": PseudoKnobs, "distill": DistillConfig,
+    "reflect": ReflectConfig, "clip": ClipConfig, "answer": AnswerConfig,
     "select": SelectConfig, "shuffle": AnswerConfig, "score": EvaluateConfig,
 }  # fmt: skip
 

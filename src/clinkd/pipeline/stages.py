@@ -40,15 +40,14 @@ def plan(config: RunConfig) -> list[Stage]:
         _add_pooled_stages(stage, config, folds)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
-    base = _add_base(stages, config, config.model, data)
-    features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
+    base, features = _add_base(stages, config, config.model, data)
     teacher = pseudo = None
     model = base
     if config.teacher:
         own_base = base
         if config.teacher.size:
             tiny = change_knobs(config.model.tiny, **dict(config.teacher.size))
-            own_base = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
+            own_base, _ = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
         arguments = {"config": config.teacher, "base": own_base.name, **machine}
         teacher = stage("teacher", config.teacher, data, own_base, features, **arguments)
     if config.distill:
@@ -106,18 +105,29 @@ def _add_stage(
 
 def _add_base(
     stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, suffix: Literal["", "-teacher"] = ""
-) -> Stage:
-    """Add the stage of a base, and before it that of the general model it comes from, if it comes from one."""
-    machine, general = Machine.of(config), None
+) -> tuple[Stage, Stage | None]:
+    """Add what makes the base, and the features of images by its tower if they are cached."""
+    stage, machine = partial(_add_stage, stages, config.seed), {"machine": Machine.of(config)}
+    cached, eyes, tower, features, general = model.vision_features == "cached", None, None, None, None
     if drawn := model.base is None and model.tiny.pretrain and model.tiny.pretrain.general:
         # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The
         # layout is the run's: other frequencies would undo what the base has learned of the order of words
         stock = change_knobs(model, positions="mrope")
-        arguments: dict[str, Any] = {"config": stock, "workers": config.data.workers, "hardware": machine}
+        drawing: dict[str, Any] = {"config": stock, "workers": config.data.workers, "hardware": machine["machine"]}
         knobs = _identify_model(stock)
-        general = _add_stage(stages, drawn.seed, f"general{suffix}", knobs, step="general", **arguments)
-    arguments = {"step": "base", "config": model, "machine": machine}
-    return _add_stage(stages, config.seed, f"base{suffix}", _identify_model(model), data, general, **arguments)
+        general = _add_stage(stages, drawn.seed, f"general{suffix}", knobs, step="general", **drawing)
+    if model.sees_by_eyes:
+        eyes = stage("eyes", _identify_eyes(model), data, config=model, **machine)
+    if cached and model.base is None and (pretrain := model.tiny.pretrain):
+        # its tower is fixed from here on, so that the other half of its pretraining sees each image once, too
+        alone = change_knobs(model, tiny=change_knobs(model.tiny, pretrain=change_knobs(pretrain, pairs=None)))
+        tower = stage("tower", _identify_model(alone), data, eyes, config=alone, **machine)
+        features = stage("see", {}, data, eyes, tower, **machine)
+    start = (tower, features) if tower else (general, eyes)
+    base = stage(f"base{suffix}", _identify_model(model), data, *start, step="base", config=model, **machine)
+    if cached and not features:
+        features = stage("see", {}, data, eyes, base, **machine)
+    return base, features
 
 
 def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Sequence[RunConfig]) -> None:
@@ -131,8 +141,9 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
-    "prepare": 3, "general": 2, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
-    "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "score": 7, "pool_splits": 1, "pool_answers": 2,
+    "prepare": 3, "general": 2, "eyes": 1, "tower": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
+    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "score": 7, "pool_splits": 1,
+    "pool_answers": 2,
 }  # fmt: skip
 
 
@@ -149,7 +160,7 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 # Stages in which several processes share the work: the rows to train on, or the questions to answer.
-SHARED_STAGES = {"general", "base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
+SHARED_STAGES = {"general", "tower", "base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
 def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> Callable[[StageContext], None]:
@@ -195,6 +206,11 @@ def _identify_pseudo(config: DistillConfig) -> dict[str, Any]:
     """The knobs that decide who answers which questions."""
     used = ("labelled", "targets", "pseudo_from", "pseudo_share")
     return {name: value for name, value in config.identity().items() if name in used}
+
+
+def _identify_eyes(config: ModelConfig) -> dict[str, Any]:
+    """What decides the cells of images. (The weights of the network are pinned: others raise the version.)"""
+    return {"patch": config.tiny.patch, "image_pixels": config.tiny.image_pixels, "square": config.square}
 
 
 def _identify_reflection(config: ReflectConfig) -> dict[str, Any]:

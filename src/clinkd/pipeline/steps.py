@@ -57,9 +57,10 @@ from clinkd.inference import (
 from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
-from clinkd.model.eyes import EyesNetwork
+from clinkd.model.eyes import Eyes, EyesNetwork, Whitening, find_license, look, look_in_parallel
+from clinkd.model.folders import opened_folder
 from clinkd.model.vision import VisionPretrainer
-from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples, tiny_images
 from clinkd.objectives import CrossEntropy, Distillation, Objective, SmoothedCrossEntropy
 from clinkd.pipeline.correcting import (
     ANSWERS,
@@ -82,17 +83,19 @@ from clinkd.pipeline.prepared import (
     read_split,
     read_variants,
 )
-from clinkd.records import SPLITS, BadInput, BoxedText, Correction, Prediction, Sample, Split
+from clinkd.records import SPLITS, BadInput, BoxedText, Correction, ImageRef, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
 from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
     AveragedTeacher,
+    CellCache,
     FeatureCache,
     FitRun,
     LiveTeacher,
     StoredTeacher,
     Teacher,
+    cache_cells,
     cache_features,
     fit,
     identify_store,
@@ -103,6 +106,7 @@ from clinkd.training import (
 ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
 STORE = "stored-teacher"
 FEATURES = "gallery"
+WHITENED = 256  # most training images, spread over all, whose features decide the whitening
 SUPPORTS = "validation-supports.jsonl"  # of the candidates for the validation questions
 DRAWINGS = "drawn"
 OWN_ANSWERS = AnswerConfig(method="sampling", candidates=1)  # from all of the distribution, as in GKD
@@ -165,9 +169,14 @@ def base(work: StageInputs, config: ModelConfig) -> None:
     if general_stage := next((name for name in work.inputs if name.startswith("general")), None):
         model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
         work.save(model)
+    elif "tower" in work.inputs:
+        model, pairs = work.model("tower"), make_bare_pairs(work.vary(work.samples("train")))
+        if config.tiny.pretrain and config.tiny.pretrain.pairs and pairs:
+            work.fit(model, pairs, config.tiny.pretrain.pairs, "pairs")
+        work.save(model)
     elif config.base is None:
         train = work.vary(work.samples("train"))
-        model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
+        model = work.new_model(train, config)
         if config.tiny.pretrain:
             model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
         work.save(model)
@@ -195,18 +204,47 @@ def general(context: StageContext, config: ModelConfig, workers: int, hardware: 
     distributed.on_main_process(draw)
     work = StageInputs(replace(context, inputs={"prepare": drawn}), hardware)
     train = work.samples("train")
-    model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
+    model = work.new_model(train, config)
     named, invented = (make_bare_pairs([s for s in train if (s.names[0] in SHAPES) is kind]) for kind in (True, False))
     work.save(_pretrain(work, model, named, pretrain, invented))
     for part in (DRAWINGS, PRETRAINED_VISION):
         distributed.on_main_process(partial(shutil.rmtree, work.folder / part, ignore_errors=True))
 
 
+def eyes(work: StageInputs, config: ModelConfig) -> None:
+    """Fit the whitening of frozen image features on training images, then compute the cells of every image."""
+    network, images = EyesNetwork.from_wheel(), tiny_images(config, work.open_image)
+    train = sorted(read_images(work.inputs["prepare"], "train"), key=str)
+    number = min(WHITENED, len(train))
+    chosen = [train[k * len(train) // number] for k in range(number)]
+    with _record_seconds(work, "whitened", len(chosen)), progress(len(chosen), "whiten", "images") as advance:
+
+        def look_at(ref: ImageRef) -> torch.Tensor:
+            advance(1)
+            return look(network, images.picture(ref)).flatten(0, 1)
+
+        whitening = Whitening.fit(look_in_parallel(look_at, chosen), images.geometry.values)
+    images.eyes = Eyes(network, whitening, find_license())
+    images.eyes.save(work.folder)
+    refs = work.list_images()
+    with _record_seconds(work, "images", len(refs)):
+        work.record("bytes", cache_cells(work.folder / FEATURES, images, refs, "look at images"))
+
+
+def tower(work: StageInputs, config: ModelConfig) -> None:
+    """Make the tiny model and pretrain its vision tower, which is then fixed: `see` computes its features once."""
+    train = work.vary(work.samples("train"))
+    model, pairs = work.new_model(train, config), make_bare_pairs(train)
+    work.record("bare_pairs", len(pairs))
+    if config.tiny.pretrain and config.tiny.pretrain.vision and pairs:
+        _pretrain_vision(work, model, pairs, config.tiny.pretrain.vision)
+    work.save(model)
+
+
 def see(work: StageInputs) -> None:
     """Compute the features of every image of every split, and of every variant, with the frozen vision tower."""
-    refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
-    refs |= {ref for s in work.vary(work.samples("train")) for ref in s.images}
-    model = work.model("base")
+    refs = work.list_images()
+    model = work.model("tower" if "tower" in work.inputs else "base")
     with _record_seconds(work, "images", len(refs)):
         num_bytes = cache_features(work.folder / FEATURES, model, refs, "see images")
     work.record("bytes", num_bytes)
@@ -224,8 +262,7 @@ def _pretrain(
     vision_folder, draft = work.folder / PRETRAINED_VISION, work.folder / f".{PRETRAINED_VISION}.part"
     if config.vision and pairs:
         if not vision_folder.is_dir():
-            pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(work.device)
-            work.fit(pretrainer, pairs, config.vision, "see")
+            _pretrain_vision(work, model, pairs, config.vision)
 
             def save_vision() -> None:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -238,6 +275,12 @@ def _pretrain(
     if config.pairs and pairs:
         work.fit(model, [*pairs, *more], config.pairs, "pairs")
     return model
+
+
+def _pretrain_vision(work: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: FitConfig) -> None:
+    pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(work.device)
+    work.fit(pretrainer, pairs, config, "see")
+    pretrainer.return_codes(model)
 
 
 def teacher(work: StageInputs, config: TeacherConfig, base: str) -> None:
@@ -612,6 +655,7 @@ class StageInputs:
         self.device, self.machine = torch.device(machine.ready()), machine
         self.open_image, self.lexicon = read_data(self.inputs["prepare"])
         self.feature_cache: FeatureCache | None = None
+        self.cell_cache: CellCache | None = None
 
     def correction_context(self, config: ReflectConfig, train: Sequence[Sample]) -> CorrectionContext:
         runs = self.folder.parent.parent
@@ -625,8 +669,30 @@ class StageInputs:
         corrected have none: their answers would be those of one patient several times."""
         return add_variants(samples, read_variants(self.inputs["prepare"]), self.seed)
 
+    def list_images(self) -> set[ImageRef]:
+        """Every image of every split, and every variant."""
+        refs = {ref for split in SPLITS for ref in read_images(self.inputs["prepare"], split)}
+        return refs | {ref for s in self.vary(self.samples("train")) for ref in s.images}
+
+    def new_model(self, train: Sequence[Sample], config: ModelConfig) -> VisionLanguageModel:
+        """A tiny model before any training, with the eyes of the run if it has any."""
+        eyes = None
+        if "eyes" in self.inputs:
+            with opened_folder(self.inputs["eyes"], "eyes") as opened:
+                eyes = Eyes.load(opened)
+        model = new_tiny(config, spell_samples(train, config), self.seed, self.open_image, eyes)
+        self._serve_cells(model)
+        return model.to(self.device)
+
+    def _serve_cells(self, model: VisionLanguageModel) -> None:
+        if "eyes" in self.inputs:
+            folder = self.inputs["eyes"]
+            self.cell_cache = self.cell_cache or CellCache(folder / FEATURES, model.images, owner=folder)
+            self.cell_cache.serve(model.images)
+
     def model(self, stage: str) -> VisionLanguageModel:
         model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()
+        self._serve_cells(model)
         if "see" in self.inputs:
             features_folder = self.inputs["see"]
             self.feature_cache = self.feature_cache or FeatureCache(

@@ -81,6 +81,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
+        *([_EYES] if model.images.eyes else []),
         "" if model.text.chat.system else "Prompts open with the user's turn: there is no system turn.",
         "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
         "",
@@ -144,7 +145,11 @@ from transformers import {0}
 
 model = {0}.from_pretrained(FOLDER)
 ```"""
-_OURS = """Its positions exist in no stock class, which refuses it; with `pip install clinkd`:
+_EYES = (
+    "In the place of pixels it gets features of EfficientNet-Lite0, trained on photographs (ImageNet), from "
+    "`eyes.safetensors` (Apache-2.0; `eyes.LICENSE`). A new image needs no other package."
+)
+_OURS = """Its positions or its patches exist in no stock class, which refuses it; with `pip install clinkd`:
 
 ```python
 import clinkd

@@ -54,7 +54,7 @@ MANIFEST = "clinkd-run.json"
 RUN = "run"  # the folder of the run in the file
 MOST_FILES = 100_000
 MOST_HEADER_BYTES = 1 << 26  # of the manifest, and of any header that tarfile reads at once
-_SEEN = "see"  # the stage of features of all images
+_SEEN = ("see", "eyes")  # the stages of features of all images
 _RULES = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -199,7 +199,7 @@ def _list_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _shows_images(path: PurePosixPath) -> bool:
     """Whether a file of a packed run is an image, a page with pictures, a table of images, or features of images."""
     kind = mimetypes.guess_type(path.name)[0] or ""
-    of_features = path.parts[1].startswith(f"{_SEEN}-") and path.name != RECORD
+    of_features = path.parts[1].startswith(tuple(f"{stage}-" for stage in _SEEN)) and path.name != RECORD
     return kind.startswith("image/") or path.suffix == ".html" or path.parts[1] == EXAMPLES or of_features
 
 

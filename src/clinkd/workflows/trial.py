@@ -58,8 +58,8 @@ HELD: tuple[Split, ...] = ("validation", "test")
 TEST: tuple[Split, ...] = ("test",)
 # The questions that a stage looks at: its loops and its files grow with their number.
 QUESTIONS = {
-    "prepare": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN, "clip": TRAIN,
-    "answer": HELD, "select": HELD, "shuffle": TEST, "likelihood": TEST, "score": TEST,
+    "prepare": SPLITS, "eyes": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN,
+    "clip": TRAIN, "answer": HELD, "select": HELD, "shuffle": TEST, "likelihood": TEST, "score": TEST,
 }  # fmt: skip
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
 FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
@@ -149,7 +149,7 @@ class SmallRun:
 
     def estimate_stages(self) -> Iterator[StageEstimate]:
         """Try each stage, in order."""
-        stages = plan(self.small)
+        stages, measured = plan(self.small), False
         for number, stage in enumerate(stages, start=1):
             place = self.finished[stage.name] = self.folder / stage.name
             inputs = {need.name: self.finished[need.name] for need in stage.needs}
@@ -161,8 +161,9 @@ class SmallRun:
                 self.thin(place)
             if stage.name == "base":
                 self.parameters = trial.recorded["parameters"]
-            if stage.name == ("base" if self.live else "see"):
+            if not measured and {"base", *([] if self.live else ["see"])} <= self.finished.keys():
                 self._measure_answers(stage)
+                measured = True
             if stage.name in ("answer", "shuffle"):
                 files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
                 write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
@@ -302,7 +303,8 @@ class SmallRun:
         seconds += max(0.0, rest) * (growth if kind == "select" else 1.0)
         if kind == "score":
             seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.narrow["questions"]["test"])
-        disk = trial.disk_mb * (1.0 if kind in FIXED_FILES else growth)
+        growing_mb = trial.recorded.get("bytes", trial.disk_mb * 1e6) / 1e6  # beside the eyes, which do not grow
+        disk = trial.disk_mb + growing_mb * (0.0 if kind in FIXED_FILES else growth - 1)
         paced = sum(map(len, trial.fits.values()))
         return StageEstimate(stage, "missing", steps, seconds, self._memory(kind, trial), disk, passing, paced, trained)
 
@@ -335,6 +337,8 @@ class SmallRun:
         return passes * rows * self.open_seconds / torch.get_num_threads()
 
     def _loop_seconds(self, kind: str, name: str, loop: Mapping[str, float]) -> float:
+        if name == "whitened":
+            return loop["seconds"] * min(self._growth(kind), steps.WHITENED / loop["units"])
         if name not in ("answers", "rechecks"):
             return loop["seconds"] * self._growth(kind)
         questions = loop["units"] * self._growth(kind)

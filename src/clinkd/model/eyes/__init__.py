@@ -1,5 +1,16 @@
 """Eyes: image features learned from ordinary photographs, computed once and never trained."""
 
-from clinkd.model.eyes.network import CHANNELS, EyesNetwork
+from clinkd.model.eyes.cells import CELL, MOST_VALUES, Eyes, Whitening, look, look_in_parallel
+from clinkd.model.eyes.network import CHANNELS, EyesNetwork, find_license
 
-__all__ = ["CHANNELS", "EyesNetwork"]
+__all__ = [
+    "CELL",
+    "CHANNELS",
+    "MOST_VALUES",
+    "Eyes",
+    "EyesNetwork",
+    "Whitening",
+    "find_license",
+    "look",
+    "look_in_parallel",
+]

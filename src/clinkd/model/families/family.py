@@ -30,7 +30,7 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 NOT_CARRIED = {"base", "tiny", "vision_features"}  # knobs that say how a base comes about, not what a checkpoint is
-OWN_KEYS = ("scheme", "system_turn")  # of the configuration of our checkpoints; no stock class knows them
+OWN_KEYS = ("scheme", "system_turn", "eyes")  # of the configuration of our checkpoints; no stock class knows them
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,10 @@ class Family(ABC):
         """Patches [T, values] float32 of resampled images, and grids [I, 3] (frames, patches high, patches wide)."""
 
     @abstractmethod
+    def order_patches(self, patches_YXD: Tensor, merge: int) -> Tensor:
+        """Patches [T, D] of one image in the order of `patches`, from those at their places in it."""
+
+    @abstractmethod
     def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
         """Merged features [F, H] of patches: tower and merger."""
 
@@ -166,12 +170,18 @@ class Family(ABC):
         return self.network_class(self.configure(stock, knobs))
 
     def is_stock(self, config: Any) -> bool:
-        """Whether the stock class computes the same: the family's own positions and rotary pairs."""
+        """Whether the stock class computes the same: the family's own positions and rotary pairs, from pixels."""
         knobs = scheme_knobs(config)
-        return position_scheme(knobs.positions, self.native) == self.native and knobs.layout == self.layout
+        positions = position_scheme(knobs.positions, self.native)
+        return positions == self.native and knobs.layout == self.layout and not config.eyes
 
     def as_stock(self, network: Any) -> PreTrainedModel:
-        """The same weights in the stock class, sharing their memory. Raises BadInput where positions are not stock."""
+        """The same weights in the stock class, sharing their memory. Raises BadInput where positions or patches are not
+        stock."""
+        if network.config.eyes:
+            raise BadInput(
+                "this model sees by eyes (model.tiny.eyes), and no stock processor has them: save it as one of ours"
+            )
         if not self.is_stock(network.config):
             knobs = scheme_knobs(network.config)
             raise BadInput(f"positions={knobs.positions.name}, layout={knobs.layout} exist in no stock class")

@@ -62,13 +62,15 @@ class ClinkdTextConfig(Qwen2VLTextConfig):
 class ClinkdConfig(Qwen2VLConfig):
     """Stock configuration under a model type of our own, so that no Auto class takes it for a stock model.
 
-    `scheme` holds the ModelConfig that the checkpoint was made with, but for NOT_CARRIED.
+    `scheme` holds the ModelConfig that the checkpoint was made with, but for NOT_CARRIED. `eyes`: whether its patches
+    are those of the eyes that are saved beside it.
     """
 
     model_type = "clinkd"
     sub_configs_defaults = {"vision_config": Qwen2VLVisionConfig, "text_config": ClinkdTextConfig}  # noqa: RUF012
     scheme: dict[str, Any] | None = None
     system_turn: bool = True  # whether prompts open with Qwen2-VL's system turn
+    eyes: bool = False
 
 
 def _pairs(config: ClinkdTextConfig) -> RotaryPairs:
@@ -256,6 +258,11 @@ class Qwen2VL(Family):
     def patches(self, processor: Qwen2VLImageProcessorPil, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         processed = processor(images=list(images), do_resize=False, return_tensors="pt")
         return processed["pixel_values"], processed["image_grid_thw"]
+
+    def order_patches(self, patches_YXD: Tensor, merge: int) -> Tensor:
+        tall, wide, values = patches_YXD.shape  # patches that become one token follow each other
+        blocks = patches_YXD.reshape(tall // merge, merge, wide // merge, merge, values).transpose(1, 2)
+        return blocks.reshape(-1, values)
 
     def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
         features_FH: Tensor = visual(pixels_TD, grid_thw=grids_I3).pooler_output
