@@ -83,7 +83,7 @@ def test_files_hold_no_variant_and_only_training_asks_for_what_is_absent(prepare
 def test_the_teacher_has_whole_images_with_all_their_variants(
     prepared: Path, tmp_path: Path, trained: dict[str, list[Sample]]
 ) -> None:
-    steps.teacher(stage(prepared, tmp_path), TeacherConfig(share=0.25))
+    steps.teacher(stage(prepared, tmp_path), TeacherConfig(share=0.25), "base")
     assert len(paths(trained["trained"])) == TRAIN / 4 and variants(trained["trained"]) == TRAIN
 
 
@@ -91,7 +91,7 @@ def test_distillation_learns_from_variants_of_pseudo_labels_too(
     prepared: Path, tmp_path: Path, trained: dict[str, list[Sample]]
 ) -> None:
     work = stage(prepared, tmp_path)
-    steps.distill(work, DistillConfig(kd_weight=0))
+    steps.distill(work, DistillConfig(kd_weight=0), None)
     whole = trained["trained"]
     assert variants(whole) == 4 * TRAIN and len(whole) == 4 * len(work.samples("train"))
     pseudo = tmp_path / "pseudo"
@@ -100,7 +100,7 @@ def test_distillation_learns_from_variants_of_pseudo_labels_too(
     said = Prediction(first.id, (Candidate("left", type(first.answer)("on the left")),))
     steps.write_lines(pseudo / steps.PREDICTIONS, [said.to_json()])
     work.inputs = {**work.inputs, "pseudo": pseudo}
-    steps.distill(work, DistillConfig(kd_weight=0, targets="pseudo"))
+    steps.distill(work, DistillConfig(kd_weight=0, targets="pseudo"), None)
     told = {s.id: s.answer.text for s in trained["trained"] if "+pseudo" in s.id}
     assert told == {f"{first.id}+pseudo{v}": f"on the {side}" for v, side in {
         "": "left", "+v1": "right", "+v2": "left", "+v3": "left",

@@ -14,7 +14,6 @@ from clinkd.inference.rerank import (
     rerank,
     rerank_batch,
 )
-from clinkd.inference.self_consistency import measure_supports
 
 __all__ = [
     "Agreement",
@@ -29,7 +28,6 @@ __all__ = [
     "explain_disagreement",
     "hosted",
     "measure_likelihoods",
-    "measure_supports",
     "rerank",
     "rerank_batch",
     "self_consistency",

@@ -107,7 +107,8 @@ def _add_base(
     stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, suffix: Literal["", "-teacher"] = ""
 ) -> tuple[Stage, Stage | None]:
     """Add what makes the base, and the features of images by its tower if they are cached."""
-    stage, machine = partial(_add_stage, stages, config.seed), {"machine": Machine.of(config)}
+    stage = partial(_add_stage, stages, config.seed)
+    machine: dict[str, Any] = {"machine": Machine.of(config)}
     cached, eyes, tower, features, general = model.vision_features == "cached", None, None, None, None
     if drawn := model.base is None and model.tiny.pretrain and model.tiny.pretrain.general:
         # stock positions, as a general model has; neither the data nor the seed of a run counts, so runs share it. The

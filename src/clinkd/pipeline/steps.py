@@ -51,10 +51,10 @@ from clinkd.inference import (
     TimedScorer,
     count_disagreement,
     measure_likelihoods,
-    measure_supports,
     rerank,
 )
 from clinkd.inference import answer as answer_samples
+from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import Eyes, EyesNetwork, Whitening, find_license, look, look_in_parallel
