@@ -533,6 +533,11 @@ class EvaluateConfig(Knobs):
         "headline", "SPICE only for RC, as its primary metric, or for all captions: those of MIA take it minutes"
     )
     shuffled: bool = knob(True, "a baseline: ask each test question with another image of its task and modality")
+    probe: bool = knob(
+        False,
+        "beside the model, linear fits on frozen image features, without a language model, for VG, ROC and QA (the "
+        "extra `eyes`)",
+    )
     gallery: Whole = knob(24, "answers, and corrections, that the report shows without its script", speed_only=True)
 
 

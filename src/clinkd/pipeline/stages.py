@@ -68,8 +68,9 @@ def plan(config: RunConfig) -> list[Stage]:
     shuffle, first_only = None, config.answer.first
     if config.evaluate.shuffled:
         shuffle = stage("shuffle", first_only, data, model, features, config=first_only, previous=model.name, **machine)
+    probe = stage("probe", {}, data, **machine) if config.evaluate.probe else None
     rounds = [s for s in stages if s.name.startswith("reflect-")]
-    stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, *rounds, whole=config)
+    stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, probe, *rounds, whole=config)
     return stages
 
 
@@ -93,7 +94,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
     # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
     keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
     splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
-    answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
+    answers = {POOLED: [[k[name] for name in ("select", "shuffle", "probe") if name in k] for k in keys]}
     pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
     stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
 
@@ -101,7 +102,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
     "prepare": 3, "general": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2,
-    "answer": 4, "select": 4, "shuffle": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
+    "answer": 4, "select": 4, "shuffle": 1, "probe": 1, "score": 6, "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 
 

@@ -49,8 +49,10 @@ from clinkd.inference import (
     rerank,
 )
 from clinkd.inference import answer as answer_samples
+from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
+from clinkd.model.eyes import EyesNetwork
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
@@ -66,7 +68,7 @@ from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
-from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
+from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
@@ -440,6 +442,22 @@ def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     model = work.model(previous)
     with _record_seconds(work, "answers", len(questions)):
         work.answer(model, questions, config, PREDICTIONS, IMAGES_SHUFFLED, "images shuffled")
+
+
+def probe(work: StageInputs) -> None:
+    """Answer the test questions from frozen image features by linear fits, to stand beside the model's answers."""
+    eyes = EyesNetwork.from_wheel()
+    splits = [work.samples(split) for split in SPLITS]
+    num_images = len({i for samples in splits for s in samples for i in s.images[:1]})
+    with _record_seconds(work, "images", num_images), progress(num_images, "probe", "images") as advance:
+
+        def look(image: ImageRef) -> Cells:
+            cells = look_at(eyes, work.open_image(image))
+            advance(1)
+            return cells
+
+        predictions = answer_by_probe(*splits, look)
+    write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
 def score(work: StageContext, whole: RunConfig) -> None:
