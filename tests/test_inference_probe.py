@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,12 +14,18 @@ from clinkd.inference.probe import GRID, Cells, answer_by_probe, find_likeliest_
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import CHANNELS, EyesNetwork
 from clinkd.pipeline import plan
+from clinkd.pipeline.graph import StageContext
+from clinkd.pipeline.pooling import collect_baselines, pool_answers
+from clinkd.pipeline.prepared import DATA, PREDICTIONS
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import SPLITS as SPLIT_NAMES
 from clinkd.reporting.strict import StrictResults
 from clinkd.reporting.tables import ScoreIndex, describe_scores
 from clinkd.scoring.blind.baselines import CONSTANT
+from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import PROBE, score_predictions
 from clinkd.settings import override
+from clinkd.storage import write_json, write_lines
 
 NAMES = ("liver", "kidney")
 
@@ -50,7 +58,7 @@ def ask(task: Task, n: int) -> Sample:
 
 SPLITS = [
     [ask(t, n) for n in range(*ends) for t in (Task.VG, Task.ROC, Task.QA, Task.RC)]
-    for ends in ((0, 40), (40, 48), (48, 64))
+    for ends in ((0, 30), (30, 36), (36, 46))
 ]
 
 
@@ -113,7 +121,7 @@ def test_it_stands_beside_the_model_and_is_never_blind(answers: dict[str, Predic
     assert table["Frozen-feature probe"][1] == "100.0" and table["  Model above it"][1].startswith("-100")
     described = describe_scores(strict.scores, {}, strict.gains)
     probe = described["probe"]["ROC"][described["ROC"]["metric"]]
-    assert probe["score"] > 90 and probe["interval"] and probe["answers"] == 16
+    assert probe["score"] > 90 and probe["interval"] and probe["answers"] == 10
     assert probe["model_above"] < 0 and probe["model_above_interval"][1] < 0
     assert PROBE not in described["ROC"]["blind_by"] and PROBE not in str(described["selection"])
 
@@ -126,3 +134,25 @@ def test_the_stage_is_there_where_it_is_asked_for_and_changes_no_other() -> None
     assert {n for n in plain if plain[n].identity != probed[n].identity} == {"score"}
     default = {s.name: s.identity for s in plan(EXPERIMENTS["demo"]())}
     assert default == {n: s.identity for n, s in plain.items()}
+
+
+def test_folds_pool_its_answers_and_the_best_baseline_is_chosen_without_it(tmp_path: Path) -> None:
+    folds = []
+    for n in (1, 2):
+        splits = [[ask(Task.ROC, k + 100 * n) for k in range(*ends)] for ends in ((0, 6), (6, 8), (8, 10))]
+        folds.append({name: f"{name}-{n}" for name in ("prepare", "select", "probe")})
+        prepare, *answered = (tmp_path / folder for folder in folds[-1].values())
+        for folder in (prepare, *answered):
+            folder.mkdir()
+        write_json(prepare / DATA, {"root": "", "lexicon": Lexicon(NAMES, (), (), ()).to_json()})
+        for split, samples in zip(SPLIT_NAMES, splits, strict=True):
+            write_lines(prepare / f"{split}.jsonl", (s.to_json() for s in samples))
+        said = [Prediction(s.id, (Candidate("", s.answer),), by=PROBE).to_json() for s in splits[2]]
+        for folder in answered:
+            write_lines(folder / PREDICTIONS, said)
+    pooled = tmp_path / "pooled"
+    pooled.mkdir()
+    pool_answers(StageContext(pooled, {}, 0, lambda *_: None), folds)
+    rows, choice = collect_baselines({"select": pooled}, {}, Rules(0.5, Lexicon(NAMES, (), (), ())))
+    assert [p.id for p in rows[PROBE]] == ["ROC-108", "ROC-109", "ROC-208", "ROC-209"]
+    assert choice.trials and PROBE not in {t.baseline for t in choice.trials}

@@ -16,6 +16,7 @@ __all__ = [
     "explain_disagreement",
     "hosted",
     "measure_supports",
+    "probe",
     "rerank",
     "rerank_batch",
     "self_consistency",

@@ -88,7 +88,8 @@ def _cover(box: Box) -> Numbers:
         np.clip(np.minimum(end, starts + size) - np.maximum(start, starts), 0, None) / size
         for start, end in ((box.y1, box.y2), (box.x1, box.x2))
     ]
-    return np.outer(*sides).ravel()
+    covered: Numbers = np.outer(*sides).ravel()
+    return covered
 
 
 # ---- names and answers ----------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ class _RidgeSums:
 
     def solve(self, ridge: float) -> _Weights:
         penalty = ridge * GRID * GRID * np.eye(len(self._sums_Q))
-        weights_Q = np.linalg.solve(self._gram_QQ + penalty, self._sums_Q)
+        weights_Q: Numbers = np.linalg.solve(self._gram_QQ + penalty, self._sums_Q)
         by_name = {name: weights_Q[self._block(n)] for n, name in enumerate(self._names, start=1)}
         return _Weights(weights_Q[self._block(0)], by_name)
 

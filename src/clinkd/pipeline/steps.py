@@ -447,8 +447,8 @@ def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:
 def probe(work: StageInputs) -> None:
     """Answer the test questions from frozen image features by linear fits, to stand beside the model's answers."""
     eyes = EyesNetwork.from_wheel()
-    splits = [work.samples(split) for split in SPLITS]
-    num_images = len({i for samples in splits for s in samples for i in s.images[:1]})
+    train, validation, test = (work.samples(split) for split in SPLITS)
+    num_images = len({i for samples in (train, validation, test) for s in samples for i in s.images[:1]})
     with _record_seconds(work, "images", num_images), progress(num_images, "probe", "images") as advance:
 
         def look(image: ImageRef) -> Cells:
@@ -456,7 +456,7 @@ def probe(work: StageInputs) -> None:
             advance(1)
             return cells
 
-        predictions = answer_by_probe(*splits, look)
+        predictions = answer_by_probe(train, validation, test, look)
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
