@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from clinkd.experiments import EXPERIMENTS
 from clinkd.inference.probe import GRID, Cells, answer_by_probe, find_likeliest_box, look_at
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import CHANNELS, EyesNetwork
-from clinkd.pipeline import plan
+from clinkd.pipeline import plan, steps
 from clinkd.pipeline.graph import StageContext
+from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pooling import collect_baselines, pool_answers
-from clinkd.pipeline.prepared import DATA, PREDICTIONS
+from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.records import SPLITS as SPLIT_NAMES
 from clinkd.reporting.strict import StrictResults
@@ -156,3 +158,20 @@ def test_folds_pool_its_answers_and_the_best_baseline_is_chosen_without_it(tmp_p
     rows, choice = collect_baselines({"select": pooled}, {}, Rules(0.5, Lexicon(NAMES, (), (), ())))
     assert [p.id for p in rows[PROBE]] == ["ROC-108", "ROC-109", "ROC-208", "ROC-209"]
     assert choice.trials and PROBE not in {t.baseline for t in choice.trials}
+
+
+def test_the_stage_answers_the_test_split_from_the_files_of_its_run(tmp_path: Path) -> None:
+    prepare, out = tmp_path / "prepare", tmp_path / "probe"
+    prepare.mkdir()
+    out.mkdir()
+    write_json(prepare / DATA, {"root": "", "lexicon": Lexicon(NAMES, (), (), ()).to_json()})
+    for n, split in enumerate(SPLIT_NAMES):
+        Image.fromarray(np.full((32, 32, 3), 40 * n, np.uint8)).save(prepare / f"{n}.png")
+        asked = replace(ask(Task.ROC, 0), id=split, images=(ImageRef(f"{n}.png"),))
+        write_lines(prepare / f"{split}.jsonl", [asked.to_json()])
+    recorded: dict[str, dict[str, float]] = {}
+    context = StageContext(out, {"prepare": prepare}, 0, recorded.__setitem__)
+    steps.probe(steps.StageInputs(context, Machine.of(override(EXPERIMENTS["demo"](), ["device=cpu"]))))
+    (said,) = read_predictions(out)
+    assert (said.id, said.by, said.answer.answer.text) == ("test", PROBE, "liver")
+    assert recorded["images"]["units"] == len(SPLIT_NAMES)

@@ -36,7 +36,7 @@ _PLACE_WEIGHT, _MOST_WORDS, _TINY = 10.0, 256, 1e-6
 _ITERATIONS = 60  # of a logistic regression
 _FINE = 2 * GRID  # places of the edges of a found box
 
-Numbers = NDArray[np.float64]
+Numbers = NDArray[np.floating[Any]]
 Cells = NDArray[np.float16]  # [K, C]
 
 
