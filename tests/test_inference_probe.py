@@ -19,6 +19,7 @@ from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pooling import collect_baselines, pool_answers
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions
+from clinkd.pipeline.runs import score_table
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.records import SPLITS as SPLIT_NAMES
 from clinkd.reporting.strict import StrictResults
@@ -125,6 +126,8 @@ def test_it_stands_beside_the_model_and_is_never_blind(answers: dict[str, Predic
     probe = described["probe"]["ROC"][described["ROC"]["metric"]]
     assert probe["score"] > 90 and probe["interval"] and probe["answers"] == 10
     assert probe["model_above"] < 0 and probe["model_above_interval"][1] < 0
+    (note,) = (n for n in score_table(described, "").notes if n.startswith("VG: the frozen-feature probe"))
+    assert "has 100.0; the model minus that is -100.0" in note
     assert PROBE not in described["ROC"]["blind_by"] and PROBE not in str(described["selection"])
 
 
