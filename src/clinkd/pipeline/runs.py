@@ -377,10 +377,10 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
     return Table(title, ("task", "score", "blind", *modalities), tuple(rows), tuple(notes))
 
 
-def _list_probe_notes(probe: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _list_probe_notes(probe: Mapping[str, Any], entries: Mapping[Task, Mapping[str, Any]]) -> list[str]:
     """A line for each task that the frozen-feature probe answered, by its main metric."""
     notes = []
-    for task, figures in ((task, metrics.get(entries[task]["metric"])) for task, metrics in probe.items()):
+    for task, figures in ((task, metrics.get(entries[Task(task)]["metric"])) for task, metrics in probe.items()):
         if figures and (above := figures["model_above"]) is not None:
             ends = figures["model_above_interval"]
             interval = f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else ""
