@@ -645,6 +645,11 @@ class EvaluateConfig(Knobs):
     likelihood: bool = knob(
         False, "also how likely the true answers are under the final model, by kind of token: box, name and rest"
     )
+    probe: bool = knob(
+        False,
+        "beside the model, linear fits on frozen image features, without a language model, for VG, ROC and QA (the "
+        "extra `eyes`)",
+    )
     gallery: Whole = knob(24, "answers, and corrections, that the report shows without its script", speed_only=True)
 
 

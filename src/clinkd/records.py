@@ -423,8 +423,9 @@ class Score(Record):
     """One figure, x100. `value` is None, with `why`, if it could not be computed: unscored is not zero.
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
-    "by clip": the scorer's, as if always trusted); or an image-blind baseline ("other image", "median box", "constant",
-    "question only", "learned", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    "by clip": the scorer's, as if always trusted); the "frozen-feature probe", which sees the
+    image; or an image-blind baseline ("other image", "median box", "constant", "question only", "learned", "images
+    shuffled"). `modality` None means the mean over non-empty modalities.
     `chosen_on`: of the best baseline of a task and modality, the questions by which it was chosen; None for every other
     row, and where the best is taken on the test answers themselves.
     """

@@ -28,6 +28,7 @@ __all__ = [
     "explain_disagreement",
     "hosted",
     "measure_likelihoods",
+    "probe",
     "rerank",
     "rerank_batch",
     "self_consistency",

@@ -29,6 +29,7 @@ from clinkd.records import SPLITS, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
 from clinkd.scoring.blind.choice import BlindChoice, answer_blindly
 from clinkd.scoring.measure import Rules
+from clinkd.scoring.score import PROBE
 from clinkd.storage import write_json, write_lines
 
 FoldStages = Mapping[str, Path]  # the folders of a finished fold's stages, by name
@@ -51,8 +52,8 @@ def pool_splits(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
 
 
 def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
-    """Write the chosen answers of all folds as one, and the baselines' answers, each from its own fold's splits; the
-    best of them is chosen by the trials of all folds."""
+    """Write the chosen answers of all folds as one, and those of baselines and probe, each from its own fold's
+    splits; the best baseline is chosen by the trials of all folds."""
     stages = _open_folds(work, folds)
     predictions = chain.from_iterable(read_predictions(fold["select"]) for fold in stages)
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
@@ -79,7 +80,8 @@ def _open_folds(work: StageContext, folds: Sequence[Mapping[str, str]]) -> list[
 def collect_baselines(
     stages: Mapping[str, Path], splits: Mapping[Split, Sequence[Sample]], rules: Rules
 ) -> tuple[dict[str, list[Prediction]], BlindChoice]:
-    """The image-blind baselines' answers to the test questions at hand, and the choice of the best: a small run in a
+    """The answers of the image-blind baselines and of the probe to the test questions at hand, and the choice of the
+    best baseline: a small run in a
     trial was asked others with shuffled images. Of pooled folds, what was pooled."""
     if (path := stages["select"] / BASELINES).is_file():
         pooled: dict[str, list[Prediction]] = {}
@@ -91,4 +93,7 @@ def collect_baselines(
     if "shuffle" in stages:
         ids = {s.id for s in test}
         baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(stages["shuffle"]) if p.id in ids]
+    if "probe" in stages:
+        ids = {s.id for s in test}
+        baselines[PROBE] = [p for p in read_predictions(stages["probe"]) if p.id in ids]
     return {name: predictions for name, predictions in baselines.items() if predictions}, choice

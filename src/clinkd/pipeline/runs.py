@@ -372,8 +372,24 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
     rows.append(("average", _spell_number(value), "", *[""] * len(modalities)))
     if value is None:
         notes.append("average: over a task that was not computed there is none")
+    notes += _list_probe_notes(scores.get("probe") or {}, entries)
     notes.append("blind: the best of the baselines that do not see the image; cells are score/blind, x100")
     return Table(title, ("task", "score", "blind", *modalities), tuple(rows), tuple(notes))
+
+
+def _list_probe_notes(probe: Mapping[str, Any], entries: Mapping[Task, Mapping[str, Any]]) -> list[str]:
+    """A line for each task that the frozen-feature probe answered, by its main metric."""
+    notes = []
+    for task, figures in ((task, metrics.get(entries[Task(task)]["metric"])) for task, metrics in probe.items()):
+        if figures and (above := figures["model_above"]) is not None:
+            ends = figures["model_above_interval"]
+            interval = f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else ""
+            score = _spell_number(figures["score"])
+            notes.append(
+                f"{task}: the frozen-feature probe (same eyes, no language model) has {score}; the model minus that is "
+                f"{above:+.1f}{interval}"
+            )
+    return notes
 
 
 def _spell_scores(entry: Mapping[str, Any] | None) -> str:

@@ -82,8 +82,10 @@ def plan(config: RunConfig) -> list[Stage]:
     if config.evaluate.likelihood:
         arguments = {"batch": config.answer.batch, "previous": model.name, **machine}
         likelihood = stage("likelihood", {}, data, model, features, **arguments)
+    probe = stage("probe", {}, data, **machine) if config.evaluate.probe else None
     rounds = [s for s in stages if s.name.startswith("reflect-")]
-    stage("score", _identify_evaluation(config.evaluate), data, select, shuffle, likelihood, *rounds, whole=config)
+    beside = (shuffle, likelihood, probe)
+    stage("score", _identify_evaluation(config.evaluate), data, select, *beside, *rounds, whole=config)
     return stages
 
 
@@ -135,7 +137,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
     # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
     keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
     splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
-    answers = {POOLED: [[k[name] for name in ("select", "shuffle", "likelihood") if name in k] for k in keys]}
+    answers = {POOLED: [[k[name] for name in ("select", "shuffle", "likelihood", "probe") if name in k] for k in keys]}
     pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
     stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
 
@@ -143,8 +145,8 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
     "prepare": 3, "general": 2, "eyes": 1, "tower": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
-    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "score": 7, "pool_splits": 1,
-    "pool_answers": 2,
+    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "probe": 1, "score": 7,
+    "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ from clinkd.inference import (
     rerank,
 )
 from clinkd.inference import answer as answer_samples
+from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
@@ -615,6 +616,22 @@ def likelihood(work: StageInputs, batch: int, previous: str) -> None:
         measure_likelihoods(model, questions, file=file, batch=batch, title="likelihood of the truth")
     means = average_likelihoods(JsonLines(file).read())
     work.record("log_likelihood", {f"{task} {kind}": round(found.mean, 4) for (task, kind), found in means.items()})
+
+
+def probe(work: StageInputs) -> None:
+    """Answer the test questions from frozen image features by linear fits, to stand beside the model's answers."""
+    network = EyesNetwork.from_wheel()
+    train, validation, test = (work.samples(split) for split in SPLITS)
+    num_images = len({i for samples in (train, validation, test) for s in samples for i in s.images[:1]})
+    with _record_seconds(work, "images", num_images), progress(num_images, "probe", "images") as advance:
+
+        def see_cells(image: ImageRef) -> Cells:
+            cells = look_at(network, work.open_image(image))
+            advance(1)
+            return cells
+
+        predictions = answer_by_probe(train, validation, test, see_cells)
+    write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
 def score(work: StageContext, whole: RunConfig) -> None:

@@ -12,7 +12,7 @@ from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.likelihood import LogLikelihood, TokenKind
 from clinkd.scoring.measure import FACTS, NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC, list_shown_metrics
-from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
+from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, PROBE, Gain, is_blind, is_choice, spell_interval
 from clinkd.storage import write_csv
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
@@ -45,7 +45,7 @@ class ScoreIndex:
     def __init__(self, scores: Iterable[Score]) -> None:
         self._score_by_key = {(s.row, s.task, s.metric, s.modality): s for s in scores}
         # once: every figure beside a blind one asks for them
-        self._baselines = tuple(dict.fromkeys(r for r, _, _, _ in self._score_by_key if not is_choice(r)))
+        self._baselines = tuple(dict.fromkeys(r for r, _, _, _ in self._score_by_key if is_blind(r)))
 
     def get(self, row: str, task: Task, metric: str, modality: Modality | None = None) -> Score | None:
         return self._score_by_key.get((row, task, metric, modality))
@@ -69,6 +69,9 @@ class ScoreIndex:
         """Rows of the model's own candidates, the first beam first and the oracle last."""
         present = dict.fromkeys(r for r, _, _, _ in self._score_by_key if is_choice(r))
         return sorted(present, key=lambda row: {FIRST_BEAM: 0, MODEL: 2, ORACLE: 3}.get(row, 1))
+
+    def has_probe(self) -> bool:
+        return any(r == PROBE for r, _, _, _ in self._score_by_key)
 
     def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
         """The name of the best image-blind baseline; None if none was computed. It is the one that was chosen for the
@@ -118,7 +121,8 @@ def describe_scores(
     modalities, and `by_modality` the modalities that have questions of the task. Beside each score stand its 95 %
     `interval` or null, and how many `answers` it is of. `selection` holds, by task, metric and row, what other choices
     of the candidates score in the mean over modalities, and their gain over the first beam, each with its 95 % interval
-    or null.
+    or null. `probe`, by task and metric where the run has one: the frozen-feature probe's score and how far the model
+    is above it, likewise.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
@@ -133,7 +137,9 @@ def describe_scores(
     result["average"] = score_index.average(MODEL)
     if missing := [t.value for t in AVERAGED if result[t.value]["score"] is None]:
         result["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
-    result["selection"] = _describe_selection(score_index, gains)
+    result["selection"] = _describe_selection(score_index, [g for g in gains if g.row != PROBE])
+    if probe := _describe_probe(score_index, gains):
+        result["probe"] = probe
     result["wall_seconds"] = dict(wall_seconds)
     return result
 
@@ -157,6 +163,16 @@ def _describe_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[
                 rows[row] = {"score": score.value, "interval": score.interval}
             if score and (gain := gain_by_key.get((task, metric, row))):
                 rows[row] |= {"gain": gain.value, "gain_interval": gain.interval}
+    return result
+
+
+def _describe_probe(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for gain in (g for g in gains if g.row == PROBE):
+        if score := score_index.get(PROBE, gain.task, gain.metric):
+            figures = {"score": score.value, "interval": score.interval, "answers": score.count}
+            above = {"model_above": gain.value, "model_above_interval": gain.interval}
+            result.setdefault(gain.task.value, {})[gain.metric] = figures | above
     return result
 
 
@@ -195,10 +211,13 @@ def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices
     """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
     there are any), every metric, and flaws. `choices`: some answers were chosen among several candidates."""
     score_index = ScoreIndex(scores)
-    tables = [_tabulate_overall(score_index, choices), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
+    tables = [
+        _tabulate_overall(score_index, choices, gains),
+        _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY),
+    ]
     outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables += [outside] if outside.rows else []
-    tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
+    tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains if g.row != PROBE) else []
     return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
 
 
@@ -250,7 +269,13 @@ _ORACLE = (
 )
 
 
-def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
+_PROBE = (
+    "The frozen-feature probe sees the image with the same eyes, without a language model: linear fits on frozen "
+    "features, chosen on the validation split. It is no image-blind baseline. A model below it loses what its eyes see."
+)
+
+
+def _tabulate_overall(score_index: ScoreIndex, choices: bool, gains: Sequence[Gain]) -> Table:
     """Like the paper's Table 2: who answered against task."""
     columns = score_index.columns()
     model_scores = [score_index.get(MODEL, t, m) for t, m in columns]
@@ -267,6 +292,16 @@ def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
         ("  Model above it", *map(format_signed, differences), MISSING),
         *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.baselines()),
     ]
+    probed = [score_index.get(PROBE, *column) for column in columns]
+    if any(probed):
+        gain_by_column = {(g.task, g.metric): g for g in gains if g.row == PROBE}
+        above = [gain_by_column.get(column) for column in columns]
+        lines += [
+            _build_score_row(score_index, PROBE, "Frozen-feature probe", columns),
+            ("  95 % interval", *map(_format_interval, probed), MISSING),
+            ("  Model above it", *(format_signed(g.value if g else None) for g in above), MISSING),
+            ("  95 % interval of that", *map(_format_interval, above), MISSING),
+        ]
     if choices:
         lines.append(_build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns))
         lines.append(_build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns))
@@ -274,6 +309,7 @@ def _tabulate_overall(score_index: ScoreIndex, choices: bool) -> Table:
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
         *describe_blind({place for c in columns if (place := score_index.chosen_on(*c))}),
+        *([_PROBE] if any(probed) else []),
         *([_ORACLE] if choices else []),
         *score_index.reasons(columns),
     )
@@ -425,6 +461,7 @@ def format_signed(value: float | None, digits: int = 1) -> str:
 
 def _tabulate_metrics(score_index: ScoreIndex, choices: bool) -> Table:
     chosen = {FIRST_BEAM: "First beam", ORACLE: "Oracle"} if choices else {}
+    chosen |= {PROBE: "Frozen-feature probe"} if score_index.has_probe() else {}
     rows = (MODEL, *chosen, *score_index.baselines())
     lines = []
     for task in Task:

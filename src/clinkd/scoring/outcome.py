@@ -10,7 +10,7 @@ from clinkd.records import Score, Task
 from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.measure import NOT_ASKED, NOTHING_SAID
 from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
-from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice
+from clinkd.scoring.score import MODEL, ScoredAnswers, is_blind
 
 Mode = Literal["official", "strict"]
 MODES: tuple[Mode, ...] = ("official", "strict")
@@ -131,7 +131,7 @@ def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: 
         figures={
             (s.row, s.metric, s.modality): s.value
             for s in scores
-            if s.value is not None and s.metric not in FLAWS.metrics and (s.row == MODEL or not is_choice(s.row))
+            if s.value is not None and s.metric not in FLAWS.metrics and (s.row == MODEL or is_blind(s.row))
         },
         hits={m: int(sums[hit_column]) for m, sums in items.items()} if hit_column else {},
         interval=mean.interval if mean else None,

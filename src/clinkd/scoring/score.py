@@ -25,6 +25,7 @@ from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
+PROBE = "frozen-feature probe"  # sees the image, without a language model
 # scorers to compare every other with, by their names in the record
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
@@ -41,7 +42,8 @@ class Estimate(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """How much a choice of candidates gains over the first beam, x100, in the mean over modalities; negative is worse.
+    """How much a choice of candidates gains over the first beam, or (row PROBE) the model over the probe, x100, in
+    the mean over modalities; negative is worse.
 
     None, as in a Score, where there is nothing to divide by. The interval is of the difference: both use the same
     bootstrap images.
@@ -94,8 +96,13 @@ class _KeyDifference(NamedTuple):
 
 
 def is_choice(row: str) -> bool:
-    """Whether a row chooses among the model's candidates; else it is an image-blind baseline."""
+    """Whether a row chooses among the model's candidates."""
     return row in (MODEL, FIRST_BEAM, ORACLE, *_REFERENCE_SCORERS) or row.startswith(_SCORER_PREFIX)
+
+
+def is_blind(row: str) -> bool:
+    """Whether a row is an image-blind baseline."""
+    return row != PROBE and not is_choice(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +122,8 @@ class _ScoreRow:
 
     @property
     def has_interval(self) -> bool:
-        """Whether its figures by modality get intervals: it was computed, and chooses among the model's candidates."""
-        return self.counts is not None and self.measure is not FLAWS and is_choice(self.row)
+        """Whether its figures by modality get intervals: it was computed, and is no image-blind baseline."""
+        return self.counts is not None and self.measure is not FLAWS and not is_blind(self.row)
 
     @property
     def judged(self) -> bool:
@@ -210,7 +217,7 @@ class ScoredAnswers:
         metrics = {task: self.find_primary_metric(task) for task in Task}
         present: dict[tuple[Task, Modality | None], list[str]] = {}
         for s in scores:
-            if not is_choice(s.row) and s.value is not None and s.metric == metrics[s.task]:
+            if is_blind(s.row) and s.value is not None and s.metric == metrics[s.task]:
                 present.setdefault((s.task, s.modality), []).append(s.row)
         best = {key: self.choice.pick(*key, names) for key, names in present.items()}
         marked = None if self.choice.chosen_on == "test" else self.choice.chosen_on
@@ -227,12 +234,16 @@ class ScoredAnswers:
         return {m.value: by_column(measure.columns, sums[m]) for m in Modality if m in sums and sums[m][JUDGED]}
 
     def gains(self) -> list[Gain]:
-        """Each choice of candidates compared with the first beam, for each metric that was computed."""
+        """Each choice of candidates compared with the first beam, and the model with the probe (row PROBE), for each
+        metric that was computed."""
         modalities = [s.modality for s in self.samples]
         first = {(r.task, m): r for r in self.rows if r.row == FIRST_BEAM for m in r.measure.metrics}
         results: list[Gain] = []
         for row in self.rows:
             if not row.has_interval or row.row == FIRST_BEAM:
+                continue
+            if row.row == PROBE:
+                results += self._compare_with_probe(row, modalities)
                 continue
             beam = first[row.task, row.measure.metrics[0]]
             places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
@@ -244,6 +255,13 @@ class ScoredAnswers:
                 gained = None if np.isnan(value) else 100 * value
                 results.append(Gain(row.row, row.task, metric, gained, scale_interval(interval)))
         return results
+
+    def _compare_with_probe(self, row: _ScoreRow, modalities: Sequence[Modality]) -> Iterator[Gain]:
+        """How much the model is above the probe, by metric, on the questions that the probe answered."""
+        for metric in row.measure.metrics:
+            if both := self.compare_rows(row.task, metric, MODEL, PROBE, modalities):
+                above = float(both.ours[-1] - both.theirs[-1])
+                yield Gain(PROBE, row.task, metric, None if np.isnan(above) else 100 * above, both.interval[-1])
 
     def each(self) -> dict[str, dict[str, float]]:
         """By sample, the figures of the model's one answer, 0..1; a figure with nothing to divide by is left out."""
@@ -262,7 +280,7 @@ class ScoredAnswers:
         """A table by task and source (the data set an image came from): the model, its image-blind baselines, and how
         much the model is above the best of them."""
         sources = [s.source or "-" for s in self.samples]
-        baselines = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
+        baselines = [name for name in dict.fromkeys(r.row for r in self.rows) if is_blind(name)]
         lines: list[tuple[str, ...]] = []
         for task in Task:
             if metric := self.find_primary_metric(task):

@@ -59,7 +59,7 @@ TEST: tuple[Split, ...] = ("test",)
 # The questions that a stage looks at: its loops and its files grow with their number.
 QUESTIONS = {
     "prepare": SPLITS, "eyes": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN,
-    "clip": TRAIN, "answer": HELD, "select": HELD, "shuffle": TEST, "likelihood": TEST, "score": TEST,
+    "clip": TRAIN, "answer": HELD, "select": HELD, "shuffle": TEST, "likelihood": TEST, "probe": SPLITS, "score": TEST,
 }  # fmt: skip
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
 FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
