@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from clinkd.inference import count_disagreement, explain_disagreement
-from clinkd.inference.disagreement import Disagreement
+from clinkd.inference.disagreement import Disagreement, count_disagreement, explain_disagreement
 from clinkd.inference.self_consistency import measure_supports, self_consistency
 from clinkd.language.agreement import is_wrong
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn

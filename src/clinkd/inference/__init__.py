@@ -2,7 +2,6 @@
 
 from clinkd.inference.answer import answer
 from clinkd.inference.crop_scorer import CropScorer
-from clinkd.inference.disagreement import count_disagreement, explain_disagreement
 from clinkd.inference.likelihood import measure_likelihoods
 from clinkd.inference.rerank import (
     Agreement,
@@ -24,8 +23,7 @@ __all__ = [
     "Scorer",
     "TimedScorer",
     "answer",
-    "count_disagreement",
-    "explain_disagreement",
+    "disagreement",
     "hosted",
     "measure_likelihoods",
     "probe",

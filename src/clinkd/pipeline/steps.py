@@ -49,11 +49,11 @@ from clinkd.inference import (
     RandomScorer,
     Scorer,
     TimedScorer,
-    count_disagreement,
     measure_likelihoods,
     rerank,
 )
 from clinkd.inference import answer as answer_samples
+from clinkd.inference.disagreement import count_disagreement
 from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy

@@ -15,7 +15,8 @@ from PIL import Image
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
-from clinkd.inference import Scorer, explain_disagreement, rerank_batch
+from clinkd.inference import Scorer, rerank_batch
+from clinkd.inference.disagreement import explain_disagreement
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
