@@ -9,18 +9,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clinkd import pipeline
+from clinkd.clip import crops
 from clinkd.config import EvaluateConfig
 from clinkd.experiments import EXPERIMENTS
 from clinkd.inference.probe import GRID, Cells, answer_by_probe, find_likeliest_box, look_at
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import CHANNELS, EyesNetwork
-from clinkd.pipeline import plan, steps
+from clinkd.model.eyes import network as eyes_network
+from clinkd.pipeline import graph, plan, steps
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pooling import collect_baselines, pool_answers
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions
 from clinkd.pipeline.runs import score_table
-from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import (
+    BOX_MARK,
+    BadInput,
+    Box,
+    BoxedText,
+    Candidate,
+    ImageRef,
+    Modality,
+    Prediction,
+    Sample,
+    Task,
+    Turn,
+)
 from clinkd.records import SPLITS as SPLIT_NAMES
 from clinkd.reporting.strict import StrictResults
 from clinkd.reporting.tables import ScoreIndex, describe_scores
@@ -178,3 +193,30 @@ def test_the_stage_answers_the_test_split_from_the_files_of_its_run(tmp_path: Pa
     (said,) = read_predictions(out)
     assert (said.id, said.by, said.answer.answer.text) == ("test", PROBE, "liver")
     assert recorded["images"]["units"] == len(SPLIT_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("knob", "settings"),
+    [
+        ("model.tiny.eyes", ["model.vision_features=cached", "model.tiny.pretrain.vision=null"]),
+        ("evaluate.probe", []),
+        ("select.clip.eyes", ["select.scorer=clip"]),
+    ],
+)
+def test_a_missing_package_is_told_before_any_work_and_only_to_who_needs_it(
+    knob: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object) -> None:
+        raise InterruptedError  # the work begins
+
+    for module in (eyes_network, crops):
+        monkeypatch.setattr(module, "is_installed", lambda: False)
+    monkeypatch.setattr(pipeline, "begin_run", begin)
+    tuned = ["teacher=null", "distill=null"]
+    config = override(EXPERIMENTS["small"](), [*tuned, *settings, f"{knob}=true"])
+    with pytest.raises(BadInput, match=rf"{knob}=true: .*clinkd\[eyes\].*set {knob}=false"):
+        pipeline.run(config, tmp_path)
+    for stage in plan(config):  # carried here from another machine
+        (tmp_path / graph.CACHE / stage.key).mkdir(parents=True)
+    with pytest.raises(InterruptedError):
+        pipeline.run(config, tmp_path)

