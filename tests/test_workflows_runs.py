@@ -23,6 +23,7 @@ from clinkd import pipeline
 from clinkd.cli import main
 from clinkd.cli.manage import _spell_age
 from clinkd.config import RunConfig
+from clinkd.pipeline import graph
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput
@@ -511,6 +512,20 @@ def test_too_little_room_is_told_before_anything_is_written(
     monkeypatch.setattr(packing, "free_bytes", lambda path: 1000)
     assert "are needed and" in refuse(capsys, "open", packed, "--runs", tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_what_was_left_out_of_a_packed_run_is_made_again_by_the_run_itself(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_render_shared_page", lambda run: b"<p>")
+    pack_run(open_run(make(runs, "a")), tmp_path / "a.tar", images=False)
+    open_pack(tmp_path / "a.tar", tmp_path / "bare")
+    assert not (tmp_path / "bare/a/stages/prepare/images").exists()
+    states = {p.status.name: p.status.state for p in graph.plan_stages(pipeline.plan(RunConfig()), tmp_path / "bare")}
+    assert states == {"prepare": "missing", "teacher": "done", "score": "missing"}
+    again = make(tmp_path / "bare", "a")
+    assert {p.name for p in again.glob("stages/*/*")} == {p.name for p in (runs / "a").glob("stages/*/*")}
+    assert (again / "stages/prepare/images/1.png").is_file() and (again / "stages/score/report.html").is_file()
 
 
 # ---- a real run -----------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from clinkd.version import __version__
 
 CACHE = ".stages"  # inside the folder of all runs
 POOLED = "folds pooled"  # in the config of a stage that pools the folds of a cross-validation
+STRIPPED = "without images"  # in the record of a stage whose images were left out when its run was packed
 HEARTBEAT_SECONDS = 2.0  # `kill -9` loses at most so much of the recorded time of a stage
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a network's file system, perhaps
 _KEYS_OF_0_1 = {  # keys that stages of version 0.1.0 recorded, and the keys of today
@@ -252,7 +253,8 @@ def _lock_of(folder: Path) -> Path:
 
 def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path | None:
     """The folder (finished or a draft) in which an older version did the same work under another identity. None if
-    there is none, and if the stage was begun under its own identity.
+    there is none, and if the stage was begun under its own identity. A folder that was packed without its images is
+    none, for the work is not in it.
 
     The same work has equal seed, code version, knobs (by the names and defaults of today) and needs (`inputs`).
     """
@@ -265,8 +267,8 @@ def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path 
         if older.with_suffix("").name == stage.key:
             continue  # its own, which another process may be making just now
         try:
-            if (record := read_record(older)) is None:
-                continue  # what cannot be read is not taken over
+            if (record := read_record(older)) is None or record.get(STRIPPED):
+                continue  # what cannot be read, or has lost a part, is not taken over
             same = all(record[key] == ours[key] for key in ("name", "seed", "version"))
             same &= {name: f"{name}-{identity}" for name, identity in record["needs"].items()} == needs
             if same and stage.essence(record["config"]) == stage.essence(ours["config"]):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clinkd.config import FolderName
 from clinkd.pipeline.damage import RECORD, STAGE_FOLDER, has_checksums, refuse_damage
-from clinkd.pipeline.graph import CACHE, is_at_work, point_link
+from clinkd.pipeline.graph import CACHE, STRIPPED, is_at_work, point_link
 from clinkd.pipeline.report import report
 from clinkd.pipeline.runs import EXAMPLES, REPORT, RUN_RECORD, Run, finish_run, open_run, rename_run
 from clinkd.records import BadInput
@@ -146,7 +146,7 @@ def _collect_without_images(run: Run, stages: Mapping[str, Path]) -> _Contents:
         if len(kept) < len(files):
             identities[stage] = hashlib.sha256(f"{identities[stage]} without images".encode()).hexdigest()[:12]
         if len(kept) < len(files) or folder.is_symlink():
-            record = _record_without(read_json(files[RECORD]), identities[stage], kept)
+            record = _record_without(read_json(files[RECORD]), identities[stage], kept, len(kept) < len(files))
             changed[RECORD] = record
             if has_checksums(folder):
                 listed = {n: digest for n, digest in Manifest.read(folder).items() if n in kept}
@@ -161,11 +161,11 @@ def _collect_without_images(run: Run, stages: Mapping[str, Path]) -> _Contents:
     return {**contents, f"{RUN}/{RUN_RECORD}": json.dumps(record, indent=1).encode()}
 
 
-def _record_without(record: dict[str, Any], identity: str, kept: Mapping[str, Path]) -> bytes:
-    """The `stage.json` of a stage of which only some files are kept."""
+def _record_without(record: dict[str, Any], identity: str, kept: Mapping[str, Path], stripped: bool) -> bytes:
+    """The `stage.json` of a stage with the files that are kept; `stripped`: it had others."""
     if isinstance(files := record.get("files"), dict):  # sizes, of an older version
         record = {**record, "files": {name: size for name, size in files.items() if name in kept}}
-    return json.dumps({**record, "identity": identity}).encode()
+    return json.dumps({**record, "identity": identity, **({STRIPPED: True} if stripped else {})}).encode()
 
 
 class _Recorded(NamedTuple):
