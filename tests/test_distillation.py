@@ -225,6 +225,10 @@ def test_hidden_truths_do_not_reach_the_student(
         (["teacher.share=0.1", "distill.labelled=0.1", "reflect={}"], "reflection reads every truth: set reflect=null"),
         (["teacher=null", "distill={kd_weight: 0, labelled: 0.1}", "model.tiny.pretrain={}"], "the base learns from"),
         (["teacher.share=0.1", "distill.labelled=0.1", "select.scorer=clip"], "the tiny CLIP learns from every truth"),
+        (
+            ["teacher.share=0.1", "distill.labelled=0.1", "select.scorer=clip", "select.clip.eyes=true"],
+            "the crop classifier learns from every truth: set select.scorer=first",
+        ),
         (["distill.labelled=0.1", "distill.targets=mixed"], "mixed keeps truths that `labelled` hides"),
         (["distill.labelled=1"], "distill.labelled: 1 given, a number > 0 and < 1 or null wanted"),
         (["distill.smoothing=0.1"], "set kd_weight=0"),

@@ -703,6 +703,8 @@ class RunConfig(Knobs):
             out = "reflection reads every truth: set reflect=null"
         elif self.model.base is None and not (pretrain and pretrain.general):
             out = "the base learns from every truth: set model.tiny.pretrain.general={}, or give model.base"
+        elif self.select.scorer == "clip" and self.select.clip.eyes:
+            out = "the crop classifier learns from every truth: set select.scorer=first"
         elif self.select.scorer == "clip" and self.select.clip.base is None:
             out = "the tiny CLIP learns from every truth: set select.scorer=first, or give select.clip.base"
         else:
