@@ -220,11 +220,11 @@ def eyes(work: StageInputs, config: ModelConfig) -> None:
     chosen = [train[k * len(train) // number] for k in range(number)]
     with _record_seconds(work, "whitened", len(chosen)), progress(len(chosen), "whiten", "images") as advance:
 
-        def look_at(ref: ImageRef) -> torch.Tensor:
+        def see_channels(ref: ImageRef) -> torch.Tensor:
             advance(1)
             return look(network, images.picture(ref)).flatten(0, 1)
 
-        whitening = Whitening.fit(look_in_parallel(look_at, chosen), images.geometry.values)
+        whitening = Whitening.fit(look_in_parallel(see_channels, chosen), images.geometry.values)
     images.eyes = Eyes(network, whitening, find_license())
     images.eyes.save(work.folder)
     refs = work.list_images()
