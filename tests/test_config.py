@@ -272,6 +272,8 @@ def test_arms_of_a_claim_take_equal_steps(base):
         assert len(distinct) == len(arms) or (claim == "parts" and base.reflect is None)  # nothing to leave out
         assert claim == "parts" or len({repr((a.data, a.model, a.teacher, a.distill)) for a in arms.values()}) == 1
     assert all(r.make(base).answer.candidates > 1 for r in CLAIMS["selection"].rows.values())
+    paper_rule = CLAIMS["selection"].rows["text"].make(base).select.clip
+    assert paper_rule.grounding == "text" and not paper_rule.eyes  # a CLIP, also where the run has a crop classifier
 
 
 def test_the_row_of_equal_compute_counts_the_teachers_training():

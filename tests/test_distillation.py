@@ -26,7 +26,7 @@ from clinkd.experiments.rows import compute, trained_share
 from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import NO_LABEL, CrossEntropy, Distillation, HiddenStateTargets, SmoothedCrossEntropy
-from clinkd.pipeline import steps
+from clinkd.pipeline import distilling, steps
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.stages import plan
@@ -196,7 +196,7 @@ def tell_truths(_: object, samples: list[Sample], *__: object, file: Path, **___
 def test_hidden_truths_do_not_reach_the_student(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: Any
 ) -> None:
-    monkeypatch.setattr(steps, "answer_samples", tell_truths)
+    monkeypatch.setattr("clinkd.pipeline.inputs.answer_samples", tell_truths)
     config = DistillConfig(labelled=0.34, targets=targets, fit=ONCE)
     teacher, ended = TeacherConfig(share=0.34), []
     known = len(sample_share(bench.samples, 0.34, 0))
@@ -328,7 +328,7 @@ def test_each_phase_trains_on_answers_drawn_from_the_student_as_it_is(
         real(self, model, samples, *rest, **named)
 
     monkeypatch.setattr(steps.StageInputs, "fit", watched)
-    monkeypatch.setattr(steps, "OWN_ANSWERS", change_knobs(steps.OWN_ANSWERS, max_new_tokens=3))
+    monkeypatch.setattr(distilling, "OWN_ANSWERS", change_knobs(distilling.OWN_ANSWERS, max_new_tokens=3))
     steps.distill(work, config, TeacherConfig())
     half = round(len(bench.samples) / 2)
     for phase, (_, ids, unlabelled, part) in enumerate(seen):

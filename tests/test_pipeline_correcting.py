@@ -305,7 +305,7 @@ def test_a_round_that_is_killed_while_it_writes_has_all_its_files_after_the_next
         correction_context=lambda *_: SimpleNamespace(review_answers=lambda *_: [], correct_answers=lambda *_: []),
     )  # fmt: skip
     monkeypatch.setattr(steps, "replace_overruled_truths", lambda *_: [])
-    monkeypatch.setattr(steps, "_choose_share", lambda *_: [])
+    monkeypatch.setattr(steps, "choose_share", lambda *_: [])
     for killed in (kill, getattr(steps, file)):
         monkeypatch.setattr(steps, file, killed)
         with pytest.raises(Killed):

@@ -27,6 +27,7 @@ from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext, StageStatus, plan_stages, stage_record
+from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
 from clinkd.settings import override
 from clinkd.storage import JsonLines, write_lines
@@ -149,14 +150,14 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     light = override(config, [f"model.base={folder}"])  # of a large base only a few rows are tried
     run = small_run(light, tmp_path)
     assert {split: trial._count_kept_rows(light)[split] for split in ("train", "test")} == {"train": 24, "test": 4}
-    left = steps.read_split(tmp_path / "prepare", "train")
+    left = read_split(tmp_path / "prepare", "train")
     assert run.whole == run.drawn and run.whole["rows"]["train"] == 90
     assert run.narrow["rows"]["train"] == len(group_by_images(left)) == 24 == run.narrow["images"]["train"]
     assert run.narrow["questions"]["train"] == len(left)
-    wider = {split: steps.read_split(tmp_path / "wide", split) for split in ("train", "validation", "test")}
+    wider = {split: read_split(tmp_path / "wide", split) for split in ("train", "validation", "test")}
     assert run.wide["questions"] == {split: len(s) for split, s in wider.items()}
     assert {split: len(group_by_images(s)) for split, s in wider.items()} == run.wide["rows"] == run.whole["rows"]
-    steps.read_data(tmp_path / "wide")[0](wider["test"][0].images[0])  # its images are found from there, too
+    read_data(tmp_path / "wide")[0](wider["test"][0].images[0])  # its images are found from there, too
     there, here = (Counter(row[0].modality for row in group_by_images(s)) for s in (wider["train"], left))
     assert set(here) == set(there)
     assert all(abs(here[m] - there[m] * 24 / 90) <= 1 for m in there)  # the first 24 rows are of three modalities

@@ -26,6 +26,7 @@ from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import make_scorer
+from clinkd.pipeline.prepared import read_data, read_predictions, read_split
 from clinkd.pipeline.report import ReflectionResults
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting.gallery import choose_rewritten
@@ -360,6 +361,7 @@ def test_real_images_run_through_the_same_graph(shared, tmp_path, capsys):
 
 def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, monkeypatch):
     from clinkd.pipeline import steps as work
+    from clinkd.training import fit
 
     config = override(EXPERIMENTS["demo"](), SMALL).model
     inputs = {"prepare": done.runs / "demo" / "stages" / "prepare"}
@@ -370,15 +372,14 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
         work.base(work.StageInputs(context, Machine("cpu", 1)), config)
 
     taught: list[str] = []
-    real = work.fit
 
     def stopping(*given, **named):
         taught.append(given[4].title)
         if taught == ["see", "pairs"]:
             raise KeyboardInterrupt
-        return real(*given, **named)
+        return fit(*given, **named)
 
-    monkeypatch.setattr(work, "fit", stopping)
+    monkeypatch.setattr("clinkd.pipeline.inputs.fit", stopping)
     with pytest.raises(KeyboardInterrupt):
         base(tmp_path / "stopped")
     base(tmp_path / "stopped")
@@ -465,9 +466,8 @@ def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choi
 
 def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
     from clinkd.clip.captions import ELSEWHERE, make_captioned_views
-    from clinkd.pipeline import steps as work
 
-    train = work.read_split(done.runs / "demo" / "stages" / "prepare", "train")
+    train = read_split(done.runs / "demo" / "stages" / "prepare", "train")
     whole, named, boxed = make_captioned_views(train, True, seed=0)
     assert (
         make_captioned_views(train, False, seed=0) == [whole] and make_captioned_views(train, True, seed=0)[1] == named
@@ -486,7 +486,7 @@ def test_without_captions_no_clip_is_trained_and_the_first_beam_is_taken(done, t
 
     stages = done.runs / "demo" / "stages"
     prepare = shutil.copytree(stages / "prepare", tmp_path / "prepare")
-    boxed = [replace(s, names=()) for s in work.read_split(prepare, "train") if s.task == "VG"]
+    boxed = [replace(s, names=()) for s in read_split(prepare, "train") if s.task == "VG"]
     (prepare / "train.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in boxed))
     select = override(EXPERIMENTS["demo"](), SMALL).select
     inputs = {name: stages / name for name in ("base", "answer")} | {"prepare": prepare, "clip": tmp_path / "clip"}
@@ -496,7 +496,7 @@ def test_without_captions_no_clip_is_trained_and_the_first_beam_is_taken(done, t
         context = StageContext(tmp_path / name, inputs, 0, recorded.__setitem__)
         step(work.StageInputs(context, Machine("cpu", 1)), config)
     assert "no CLIP was trained" in recorded["cautions"][0]
-    answers = work.read_predictions(tmp_path / "select")
+    answers = read_predictions(tmp_path / "select")
     assert answers and all(p.chosen == 0 and len(p.candidates) > 1 for p in answers)
 
 
@@ -515,9 +515,9 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
         step(work.StageInputs(context, Machine("cpu", 1)), config)
     whole, names, sentences = told["views"]
     assert 40 == whole <= sentences < names <= 2 * sentences + 40  # names: those of boxes, and of boxes that miss
-    samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
-    found = work.read_predictions(tmp_path / "select")
-    seen = [*found, *work.read_predictions(inputs["answer"], "validation.jsonl")]  # these tell when candidates disagree
+    samples = {s.id: s for s in read_split(inputs["prepare"], "test")}
+    found = read_predictions(tmp_path / "select")
+    seen = [*found, *read_predictions(inputs["answer"], "validation.jsonl")]  # these tell when candidates disagree
     assert told["clip_inputs"]["candidates"] == sum(len(p.candidates) for p in seen)
     assert told["clip_inputs"]["token_limit"] == 77 and told["clip_inputs"]["too_long"] == 0
     for p in found:
@@ -552,8 +552,8 @@ def test_a_crop_classifier_is_trained_in_the_place_of_the_clip_and_its_weights_a
     assert told["crops"]["units"] == 30 < told["crops_of"] and "cautions" not in told
     weights = {kind: fitted["weight"] for kind, fitted in told["crop_weights"].items()}
     assert "names" in weights  # this little model writes hardly a box
-    samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
-    for p in work.read_predictions(tmp_path / "select"):
+    samples = {s.id: s for s in read_split(inputs["prepare"], "test")}
+    for p in read_predictions(tmp_path / "select"):
         for c in p.candidates:
             asked = "names" if samples[p.id].question.boxes else "boxes"
             if "crop alone" in c.scores:
@@ -562,7 +562,7 @@ def test_a_crop_classifier_is_trained_in_the_place_of_the_clip_and_its_weights_a
             else:
                 assert c.scores["crop classifier"] == 0 and asked == "boxes"
         assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["crop classifier"], -n))
-    open_image, lexicon = work.read_data(inputs["prepare"])
+    open_image, lexicon = read_data(inputs["prepare"])
     again = make_scorer(select, tmp_path / "clip", open_image, lexicon, 0, told)  # as `ask` and `evaluate` do
     assert again.weights == weights
 

@@ -14,7 +14,7 @@ from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pooling import collect_baselines
-from clinkd.pipeline.prepared import read_split, read_variants
+from clinkd.pipeline.prepared import read_data, read_split, read_variants
 from clinkd.pipeline.stages import identify_config
 from clinkd.records import SPLITS, Candidate, Prediction, Sample
 from clinkd.scoring.measure import Rules
@@ -74,7 +74,7 @@ def test_files_hold_no_variant_and_only_training_asks_for_what_is_absent(prepare
     assert all(image.variant is None for part in splits.values() for s in part for image in s.images)
     assert [len(part) - len(drop_added(part)) > 0 for part in splits.values()] == [True, False, False]
     # image-blind baselines know the data alone: absent questions and variants are not more patients
-    rules = Rules(0.5, steps.read_data(prepared)[1])
+    rules = Rules(0.5, read_data(prepared)[1])
     own = {**splits, "train": drop_added(splits["train"])}
     stages = {"select": prepared}
     assert collect_baselines(stages, splits, rules) == collect_baselines(stages, own, rules)

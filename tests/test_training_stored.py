@@ -23,7 +23,7 @@ from clinkd.model.encode import Batch, group_by_images
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import Distillation, HiddenStateTargets
 from clinkd.objectives import SampledTargets as Draws
-from clinkd.pipeline import steps
+from clinkd.pipeline import distilling, inputs, steps
 from clinkd.pipeline.graph import Stage, StageContext, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
@@ -489,7 +489,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
         return lambda context: steps.distill(steps.StageInputs(context, Machine("cpu", 1)), config, None)
 
     student = Stage("distill", 1, config, (ready, base, taught), distil(config))
-    real, stores = steps.fit, []
+    real, stores = inputs.fit, []
 
     def killed(*arguments: object, **named: object) -> object:
         assert isinstance(named["teacher"], StoredTeacher)
@@ -499,13 +499,13 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
         monkeypatch.undo()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(steps, "fit", killed)
+    monkeypatch.setattr(inputs, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         execute([ready, base, taught, student], tmp_path / "run")
-    monkeypatch.setattr(steps, "store_teacher", lambda *_, **__: pytest.fail("the store was there already"))
-    monkeypatch.setattr(steps, "fit", killed)
+    monkeypatch.setattr(distilling, "store_teacher", lambda *_, **__: pytest.fail("the store was there already"))
+    monkeypatch.setattr(inputs, "fit", killed)
     done = execute([ready, base, taught, student], tmp_path / "run")["distill"]
-    assert stores[0] == stores[1] and not (done / steps.STORE).exists() and (done / "model").is_dir()
+    assert stores[0] == stores[1] and not (done / distilling.STORE).exists() and (done / "model").is_dir()
     assert stage_record(done)["recorded"]["stored_teacher"]["bytes"] > 1000
     assert {"teacher_as", "draws"} <= set(config.identity())
     plain = config.model_copy(update={"kd_weight": 0.0})

@@ -19,13 +19,12 @@ from PIL import Image
 
 from clinkd.boxes import corners, iou_of_corners
 from clinkd.language.words import normalise
-from clinkd.model.eyes import EyesNetwork
-from clinkd.model.eyes.network import to_pixels
+from clinkd.model.eyes import CELL, EyesNetwork, Whitening, look
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task
 from clinkd.scoring.score import PROBE
 
 GRID = 16  # cells a side
-SIDE = 256  # pixels to which an image is resampled
+SIDE = GRID * CELL  # pixels to which an image is resampled
 # Settled by cross-validation within the training split of real images (477; LOG.md).
 NUMBERS = 128  # of a cell, for boxes: the first principal components of its channels, whitened
 LEAST_OF_NAME, MOST_NAMES = 3, 16  # a name asked so often gets weights of its own, so many at most in a modality
@@ -40,15 +39,10 @@ Numbers = NDArray[np.floating[Any]]
 Cells = NDArray[np.float16]  # [K, C]
 
 
-def look_at(eyes: EyesNetwork, picture: Image.Image) -> Cells:
+def look_at(network: EyesNetwork, picture: Image.Image) -> Cells:
     """The channels of stages 2 to 6 in each of GRID x GRID cells of a picture."""
-    maps, _ = eyes.maps(to_pixels([np.asarray(picture.convert("RGB").resize((SIDE, SIDE)))]))
-    grids = [F.adaptive_avg_pool2d(m, GRID) if m.shape[-1] >= GRID else _enlarge(m) for m in maps]
-    return np.asarray(torch.cat(grids, 1)[0].flatten(1).T.half().numpy())
-
-
-def _enlarge(map_1CYX: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(map_1CYX, (GRID, GRID), mode="bilinear")
+    channels_YXC = look(network, np.asarray(picture.convert("RGB").resize((SIDE, SIDE))))
+    return np.asarray(channels_YXC.flatten(0, 1).half().numpy())
 
 
 def answer_by_probe(
@@ -194,7 +188,8 @@ class BoxProbe:
 
     def __init__(self, known: Sequence[Sample], validation: Sequence[Sample], cells: Mapping[ImageRef, Cells]) -> None:
         self._cells = cells
-        self._whiten(list(dict.fromkeys(s.images[0] for s in known)))
+        pictures = (torch.from_numpy(cells[image]) for image in dict.fromkeys(s.images[0] for s in known))
+        self._whitening = Whitening.fit(pictures, NUMBERS)
         fits = {
             m: _RidgeSums([s for s in known if s.modality is m], self._make_columns)
             for m in {s.modality for s in known}
@@ -220,22 +215,10 @@ class BoxProbe:
         shared_Q, by_name = weights[sample.modality]
         return find_likeliest_box(self._make_columns(sample) @ (shared_Q + by_name.get(_name(sample), 0)))
 
-    def _whiten(self, images: Sequence[ImageRef]) -> None:
-        number, sum_C, gram_CC = 0, np.zeros(1), np.zeros((1, 1))
-        for image in images:
-            cells_KC = self._cells[image].astype(np.float64)
-            number, sum_C, gram_CC = number + len(cells_KC), sum_C + cells_KC.sum(0), gram_CC + cells_KC.T @ cells_KC
-        self._mean_C = sum_C / number
-        covariance_CC = gram_CC / number - np.outer(self._mean_C, self._mean_C)
-        scale_C = np.sqrt(np.maximum(covariance_CC.diagonal(), _TINY))
-        variance_D, direction_CD = np.linalg.eigh(covariance_CC / np.outer(scale_C, scale_C))
-        kept = [d for d in range(len(variance_D))[::-1][:NUMBERS] if variance_D[d] > _TINY * variance_D[-1]]
-        self._project_CD = direction_CD[:, kept] / scale_C[:, None] / np.sqrt(variance_D[kept])
-
     def _make_columns(self, sample: Sample) -> Numbers:
         """[K, Q]"""
-        numbers_KD = (self._cells[sample.images[0]] - self._mean_C) @ self._project_CD
-        return np.hstack([numbers_KD, _PLACES_KQ])
+        numbers_KD = self._whitening.apply(torch.from_numpy(self._cells[sample.images[0]]))
+        return np.hstack([numbers_KD.numpy(), _PLACES_KQ])
 
 
 class _RidgeSums:

@@ -36,7 +36,10 @@ FoldStages = Mapping[str, Path]  # the folders of a finished fold's stages, by n
 
 
 def pool_splits(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
-    """Write the test splits of all folds as one, and record times and cautions. The other splits are empty."""
+    """Write the test splits of all folds as one, and record times and cautions.
+
+    The other splits are empty: what one fold was trained on, another was tested on.
+    """
     stages = _open_folds(work, folds)
     test = [s for fold in stages for s in read_split(fold["prepare"], "test")]
     assert len({s.id for s in test}) == len(test), "a question is in the test split of one fold alone"

@@ -1,4 +1,4 @@
-"""A run as a graph, in the order of the paper's Figure 2. `steps.py`, loaded when a stage runs, holds its code."""
+"""A run as a graph, in the order of the paper's Figure 2. `steps.py`, loaded as a stage runs, has the code of all."""
 
 from __future__ import annotations
 
@@ -41,34 +41,7 @@ def plan(config: RunConfig) -> list[Stage]:
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
     base, features = _add_base(stages, config, config.model, data)
-    teacher = pseudo = None
-    model = base
-    if config.teacher:
-        own_base = base
-        if config.teacher.size:
-            tiny = change_knobs(config.model.tiny, **dict(config.teacher.size))
-            own_base, _ = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
-        arguments = {"config": config.teacher, "base": own_base.name, **machine}
-        teacher = stage("teacher", config.teacher, data, own_base, features, **arguments)
-    if config.distill:
-        if config.distill.targets != "truth":
-            author = teacher if config.distill.pseudo_from == "teacher" else base
-            knobs = {**_identify_pseudo(config.distill), "answer": config.answer.identity()}
-            if config.teacher and author is base and config.distill.labelled is None:
-                knobs["teacher_share"] = config.teacher.share  # which questions are new to the teacher
-            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
-            pseudo = stage("pseudo", knobs, data, author, features, **arguments)
-        needs = (data, base, teacher, pseudo, features)
-        arguments = {"config": config.distill, "teacher": config.teacher, **machine}
-        model = stage("distill", config.distill, *needs, **arguments)
-    reflect = config.reflect
-    for number in range(1, reflect.rounds + 1) if reflect else ():
-        assert reflect
-        kd_teacher = teacher if reflect.objective == "distill" else None
-        knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
-        arguments = {"config": reflect, "answers": config.answer, "distill": config.distill, **machine}
-        arguments |= {"step": "reflect", "round": number, "previous": model.name}
-        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, **arguments)
+    model = _add_student(stages, config, data, base, features)
     clip = None
     if config.select.scorer == "clip":
         tokenizer = None if config.select.clip.eyes else base
@@ -76,15 +49,8 @@ def plan(config: RunConfig) -> list[Stage]:
     answer = stage("answer", config.answer, data, model, features, config=config.answer, previous=model.name, **machine)
     knobs = _identify_selection(config.select)
     select = stage("select", knobs, data, answer, clip, config=config.select, **machine)
-    shuffle, likelihood, first_only = None, None, config.answer.first
-    if config.evaluate.shuffled:
-        shuffle = stage("shuffle", first_only, data, model, features, config=first_only, previous=model.name, **machine)
-    if config.evaluate.likelihood:
-        arguments = {"batch": config.answer.batch, "previous": model.name, **machine}
-        likelihood = stage("likelihood", {}, data, model, features, **arguments)
-    probe = stage("probe", {}, data, **machine) if config.evaluate.probe else None
+    beside = _add_measurements(stage, config, data, model, features)
     rounds = [s for s in stages if s.name.startswith("reflect-")]
-    beside = (shuffle, likelihood, probe)
     stage("score", _identify_evaluation(config.evaluate), data, select, *beside, *rounds, whole=config)
     return stages
 
@@ -133,6 +99,58 @@ def _add_base(
     return base, features
 
 
+def _add_student(stages: list[Stage], config: RunConfig, data: Stage, base: Stage, features: Stage | None) -> Stage:
+    """Add the teacher, its pseudo-labels, distillation and the rounds of reflection; the stage with the last model."""
+    stage = partial(_add_stage, stages, config.seed)
+    machine: dict[str, Any] = {"machine": Machine.of(config)}
+    teacher = pseudo = None
+    model = base
+    if config.teacher:
+        own_base = base
+        if config.teacher.size:
+            tiny = change_knobs(config.model.tiny, **dict(config.teacher.size))
+            own_base, _ = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
+        arguments = {"config": config.teacher, "base": own_base.name, **machine}
+        teacher = stage("teacher", config.teacher, data, own_base, features, **arguments)
+    if config.distill:
+        if config.distill.targets != "truth":
+            author = teacher if config.distill.pseudo_from == "teacher" else base
+            knobs = {**_identify_pseudo(config.distill), "answer": config.answer.identity()}
+            if config.teacher and author is base and config.distill.labelled is None:
+                knobs["teacher_share"] = config.teacher.share  # which questions are new to the teacher
+            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
+            pseudo = stage("pseudo", knobs, data, author, features, **arguments)
+        needs = (data, base, teacher, pseudo, features)
+        arguments = {"config": config.distill, "teacher": config.teacher, **machine}
+        model = stage("distill", config.distill, *needs, **arguments)
+    reflect = config.reflect
+    for number in range(1, reflect.rounds + 1) if reflect else ():
+        assert reflect
+        kd_teacher = teacher if reflect.objective == "distill" else None
+        knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
+        arguments = {"config": reflect, "answers": config.answer, "distill": config.distill, **machine}
+        arguments |= {"step": "reflect", "round": number, "previous": model.name}
+        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, **arguments)
+    return model
+
+
+def _add_measurements(
+    stage: Callable[..., Stage], config: RunConfig, data: Stage, model: Stage, features: Stage | None
+) -> list[Stage]:
+    """Add what stands in the report beside the answers of the final model, where it is asked for."""
+    machine: dict[str, Any] = {"machine": Machine.of(config)}
+    added, first_only = [], config.answer.first
+    if config.evaluate.shuffled:
+        arguments = {"config": first_only, "previous": model.name, **machine}
+        added.append(stage("shuffle", first_only, data, model, features, **arguments))
+    if config.evaluate.likelihood:
+        arguments = {"batch": config.answer.batch, "previous": model.name, **machine}
+        added.append(stage("likelihood", {}, data, model, features, **arguments))
+    if config.evaluate.probe:
+        added.append(stage("probe", {}, data, **machine))
+    return added
+
+
 def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Sequence[RunConfig]) -> None:
     # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
     keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
@@ -170,9 +188,9 @@ def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> 
     """The work of a stage. A step for which a machine is given also gets the data and the models (`StageInputs`)."""
 
     def run_step(context: StageContext) -> None:
-        from clinkd.pipeline import steps
+        from clinkd.pipeline import inputs, steps
 
-        getattr(steps, step)(steps.StageInputs(context, machine) if machine else context, **arguments)
+        getattr(steps, step)(inputs.StageInputs(context, machine) if machine else context, **arguments)
 
     return run_step
 

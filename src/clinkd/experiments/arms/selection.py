@@ -35,7 +35,7 @@ def agreement(base: RunConfig | None = None) -> RunConfig:
 
 def text(base: RunConfig | None = None) -> RunConfig:
     """The paper's rule: an image-text model, the whole image against the words, always trusted."""
-    return _choose(base, "text", "scorer=clip", "trust=always", "clip.grounding=text")
+    return _choose(base, "text", "scorer=clip", "trust=always", "clip.eyes=false", "clip.grounding=text")
 
 
 def crops(base: RunConfig | None = None) -> RunConfig:

@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clinkd.model.eyes.network import CHANNELS, EyesNetwork, to_pixels
+from clinkd.model.eyes.network import EyesNetwork, to_pixels
 from clinkd.model.folders import EYES, ModelFolder
 from clinkd.records import BadInput
 
 CELL = 16  # pixels a side of a cell, in the picture that the eyes get: the stride of the middle maps
-MOST_VALUES = sum(CHANNELS)
 LEAST_VARIANCE = 1e-6  # of a direction, next to the largest; below it is noise, which no whitening may blow up
 LICENSE = "eyes.LICENSE"
 Item = TypeVar("Item")
