@@ -56,8 +56,9 @@ from clinkd.config import (
     TinyConfig,
 )
 from clinkd.objectives import CrossEntropy
-from clinkd.pipeline import steps as work
 from clinkd.pipeline.graph import CACHE, execute
+from clinkd.pipeline.models import load_model
+from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput
 from clinkd.storage import Manifest
@@ -286,9 +287,9 @@ class Bench:
     def __init__(self, shop: Shop) -> None:
         torch.set_num_threads(1)  # it forks after it computed: no pool of threads may be lost in that
         found = {s: next(shop.template.glob(f"{CACHE}/{s}-*")) for s in ("prepare", "base")}
-        opened, _ = work.read_data(found["prepare"])
-        self.samples = work.read_split(found["prepare"], "train")
-        self.model = work.load_model(found["base"], opened)
+        opened, _ = read_data(found["prepare"])
+        self.samples = read_split(found["prepare"], "train")
+        self.model = load_model(found["base"], opened)
         self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def fit(self, folder: Path) -> str:
