@@ -26,6 +26,7 @@ from clinkd.model.eyes import EyesNetwork
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.settings import override
+from clinkd.workflows.answer import tell_unread
 
 LEFT, RIGHT = Box(0.0, 0.2, 0.4, 0.8), Box(0.6, 0.2, 1.0, 0.8)
 NAMES = ("liver", "kidney")
@@ -169,6 +170,9 @@ class Fixed:
     def __init__(self, **by_name: float) -> None:
         self.by_name = by_name
 
+    def reads(self, name: str) -> bool:
+        return name in self.by_name
+
     def score(self, shown: Sequence[tuple[View, str]]) -> list[float]:
         return [self.by_name[name] for _, name in shown]
 
@@ -189,6 +193,17 @@ def test_the_weight_that_chooses_best_on_validation_is_kept() -> None:
     # a candidate without a log-probability: none counts
     unknown = choose(scorer, WHAT, answers(WHAT, liver, kidney, own=(-0.1, None)))
     assert unknown.chosen == 1 and math.isclose(unknown.answer.scores[scorer.name], -0.5)
+
+
+def test_a_word_that_cannot_be_read_keeps_the_first_beam_and_is_told() -> None:
+    scorer = CropScorer(Fixed(liver=-1.5, kidney=-0.5), NAMES, {})  # type: ignore[arg-type]
+    odd, kidney = BoxedText("a gizzard"), BoxedText("kidney")
+    told = choose(scorer, WHAT, answers(WHAT, odd, kidney))
+    assert told.chosen == 0 and [c.scores for c in told.candidates] == [{scorer.name: 0.0}] * 2
+    assert scorer.unread == {WHAT.id: "a gizzard"}
+    [doubt] = tell_unread(scorer)
+    assert "1 answers keep the first beam" in doubt and "'a gizzard', which no training box is called" in doubt
+    assert tell_unread(CropScorer(Fixed(), NAMES, {})) == []  # type: ignore[arg-type]
 
 
 def test_only_the_knobs_that_count_make_another_stage(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ class CropClassifier:
         self.names, self.names_NT = tuple(names), names_NT
         self.embed: EmbedNames = embed_names  # of names that were not in training
 
+    def reads(self, name: str) -> bool:
+        """Whether there is a vector for the name: a training box has it, or what reads words is installed."""
+        return name in self.names or self.embed is not embed_names or _reads_names()
+
     @torch.no_grad()
     def score(self, shown: Sequence[tuple[View, str]]) -> list[float]:
         """The log-probability of each name for its view. A name that no training box has competes with all that have.

@@ -40,7 +40,8 @@ class CropScorer(Scorer):
     asks for boxes: the candidate's boxes, with the class names in the question, or else nothing. Several crops or names
     count by their mean. A candidate without a box scores lowest where the first beam has one; where it has none the
     model says that the structure is not there, of which no crop tells. Then, and in questions without boxes, every
-    candidate scores 0, and the first beam stays. The truth is never read.
+    candidate scores 0, and the first beam stays; so it does where a word cannot be read (`unread`, by what the extra
+    `eyes` brings). The truth is never read.
     """
 
     name = "crop classifier"
@@ -48,15 +49,15 @@ class CropScorer(Scorer):
     def __init__(self, classifier: CropClassifier, names: Sequence[str], weights: Mapping[str, float]) -> None:
         """`names`: the class names of the data; `weights`: by kind of answer, 0 where missing."""
         self.classifier, self.names, self.weights = classifier, tuple(names), dict(weights)
+        self.unread: dict[str, str] = {}  # by question, a word that no training box is called and nothing here reads
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
         return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
         """The scores, and the part of the classifier alone where it has one."""
-        kinds = [self._find_kind(s, p) for s, p in zip(samples, predictions, strict=True)]
         lines: list[list[dict[str, float]]] = []
-        for kind, prediction, crops in zip(kinds, predictions, self._score_crops(samples, predictions), strict=True):
+        for prediction, (kind, crops) in zip(predictions, self._score_crops(samples, predictions), strict=True):
             weight = self.weights.get(kind, 0.0) if kind else 0.0
             own = _list_own(prediction)
             lines.append(
@@ -70,8 +71,8 @@ class CropScorer(Scorer):
     ) -> dict[str, FittedWeight]:
         """Choose the weight of each kind of answer by the accuracy of the answers that it would choose, and keep it."""
         chances: dict[str, list[tuple[list[float], list[float], list[float]]]] = {kind: [] for kind in KINDS}
-        for s, p, crops in zip(samples, predictions, self._score_crops(samples, predictions), strict=True):
-            if kind := self._find_kind(s, p):
+        for s, p, (kind, crops) in zip(samples, predictions, self._score_crops(samples, predictions), strict=True):
+            if kind:
                 right = [answer_accuracy(c.answer, s.answer, s.facts, lexicon) for c in p.candidates]
                 chances[kind].append((crops, _list_own(p), right))
         fitted = {kind: _fit_weight(answers) for kind, answers in chances.items() if answers}
@@ -85,14 +86,24 @@ class CropScorer(Scorer):
         named = asks_for_boxes(sample, prediction) and mentioned_names(sample.question.words, self.names)
         return "boxes" if named and prediction.candidates[0].answer.boxes else None
 
-    def _score_crops(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        shown = [
-            [self._views_of(s, c, self._find_kind(s, p)) for c in p.candidates]
-            for s, p in zip(samples, predictions, strict=True)
-        ]
-        scores = iter(self.classifier.score([pair for line in shown for views in line for pair in views]))
-        means = [[[next(scores) for _ in views] for views in line] for line in shown]
-        return [[fmean(values) if values else LOWEST_LOG for values in line] for line in means]
+    def _score_crops(
+        self, samples: Sequence[Sample], predictions: Sequence[Prediction]
+    ) -> list[tuple[Kind | None, list[float]]]:
+        """What each answer gives, and the score of each of its candidates."""
+        shown = [self._show(s, p) for s, p in zip(samples, predictions, strict=True)]
+        scores = iter(self.classifier.score([pair for _, line in shown for views in line for pair in views]))
+        means = [(kind, [[next(scores) for _ in views] for views in line]) for kind, line in shown]
+        return [(kind, [fmean(values) if values else LOWEST_LOG for values in line]) for kind, line in means]
+
+    def _show(self, sample: Sample, prediction: Prediction) -> tuple[Kind | None, list[Shown]]:
+        """What the answer gives, and the crops and names of each candidate; none of both where a name is not read."""
+        kind = self._find_kind(sample, prediction)
+        shown = [self._views_of(sample, c, kind) for c in prediction.candidates]
+        unread = next((name for views in shown for _, name in views if not self.classifier.reads(name)), None)
+        if unread is None:
+            return kind, shown
+        self.unread[sample.id] = unread
+        return None, [[] for _ in shown]
 
     def _views_of(self, sample: Sample, candidate: Candidate, kind: Kind | None) -> Shown:
         if kind is None:
