@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -91,29 +92,25 @@ def _real_by_eyes(data: Path | None) -> RunConfig:
 
     pretrain = PretrainConfig(vision=_small_study(3, questions=0), pairs=fit(4.5))
     tiny = TinyConfig(image_pixels=128, eyes=True, pretrain=pretrain)
-    return RunConfig(
-        name="real",
-        data=DataConfig(path=data, variants=8, absent=0.1),
-        model=ModelConfig(box_bins=48, vision_features="cached", tiny=tiny),
-        teacher=TeacherConfig(fit=fit(1.5)),
-        distill=DistillConfig(fit=fit(1.5)),
-        reflect=ReflectConfig(review_share=0.25, fit=fit(0.5)),
-        select=SelectConfig(clip=ClipConfig(eyes=True)),
-    )
+    return _study(data, ModelConfig(vision_features="cached", tiny=tiny), fit, ClipConfig(eyes=True))
 
 
 def _real_by_pixels(data: Path | None) -> RunConfig:
-    fit = _small_study
-    pretrain = PretrainConfig(vision=fit(3, questions=0), pairs=fit(4.5, questions=0))
+    pretrain = PretrainConfig(vision=_small_study(3, questions=0), pairs=_small_study(4.5, questions=0))
+    model = ModelConfig(tiny=TinyConfig(image_pixels=96, pretrain=pretrain))
+    return _study(data, model, _small_study, ClipConfig(epochs=1.0))
+
+
+def _study(data: Path | None, model: ModelConfig, fit: Callable[[float], FitConfig], clip: ClipConfig) -> RunConfig:
+    """What both ways of `real` have in common. `fit`: a training of so many epochs."""
     return RunConfig(
         name="real",
         data=DataConfig(path=data, variants=8, absent=0.1),
-        # 16 locations an axis are too coarse for the small boxes of real images (LOG.md)
-        model=ModelConfig(box_bins=48, tiny=TinyConfig(image_pixels=96, pretrain=pretrain)),
+        model=change_knobs(model, box_bins=48),  # 16 locations an axis are too coarse for small boxes (LOG.md)
         teacher=TeacherConfig(fit=fit(1.5)),
         distill=DistillConfig(fit=fit(1.5)),
         reflect=ReflectConfig(review_share=0.25, fit=fit(0.5)),
-        select=SelectConfig(clip=ClipConfig(epochs=1.0)),
+        select=SelectConfig(clip=clip),
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from clinkd.config import DistillConfig, FitConfig, ReflectConfig, RunConfig, TeacherConfig
+from clinkd.config import (
+    DistillConfig,
+    FitConfig,
+    GeneralConfig,
+    PretrainConfig,
+    ReflectConfig,
+    RunConfig,
+    TeacherConfig,
+)
 from clinkd.experiments.recipes import demo
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs, override
@@ -146,6 +154,18 @@ def train_on_truths(reflect: ReflectConfig | None, objective: str) -> ReflectCon
 def whole(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "ClinKD": the run itself."""
     return change_knobs(base or demo(), name="whole")
+
+
+def start_from_drawings(run: RunConfig, images: int, pairs: FitConfig) -> RunConfig:
+    """The run on a base that learned from so many drawings of plain things, or from those that the run names itself;
+    `pairs`: how the whole model learns them."""
+    tiny, phantoms = run.model.tiny, run.data.phantoms
+    known = tiny.pretrain or PretrainConfig()
+    general = known.general or GeneralConfig(
+        images=images, structures=phantoms.structures, image_pixels=phantoms.image_pixels
+    )
+    pretrain = change_knobs(known, pairs=pairs, general=general)
+    return change_knobs(run, model=change_knobs(run.model, tiny=change_knobs(tiny, pretrain=pretrain)))
 
 
 class AblationRow(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from clinkd.clip.crops import LOWEST_LOG, CropClassifier
 from clinkd.clip.model import View
-from clinkd.inference.rerank import Scorer, asks_for_boxes
+from clinkd.inference.rerank import ScorerOfParts, asks_for_boxes
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
 from clinkd.language.negation import affirmed_names, mentioned_names
@@ -33,7 +33,7 @@ class FittedWeight:
     by_weight: Mapping[str, float]
 
 
-class CropScorer(Scorer):
+class CropScorer(ScorerOfParts):
     """The log-probability of a name for a crop, plus a weight times the model's own log-probability a token.
 
     If the question has boxes: their crops, with the class names that the candidate affirms, or else its words. If it
@@ -50,9 +50,6 @@ class CropScorer(Scorer):
         """`names`: the class names of the data; `weights`: by kind of answer, 0 where missing."""
         self.classifier, self.names, self.weights = classifier, tuple(names), dict(weights)
         self.unread: dict[str, str] = {}  # by question, a word that no training box is called and nothing here reads
-
-    def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
         """The scores, and the part of the classifier alone where it has one."""

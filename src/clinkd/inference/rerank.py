@@ -35,7 +35,14 @@ class Scorer(Protocol):
         return [[{self.name: s} for s in line] for line in self.scores(samples, predictions)]
 
 
-class ClipScorer(Scorer):
+class ScorerOfParts(Scorer):
+    """A scorer whose `parts` are computed, and the scores taken from them."""
+
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
+        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
+
+
+class ClipScorer(ScorerOfParts):
     """Cosine of a CLIP between a view of the image and words.
 
     Coordinates mean nothing to a CLIP. Under `text` it sees the whole image and the answer's words without box marks;
@@ -51,9 +58,6 @@ class ClipScorer(Scorer):
     def __init__(self, model: ImageTextModel, grounding: Grounding, names: Sequence[str]) -> None:
         self.model, self.grounding, self.names = model, grounding, tuple(names)
         self.num_candidates = self.num_too_long = 0  # scored so far, and of these with a text beyond the token limit
-
-    def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
         """The scores, and their parts `clip text` and `clip crop` unless `grounding` is text."""
@@ -134,14 +138,11 @@ class Agreement(Scorer):
         return [_mean_similarities([c.answer for c in p.candidates]) for p in predictions]
 
 
-class TimedScorer(Scorer):
+class TimedScorer(ScorerOfParts):
     """Another scorer, with the `seconds` that it has taken so far."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.scorer, self.seconds = scorer.name, scorer, 0.0
-
-    def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
         start = time.monotonic()

@@ -84,8 +84,7 @@ def collect_baselines(
     stages: Mapping[str, Path], splits: Mapping[Split, Sequence[Sample]], rules: Rules
 ) -> tuple[dict[str, list[Prediction]], BlindChoice]:
     """The answers of the image-blind baselines and of the probe to the test questions at hand, and the choice of the
-    best baseline: a small run in a
-    trial was asked others with shuffled images. Of pooled folds, what was pooled."""
+    best baseline: a small run in a trial was asked others with shuffled images. Of pooled folds, what was pooled."""
     if (path := stages["select"] / BASELINES).is_file():
         pooled: dict[str, list[Prediction]] = {}
         for line in read_stage_lines(path):

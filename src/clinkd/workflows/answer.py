@@ -260,10 +260,8 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     config = override(run.config, settings)
     last, open_image = run.last_trained, partial(images.open_image, test.root)
     identity = str(read_json(run.stage(last) / "stage.json")["identity"])
-    predictions, doubts = (
-        _answer_here(load_model(run.stage(last), open_image), identity, config, test, out),
-        list[str](),
-    )
+    predictions = _answer_here(load_model(run.stage(last), open_image), identity, config, test, out)
+    doubts = learned.find_doubts(test)
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
         names = {*source_of_run.lexicon.names, *lexicon_of(test.samples).names}  # of crops, also of new structures
@@ -271,10 +269,10 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
         recorded = stage_record(run.stage("select"))["recorded"]
         scorer = make_scorer(config.select, clip, open_image, lexicon, config.seed, recorded)
         predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, recorded["reordered_tasks"])
-        doubts = tell_unread(scorer)
+        doubts += tell_unread(scorer)
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
     answers = test.answered(system or run.folder.name, source, predictions)
-    return replace(answers, doubts=[*learned.find_doubts(test), *doubts])
+    return replace(answers, doubts=doubts)
 
 
 def tell_unread(scorer: object) -> list[str]:

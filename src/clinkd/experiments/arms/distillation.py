@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from clinkd.config import DistillConfig, FitConfig, GeneralConfig, PretrainConfig, RunConfig, TeacherConfig
-from clinkd.experiments.rows import AblationRow, compute, forwards_a_pass, trained_share
+from clinkd.config import DistillConfig, FitConfig, PretrainConfig, RunConfig, TeacherConfig
+from clinkd.experiments.rows import AblationRow, compute, forwards_a_pass, start_from_drawings, trained_share
 from clinkd.settings import change_knobs, override
 
 SHARE = 0.11  # of the training images, labelled; the paper's teacher has 11.1 %
@@ -21,19 +21,10 @@ TEACHER_STEPS = 0.5  # of a teacher, in those of the student, whatever its share
 
 def _begin(run: RunConfig) -> RunConfig:
     """The run on a base of plain things, without reflection, by its first beam."""
-    tiny, drawn = run.model.tiny, run.data.phantoms
-    pretrain = tiny.pretrain or PretrainConfig()
-    general = pretrain.general or GeneralConfig(
-        images=4 * drawn.train_images, structures=drawn.structures, image_pixels=drawn.image_pixels
-    )
-    pairs = pretrain.pairs or (run.distill.fit if run.distill else FitConfig())
-    pretrain = change_knobs(pretrain, general=general, pairs=change_knobs(pairs, epochs=2.0))
-    return change_knobs(
-        run,
-        model=change_knobs(run.model, tiny=change_knobs(tiny, pretrain=pretrain)),
-        reflect=None,
-        select=change_knobs(run.select, scorer="first"),
-    )
+    known = run.model.tiny.pretrain or PretrainConfig()
+    pairs = known.pairs or (run.distill.fit if run.distill else FitConfig())
+    begun = start_from_drawings(run, 4 * run.data.phantoms.train_images, change_knobs(pairs, epochs=2.0))
+    return change_knobs(begun, reflect=None, select=change_knobs(run.select, scorer="first"))
 
 
 def _epochs(run: RunConfig, share: float) -> float:

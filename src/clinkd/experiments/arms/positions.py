@@ -13,14 +13,13 @@ from clinkd.config import (
     NAMED_POSITIONS,
     AffinePositions,
     FitConfig,
-    GeneralConfig,
     Positions,
     PretrainConfig,
     RunConfig,
 )
 from clinkd.experiments.arms.parts import plain
 from clinkd.experiments.recipes import demo
-from clinkd.experiments.rows import AblationRow
+from clinkd.experiments.rows import AblationRow, start_from_drawings
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs
 
@@ -47,13 +46,9 @@ def start_from_general(name: str, positions: Positions, config: RunConfig | None
             f"{name}: model.base={run.model.base} is a base with positions of its own already; leave out the rows that "
             f"end in {GENERAL} (--rows)"
         )
-    known, phantoms = run.model.tiny.pretrain or PretrainConfig(), run.data.phantoms
-    fit = known.pairs or change_knobs(known.vision or FitConfig(), epochs=GENERAL_EPOCHS)
-    general = known.general or GeneralConfig(
-        images=GENERAL_IMAGES, structures=phantoms.structures, image_pixels=phantoms.image_pixels
-    )
-    pretrain = change_knobs(known, pairs=fit, general=general)
-    return change_knobs(run, model=change_knobs(run.model, tiny=change_knobs(run.model.tiny, pretrain=pretrain)))
+    known = run.model.tiny.pretrain or PretrainConfig()
+    pairs = known.pairs or change_knobs(known.vision or FitConfig(), epochs=GENERAL_EPOCHS)
+    return start_from_drawings(run, GENERAL_IMAGES, pairs)
 
 
 _ARMS: Mapping[str, tuple[str, str, Positions]] = {  # title, the change from stock positions, and the setting
