@@ -21,6 +21,7 @@ from PIL import Image
 
 from clinkd.correction.summary import reflection_tables
 from clinkd.language.facts import Lexicon
+from clinkd.pipeline.report import _charge_choices
 from clinkd.records import (
     BadInput,
     Box,
@@ -53,6 +54,7 @@ from clinkd.reporting.viewer.page import SCRIPT, table
 from clinkd.scoring.intervals import wilson_interval
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import Gain
+from clinkd.storage import write_json
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
 WHY = "SPICE is not part"
@@ -159,6 +161,17 @@ def test_what_a_choice_cost_stands_below_it(scores: list[Score]) -> None:
     charged = charge_selection(table, {"first beam": 0.0, "agreement": 0.25, "by clip": 31.0, "model": 31.0})
     costs = dict(zip(charged.columns[1:], charged.rows[-1][1:], strict=True))
     assert costs == {"First beam": "0.0", "Agreement": "0.2", "By clip": "31.0", "Chosen": "31.0", "Oracle": "-"}
+
+
+def test_what_a_crop_classifier_was_trained_for_is_charged(tmp_path: Path) -> None:
+    """It stands in the place of the CLIP, under another name."""
+    scored = {"agreement": 0.25, "random": 0.0, "crop classifier": 6.0}
+    records: dict[str, object] = {"select": {"recorded": {"scoring_seconds": scored}}, "clip": {"seconds": 30}}
+    for stage, record in records.items():
+        write_json(tmp_path / stage / "stage.json", record)
+    charged = _charge_choices({stage: tmp_path / stage for stage in records})
+    trained = dict.fromkeys(("by crop classifier", "by crop alone", "model"), 36.0)
+    assert charged == {"agreement": 0.25, "random": 0.0, "first beam": 0.0, **trained}
 
 
 def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:

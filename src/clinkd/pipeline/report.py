@@ -83,7 +83,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / SCORED, (s.to_json() for s in strict.scores))
     write_json(work.folder / BLIND_CHOICE, choice.to_json())
     stages = {**trace_lineage(work.inputs), **work.inputs}
-    seconds = _charge_choices(stages, config.select.scorer)
+    seconds = _charge_choices(stages)
     tables = [charge_selection(t, seconds) if t.key == SELECTION and seconds else t for t in strict.tables]
     likelihoods = average_likelihoods(read_likelihoods(work.inputs))
     tables += [tabulate_likelihoods(likelihoods)] if likelihoods else []
@@ -99,17 +99,22 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     run.write(work.folder / REPORT)
 
 
-def _charge_choices(stages: Mapping[str, Path], scorer: str) -> dict[str, float]:
+# what else a scorer that the stage `clip` has made scores by
+_PARTS = {"clip": ("clip text", "clip crop"), "crop classifier": ("crop alone",)}
+
+
+def _charge_choices(stages: Mapping[str, Path]) -> dict[str, float]:
     """The seconds of training and scoring that each way to choose a candidate has cost, by its row, on the validation
-    and the test questions; empty for pooled folds, and for answers of an older version. `scorer`: `select.scorer`."""
+    and the test questions; empty for pooled folds, and for answers of an older version."""
     scoring = stage_record(stages["select"])["recorded"].get("scoring_seconds", {})
     if not scoring:
         return {}
+    scorer = [*scoring][-1]  # of the run, after its rivals (steps.select)
+    if scorer in _PARTS:
+        trained = scoring[scorer] + stage_record(stages["clip"])["seconds"]
+        scoring = {**scoring, **dict.fromkeys((scorer, *_PARTS[scorer]), trained)}
     costs = {name if is_choice(name) else f"by {name}": seconds for name, seconds in scoring.items()}
-    if "by clip" in costs:
-        clip = costs["by clip"] + stage_record(stages["clip"])["seconds"]
-        costs |= dict.fromkeys(("by clip", "by clip text", "by clip crop"), clip)
-    costs |= {FIRST_BEAM: 0.0, MODEL: costs.get(scorer, costs.get(f"by {scorer}", 0.0))}
+    costs |= {FIRST_BEAM: 0.0, MODEL: scoring[scorer]}
     return {row: round(seconds, 3) for row, seconds in costs.items() if row != "by first"}
 
 
