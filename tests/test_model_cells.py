@@ -175,6 +175,21 @@ def test_stored_cells_are_those_of_looking(eyes: Eyes, tmp_path: Path) -> None:
         CellCache(tmp_path, make(others).images)
 
 
+@pytest.mark.parametrize("merge", [1, 2])
+def test_a_tower_of_eyes_starts_as_the_identity_on_the_first_numbers_of_a_cell(eyes: Eyes, merge: int) -> None:
+    config = change_knobs(CONFIG, tiny=change_knobs(SMALL, merge=merge))
+    model, config_by_pixels = make(eyes, config), change_knobs(config, tiny=change_knobs(config.tiny, eyes=False))
+    pixels_TD, grids_I3 = model.images.patches(REFS)
+    cells_TV = F.layer_norm(pixels_TD[:, : SMALL.vision_hidden].float(), [SMALL.vision_hidden], eps=1e-6)
+    with torch.no_grad():
+        features_FH = torch.cat(model.tower(pixels_TD, grids_I3))
+        random_FH = torch.cat(new_tiny(config_by_pixels, ["a"], 0, picture).tower(pixels_TD, grids_I3))
+    wanted_FV = cells_TV.unflatten(0, (-1, merge**2)).mean(1)
+    rest_FH = torch.zeros(len(wanted_FV), SMALL.hidden - SMALL.vision_hidden)
+    torch.testing.assert_close(features_FH, torch.cat([wanted_FV, rest_FH], 1), rtol=1e-4, atol=1e-5)
+    assert (random_FH - features_FH).abs().mean() > 0.1
+
+
 def test_corners_are_asked_in_the_models_own_location_tokens(eyes: Eyes) -> None:
     model = make(eyes)
     pretrainer = VisionPretrainer(model, ["knob"])

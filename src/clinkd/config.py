@@ -211,6 +211,7 @@ class TinyConfig(TinySize):
     """The embedded Qwen2-VL, trained from scratch. Ignored if model.base is given."""
 
     patch: Count = knob(8, "side of a vision patch, pixels")
+    merge: Count = knob(2, "patches a side that become one image token")
     image_pixels: Count = knob(64, "side to which images are resampled, pixels")
     vocabulary: Count = knob(640, "most entries of the byte-level BPE, before special tokens")
     min_patients: Count = knob(

@@ -90,9 +90,12 @@ def _real_by_eyes(data: Path | None) -> RunConfig:
     def fit(epochs: float) -> FitConfig:
         return change_knobs(_small_study(epochs), freeze=("vision", "merger"))
 
-    pretrain = PretrainConfig(vision=_small_study(3, questions=0), pairs=fit(4.5))
-    tiny = TinyConfig(image_pixels=128, eyes=True, pretrain=pretrain)
-    return _study(data, ModelConfig(vision_features="cached", tiny=tiny), fit, ClipConfig(eyes=True))
+    # few and gentle steps: the tower starts as the identity, and loses what the eyes see if it learns long (LOG.md)
+    vision = change_knobs(_small_study(0.25, questions=0), optimizer="adamw", learning_rate=0.001)
+    pretrain = PretrainConfig(vision=vision, pairs=fit(4.5))
+    tiny = TinyConfig(image_pixels=128, merge=1, eyes=True, pretrain=pretrain)
+    study = _study(data, ModelConfig(vision_features="cached", tiny=tiny), fit, ClipConfig(eyes=True))
+    return change_knobs(study, evaluate=EvaluateConfig(probe=True))
 
 
 def _real_by_pixels(data: Path | None) -> RunConfig:

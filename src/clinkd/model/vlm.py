@@ -410,6 +410,8 @@ def new_tiny(
     with torch.no_grad():
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
+        if eyes:  # random weights would mix the first numbers of a cell, which tell most, with the last, noise
+            TINY.start_as_identity(network.get_submodule(TINY.visual))
     network.config.system_turn = False  # a tiny model has no use for its tokens
     network.config.eyes = eyes is not None
     return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image, eyes)

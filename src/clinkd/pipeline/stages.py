@@ -162,7 +162,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
-    "prepare": 3, "general": 2, "eyes": 1, "tower": 1, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
+    "prepare": 3, "general": 2, "eyes": 2, "tower": 2, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
     "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "probe": 1, "score": 7,
     "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
@@ -231,7 +231,8 @@ def _identify_pseudo(config: DistillConfig) -> dict[str, Any]:
 
 def _identify_eyes(config: ModelConfig) -> dict[str, Any]:
     """What decides the cells of images. (The weights of the network are pinned: others raise the version.)"""
-    return {"patch": config.tiny.patch, "image_pixels": config.tiny.image_pixels, "square": config.square}
+    tiny = config.tiny
+    return {"patch": tiny.patch, "merge": tiny.merge, "image_pixels": tiny.image_pixels, "square": config.square}
 
 
 def _identify_reflection(config: ReflectConfig) -> dict[str, Any]:

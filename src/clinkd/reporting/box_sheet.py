@@ -45,7 +45,7 @@ class ModelView:
         if config.base is None:
             area = config.tiny.image_pixels**2
             codec = make_codec(config.boxes, config.box_bins)
-            return cls(codec, _MERGE * config.tiny.patch, area, area, config.square)
+            return cls(codec, config.tiny.merge * config.tiny.patch, area, area, config.square)
         base = config.base
         settings, processor = (_read_settings(base, f"{n}.json") for n in ("config", "preprocessor_config"))
         if scheme := settings.get("scheme"):  # one of ours says how it was trained

@@ -120,6 +120,10 @@ class Family(ABC):
         """The image processor of a tiny model: it resamples all images to about the same area."""
 
     @abstractmethod
+    def start_as_identity(self, visual: nn.Module) -> None:
+        """Let the tower of a tiny model give the first values of each patch, normalised; merged tokens their mean."""
+
+    @abstractmethod
     def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> Any:
         """The configuration of `network_class` from a stock one, with the scheme that `knobs` name written into it.
 

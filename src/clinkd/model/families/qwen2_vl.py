@@ -48,7 +48,7 @@ __all__ = ["QWEN2_VL", "ClinkdConfig", "ClinkdForConditionalGeneration", "Clinkd
 # and the wrong positions, but stops at this.
 ROPE_TYPE = "clinkd"
 NATIVE = MRope()  # the positions of Qwen2-VL itself
-MERGE = 2  # vision patches a side that become one text token, in a tiny model as in the stock ones
+STRAIGHT = 10.0  # from here on GELU is the identity: no normalised value of a tiny tower is far below -10
 
 
 class ClinkdTextConfig(Qwen2VLTextConfig):
@@ -171,10 +171,10 @@ class Qwen2VL(Family):
     def tiny_settings(self, tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         if tiny.hidden % (tiny.heads * 8):
             raise BadInput(f"model.tiny.hidden={tiny.hidden} must be a multiple of 8 * model.tiny.heads={tiny.heads}")
-        if tiny.image_pixels % (tiny.patch * MERGE):
+        if tiny.image_pixels % (tiny.patch * tiny.merge):
             raise BadInput(
-                f"model.tiny.image_pixels={tiny.image_pixels} must be a multiple of {MERGE} * patch = "
-                f"{tiny.patch * MERGE}"
+                f"model.tiny.image_pixels={tiny.image_pixels} must be a multiple of model.tiny.merge * patch = "
+                f"{tiny.patch * tiny.merge}"
             )
         num_pairs = tiny.hidden // tiny.heads // 2
         height = width = (num_pairs * 3) // 8  # the stock proportions, 16 : 24 : 24
@@ -205,7 +205,7 @@ class Qwen2VL(Family):
                 "num_heads": tiny.vision_heads,
                 "mlp_ratio": 4,
                 "patch_size": tiny.patch,
-                "spatial_merge_size": MERGE,
+                "spatial_merge_size": tiny.merge,
                 "temporal_patch_size": 2,
                 "initializer_range": tiny.init_std,
             },
@@ -220,8 +220,21 @@ class Qwen2VL(Family):
     def tiny_processor(self, tiny: TinyConfig) -> Qwen2VLImageProcessorPil:
         area = tiny.image_pixels**2
         return Qwen2VLImageProcessorPil(
-            patch_size=tiny.patch, merge_size=MERGE, size={"shortest_edge": area, "longest_edge": area}
+            patch_size=tiny.patch, merge_size=tiny.merge, size={"shortest_edge": area, "longest_edge": area}
         )
+
+    def start_as_identity(self, visual: Any) -> None:
+        embedding_DP, (widen, _, narrow) = visual.patch_embed.proj.weight.flatten(1), visual.merger.mlp
+        nn.init.eye_(embedding_DP)
+        for block in visual.blocks:
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)
+        nn.init.eye_(widen.weight)
+        nn.init.constant_(widen.bias, STRAIGHT)
+        mean_HMD = narrow.weight.unflatten(1, (-1, len(embedding_DP)))
+        for k in range(mean_HMD.shape[1]):
+            nn.init.eye_(mean_HMD[:, k]).div_(mean_HMD.shape[1])
+        narrow.bias.copy_(-STRAIGHT * narrow.weight.sum(1))
 
     def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
         scheme = knobs.model_dump(mode="json", exclude=NOT_CARRIED)
