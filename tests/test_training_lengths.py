@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,25 @@ def test_images_shrink_and_words_stay(
     assert shrunk == {ref for s in long for ref in s.images} and len(shrunk) < len({s.images for s in samples})
     with pytest.raises(BadInput, match="its words alone have"):
         rows_within(model, samples, FitConfig(max_tokens=12, overlong="shrink"), tmp_path, "x")
+
+
+STRIPS = ((100, 5000), (5000, 100), (30, 5800), (5800, 30))
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_strips_shrink_within_the_limit(
+    model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path, square: bool
+) -> None:
+    model.images.square = square
+    model.images.open_image = lambda ref: Image.new("RGB", (ref.width or 0, ref.height or 0))
+    sample = drawn[1][0]
+    for strip in STRIPS:
+        long = replace(sample, images=(ImageRef("strip.png", *strip),))
+        words = model.count_tokens([long])[0]
+        for left in (1, 2, 7, 12):
+            model.images.limits.clear()
+            most = words.whole - words.images + left
+            ((kept,),) = rows_within(model, [long], FitConfig(max_tokens=most, overlong="shrink"), tmp_path, "x")
+            tall, wide = model.images.grid(kept.images[0])
+            assert 1 <= tall * wide <= left and (square or (tall > wide) == (strip[0] < strip[1] and left > 1))
+            assert model.images.pixels(kept.images[0]).shape[:2] == (tall * 16, wide * 16)

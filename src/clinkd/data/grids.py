@@ -55,3 +55,16 @@ def square_resize(
     elif (tokens * factor) ** 2 < min_pixels:
         tokens = math.isqrt(min_pixels - 1) // factor + 1
     return Size(tokens * factor, tokens * factor)
+
+
+def limit_tokens(size: Size, factor: int, most: int) -> Size:
+    """The size with at most `most` tokens: the longer side gives way first, and the aspect with it.
+
+    A strip keeps more from `smart_resize`, which lets no side be below one token but goes on by the aspect.
+    """
+    short, long = sorted(side // factor for side in size)
+    if short * long <= most:
+        return size
+    short = min(short, math.isqrt(most))
+    short, long = short * factor, most // short * factor
+    return Size(long, short) if size.width > size.height else Size(short, long)

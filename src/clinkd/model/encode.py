@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from clinkd.data.codecs import Codec
-from clinkd.data.grids import Size, smart_resize, square_resize
+from clinkd.data.grids import Size, limit_tokens, smart_resize, square_resize
 from clinkd.model.eyes import CELL, Eyes
 from clinkd.model.families import ChatTemplate, Family, ImageGeometry
 from clinkd.model.folders import first_line, is_panic
@@ -144,16 +144,18 @@ class ImageEncoder:
         return self.family.geometry(self.processor)
 
     def resampled_size(self, ref: ImageRef) -> Size:
-        """The size to which the image is resampled for the vision tower."""
+        """The size to which the image is resampled for the vision tower: the processor's, within the image's limit."""
         if ref.width is None or ref.height is None:
             raise BadInput(f"image {ref.path}: its size is not known; import the data again with its images")
         cut = self.geometry
-        most = min(cut.most_pixels, self.limits.get(ref, cut.most_pixels) * cut.factor**2)
+        limit = self.limits.get(ref)
+        most = cut.most_pixels if limit is None else min(cut.most_pixels, limit * cut.factor**2)
         resize = square_resize if self.square else smart_resize
         try:
-            return resize(ref.width, ref.height, cut.factor, min(cut.least_pixels, most), most)
+            size = resize(ref.width, ref.height, cut.factor, min(cut.least_pixels, most), most)
         except BadInput as error:
             raise BadInput(f"image {ref.path}: {error}") from None
+        return size if limit is None else limit_tokens(size, cut.factor, limit)
 
     def box_frame(self, refs: Sequence[ImageRef]) -> Size:
         """The size in whose pixels boxes are: that of the last image, resampled, or of the dummy image."""
