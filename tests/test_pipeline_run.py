@@ -390,6 +390,22 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
     assert not (tmp_path / "stopped" / "seen").exists()
 
 
+@pytest.mark.parametrize("stage", ["base", "tower"])
+def test_a_strip_without_a_place_is_named_before_anything_is_trained(done, tmp_path, monkeypatch, stage):
+    from clinkd.pipeline import steps as work
+
+    demo = shutil.copytree(done.runs / "demo" / "stages" / "prepare", tmp_path / "prepare", symlinks=True)
+    lines = [json.loads(line) for line in (demo / "test.jsonl").read_text().splitlines()]
+    strip = {"path": "scans/strip.png", "width": 3000, "height": 40}
+    lines[0]["images"] = [strip]
+    (demo / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = override(EXPERIMENTS["demo"](), [*SMALL, "model.square=false"]).model
+    context = StageContext(tmp_path, {"prepare": demo}, 0, lambda key, value: None)
+    monkeypatch.setattr("clinkd.pipeline.inputs.fit", None)
+    with pytest.raises(BadInput, match=r"^image scans/strip.png \(1 x \d+ patches\) overlaps the text"):
+        getattr(work, stage)(work.StageInputs(context, Machine("cpu", 1)), config)
+
+
 def test_questions_and_pictures_that_cannot_be_are_refused(done, tmp_path, capsys):
     image = tmp_path / "x.png"
     Image.new("RGB", (80, 60), "grey").save(image)

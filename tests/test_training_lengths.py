@@ -13,6 +13,7 @@ from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import group_by_images
+from clinkd.model.positions import MRope
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training.lengths import LISTED, rows_within
@@ -103,7 +104,7 @@ STRIPS = ((100, 5000), (5000, 100), (30, 5800), (5800, 30))
 def test_strips_shrink_within_the_limit(
     model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path, square: bool
 ) -> None:
-    model.images.square = square
+    model.images.square, model.scheme = square, MRope()  # `tied` has no place for a row of more than two patches
     model.images.open_image = lambda ref: Image.new("RGB", (ref.width or 0, ref.height or 0))
     sample = drawn[1][0]
     for strip in STRIPS:
@@ -116,3 +117,14 @@ def test_strips_shrink_within_the_limit(
             tall, wide = model.images.grid(kept.images[0])
             assert 1 <= tall * wide <= left and (square or (tall > wide) == (strip[0] < strip[1] and left > 1))
             assert model.images.pixels(kept.images[0]).shape[:2] == (tall * 16, wide * 16)
+
+
+def test_an_image_that_shrinks_to_a_row_without_a_place_is_named(
+    model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path
+) -> None:
+    model.images.square = False
+    long = replace(drawn[1][0], images=(ImageRef("scans/strip.png", 5000, 100),))
+    words = model.count_tokens([long])[0]
+    most = words.whole - words.images + 5
+    with pytest.raises(BadInput, match=r"^image scans/strip.png \(1 x 5 patches\) overlaps .* set model.square=true$"):
+        rows_within(model, [long], FitConfig(max_tokens=most, overlong="shrink"), tmp_path, "x")

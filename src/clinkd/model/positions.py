@@ -89,6 +89,11 @@ class PositionScheme(ABC):
         """By how many positions [N], not always whole, each image is shorter than its number of tokens."""
         return torch.zeros_like(grids_N2[:, 0])
 
+    def explain_overlap(self, height: int, width: int) -> str | None:
+        """Why an image of so many patches finds no place between the text before it and behind it, and the way out
+        (docs/POSITIONS.md); None if it does."""
+        return None
+
     @abstractmethod
     def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
         """Positions [3, I] of the image tokens; `start_I` is where text would stand at the image's first token."""
@@ -149,7 +154,9 @@ class Affine(PositionScheme):
         return grids_N2.prod(1) + 1 - (2 * self.gap + self.stride * (grids_N2.amax(1) - 1))
 
     def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
-        self._check_overlap(grids_N2)
+        for number, (height, width) in enumerate(grids_N2.tolist(), start=1):
+            if overlap := self.explain_overlap(height, width):
+                raise BadInput(f"image {number} of the batch {overlap}")
         before_I = start_I - 1  # the paper's l
         if self.gap != "equal":
             first_I = before_I + self.gap
@@ -165,26 +172,18 @@ class Affine(PositionScheme):
             ]
         )
 
-    def _check_overlap(self, grids_N2: Tensor) -> None:
-        """Raise BadInput if the last patch of an axis would not stand before the text that follows (docs/POSITIONS.md).
-
-        With equal gaps the condition is gap > 0, hence stride (n - 1) < wh + 1; with a given gap, gap + stride (n - 1)
+    def explain_overlap(self, height: int, width: int) -> str | None:
+        """With equal gaps the condition is gap > 0, hence stride (n - 1) < wh + 1; with a given gap, gap + stride (n - 1)
         < wh + 1. With resume="extent" text never overlaps.
         """
-        if self.resume == "extent":
-            return
         gap = 0.0 if self.gap == "equal" else self.gap
-        over_N = gap + self.stride * (grids_N2.amax(1) - 1) >= grids_N2.prod(1) + 1
-        if not bool(over_N.any()):
-            return
-        number = int(over_N.nonzero()[0])
-        height, width = grids_N2[number].tolist()
+        if self.resume == "extent" or gap + self.stride * (max(height, width) - 1) < height * width + 1:
+            return None
         start = f"{gap:g} + " if gap else ""
-        raise BadInput(
-            f"image {number + 1} of the batch ({height} x {width} patches) overlaps the text around it under "
-            f"model.positions.stride={self.stride:g}: {start}stride * ({max(height, width)} - 1) must stay below "
-            f"{height * width + 1}; lower model.positions.stride"
-            f"{', or set model.square=true' if height != width else ''}"
+        return (
+            f"({height} x {width} patches) overlaps the text around it under model.positions.stride={self.stride:g}: "
+            f"{start}stride * ({max(height, width)} - 1) must stay below {height * width + 1}; lower "
+            f"model.positions.stride{', or set model.square=true' if height != width else ''}"
         )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,6 +140,12 @@ class VisionLanguageModel(nn.Module):
         """Positions [3, B, S]. grids_I3: of the images at their places in the text."""
         image_BS = input_ids_BS == self.text.image_token
         return self.scheme.positions(image_BS, running_BS, grids_I3[:, 1:] // self.images.geometry.merge)
+
+    def demand_places(self, refs: Iterable[ImageRef]) -> None:
+        """Raises BadInput, naming it, for an image that the position scheme gives no place in the text."""
+        for ref in refs:
+            if overlap := self.scheme.explain_overlap(*self.images.grid(ref)):
+                raise BadInput(f"image {ref.path} {overlap}")
 
     def hidden_states(self, batch: Batch, features: tuple[Tensor, ...] | None = None) -> Tensor:
         """Last hidden states [N, H] at the tokens that predict an answer token. `features`: of `vision_features`."""

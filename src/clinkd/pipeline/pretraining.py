@@ -78,6 +78,7 @@ def tower(work: StageInputs, config: ModelConfig) -> None:
     """Make the tiny model and pretrain its vision tower, which is then fixed: `see` computes its features once."""
     train = work.vary(work.samples("train"))
     model, pairs = work.new_model(train, config), make_bare_pairs(train)
+    _demand_places(work, model)
     work.record("bare_pairs", len(pairs))
     if config.tiny.pretrain and config.tiny.pretrain.vision and pairs:
         _pretrain_vision(work, model, pairs, config.tiny.pretrain.vision)
@@ -97,6 +98,7 @@ def base(work: StageInputs, config: ModelConfig) -> None:
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
     if general_stage := next((name for name in work.inputs if name.startswith("general")), None):
         model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
+        _demand_places(work, model)
         work.save(model)
     elif "tower" in work.inputs:
         model, pairs = work.model("tower"), make_bare_pairs(work.vary(work.samples("train")))
@@ -106,15 +108,22 @@ def base(work: StageInputs, config: ModelConfig) -> None:
     elif config.base is None:
         train = work.vary(work.samples("train"))
         model = work.new_model(train, config)
+        _demand_places(work, model)
         if config.tiny.pretrain:
             model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
         work.save(model)
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
         model = load(config.base, work.open_image, config, foreign=True)
+        _demand_places(work, model)
         folder, knobs = config.base, config.model_dump(mode="json")
         distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def _demand_places(work: StageInputs, model: VisionLanguageModel) -> None:
+    """Raises BadInput, before anything is trained, for an image of any split that finds no place in the text."""
+    model.demand_places(sorted(work.list_images(), key=str))
 
 
 def _pretrain(

@@ -8,6 +8,7 @@ from pathlib import Path
 from clinkd import distributed
 from clinkd.config import FitConfig
 from clinkd.model.encode import TokenCount, group_by_images
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines
 from clinkd.training.teachers import Learner
@@ -23,7 +24,7 @@ def rows_within(
     Questions that do not fit into a row with the others of their image get another row. For a sample that is too long
     by itself `config.overlong` decides: "error" raises BadInput, naming the first; "drop" leaves it out and lists it in
     `folder`/overlong.jsonl; "shrink" resamples its images to so few tokens that it fits, and lists that, too. Raises
-    BadInput also if no token would be left for an image.
+    BadInput also if no token would be left for an image, or a smaller one finds no place in the text.
     """
     if not config.max_tokens:
         return group_by_images(samples)
@@ -37,6 +38,8 @@ def rows_within(
         )
     for sample in long if config.overlong == "shrink" else ():
         _shrink_images(model, sample, lengths[sample.id], config.max_tokens)
+        if isinstance(model, VisionLanguageModel):
+            model.demand_places(sample.images)
     _list_samples(folder, long, lengths, config)
     if config.overlong == "drop":
         dropped = {s.id for s in long}
