@@ -18,12 +18,18 @@ from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, T
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.data.questions import make_bare_pairs
+from clinkd.language.facts import Lexicon
 from clinkd.model.encode import group_by_images
 from clinkd.model.flops import training_operations
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets
+from clinkd.pipeline.graph import StageContext
+from clinkd.pipeline.inputs import StageInputs
+from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.prepared import DATA
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
+from clinkd.storage import write_json
 from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.micro_batches import count_threads
 from clinkd.training.step import LossModule, TrainStep
@@ -294,6 +300,28 @@ def test_distillation_leaves_the_teacher_alone_and_freezing_holds(drawn, tmp_pat
     assert torch.equal(vision, student.network.model.visual.patch_embed.proj.weight)
     with pytest.raises(BadInput, match="needs a teacher"):
         fit(student, drawn[1], Distillation(), config, FitRun(tmp_path, 0, "kd"))
+
+
+TIED = "head and input embeddings are one table in this model, so"
+
+
+@pytest.mark.parametrize(
+    ("parts", "more"),
+    [(["head"], "the input embeddings are fixed, too"), (["text", "merger"], "the head is fixed, too"),
+     (["text", "head"], None), (["vision"], None)],
+)  # fmt: skip
+def test_a_head_that_is_the_input_table_is_told_where_one_is_frozen(drawn, tmp_path, capsys, parts, more):
+    model, config = fresh(drawn), FitConfig(epochs=0.01, rows=8, freeze=parts)
+    table, hidden = model.network.get_input_embeddings().weight.clone(), model.blocks[-1].mlp.up_proj.weight.clone()
+    write_json(tmp_path / DATA, {"root": "", "lexicon": Lexicon(()).to_json()})
+    context = StageContext(tmp_path, {"prepare": tmp_path}, 0, lambda key, value: None)
+    StageInputs(context, Machine("cpu", 1)).fit(model, drawn[1], config, "teacher")
+    said = capsys.readouterr().err
+    assert (f"teacher: freeze={parts}: {TIED} {more}\n" in said) if more else (TIED not in said)
+    assert torch.equal(table, model.network.get_input_embeddings().weight) == bool({"text", "head"} & {*parts})
+    assert torch.equal(hidden, model.blocks[-1].mlp.up_proj.weight) == ("text" in parts)
+    model.network.lm_head.weight = torch.nn.Parameter(table.clone())
+    assert model.explain_freeze(parts) is None
 
 
 def test_a_model_saves_and_loads_exactly(drawn, tmp_path):

@@ -339,6 +339,14 @@ class VisionLanguageModel(nn.Module):
             for name in modules[part]:
                 self.network.get_submodule(name).requires_grad_(False)
 
+    def explain_freeze(self, parts: Sequence[str]) -> str | None:
+        """What stays fixed beside the parts named: a head may be one with the input table, which is of the text."""
+        named = {"text", "head"} & {*parts}
+        if len(named) != 1 or self.network.lm_head.weight is not self.network.get_input_embeddings().weight:
+            return None
+        more = "the head is fixed, too" if named == {"text"} else "the input embeddings are fixed, too"
+        return f"freeze={[*parts]}: head and input embeddings are one table in this model, so {more}"
+
     @contextmanager
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
         """In the block the model is in training, as `config` says; afterwards it is a plain model that has learned.

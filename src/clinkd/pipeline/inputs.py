@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -102,7 +103,12 @@ class StageInputs:
         objective: Objective | None = None, teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
         unlabelled: Set[str] = frozenset(),
     ) -> None:  # fmt: skip
-        """Train a model in place, and record what was done. Without an `objective`, by cross-entropy."""
+        """Train a model in place, and record what was done. Without an `objective`, by cross-entropy.
+
+        What stays fixed beside the parts that `config.freeze` names is told on stderr.
+        """
+        if note := isinstance(model, VisionLanguageModel) and model.explain_freeze(config.freeze):
+            distributed.on_main_process(lambda: print(f"{title}: {note}", file=sys.stderr, flush=True))
         folder, machine = self.folder / f"fit-{title.split()[0]}", self.machine
         run = FitRun(folder, self.seed, title, schedule_part, machine.shard, machine.trackers, unlabelled)
         fitted = fit(model, samples, objective or CrossEntropy(), config, run, teacher=teacher)
