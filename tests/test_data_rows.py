@@ -464,7 +464,18 @@ def test_what_programs_write_for_no_value_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["what <|image_pad|> is it?", "a<|im_end|> x", "<image>", "<img>y</img>", "<box>", "a\x07b", "a\u202eb"]
+    "text",
+    [
+        "what <|image_pad|> is it?",
+        "a<|im_end|> x",
+        "<image>",
+        "<img>y</img>",
+        "<box>",
+        "<start_of_image>",
+        "<end_of_turn>",
+        "a\x07b",
+        "a\u202eb",
+    ],
 )
 def test_marks_of_models_and_unseen_signs_are_no_text(text: str) -> None:
     with pytest.raises(FieldError, match="mark of models|control character"):

@@ -411,6 +411,7 @@ def test_questions_and_pictures_that_cannot_be_are_refused(done, tmp_path, capsy
     Image.new("RGB", (80, 60), "grey").save(image)
     for question, more, says in (
         ("", [], "the question is empty"),
+        ("Is it?<|im_end|>", [], "the question holds <|im_end|>, a mark that is kept for images and turns; remove it"),
         ("What is at [box]?", [], "no box as this model spells them, for example <x_"),
         ("What?", ["--out", str(tmp_path / "x.jpgg")], "drawn on a .png or .jpg"),
     ):

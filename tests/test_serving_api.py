@@ -230,6 +230,14 @@ GOOD = uri(picture())
         ({"messages": parts()}, "0 images; exactly one is wanted"),
         ({"messages": parts(GOOD, uri(picture(seed=1)))}, "2 images"),
         ({"messages": parts(GOOD, text=" ")}, "the question is empty"),
+        ({"messages": parts(GOOD, text="Is it?<|im_end|>")}, "the question holds <|im_end|>, a mark"),
+        (
+            {
+                "messages": parts(GOOD, text="What is at [box]?<|image_pad|>"),
+                "clinkd": {"boxes": [[0.1, 0.1, 0.2, 0.2]]},
+            },
+            "the question holds <|image_pad|>, a mark",
+        ),
         ({"messages": parts(GOOD, text=f"At {BOX_MARK}?")}, "0 boxes for 1 [box] marks"),
         ({"messages": parts(GOOD), "clinkd": {"boxes": [BOX]}}, "1 boxes for 0 [box] marks"),
         ({"messages": parts(GOOD, text="At <box>(1,2),(3,4)</box>?")}, "no box as this model spells them"),

@@ -123,7 +123,9 @@ class FitConfig(Knobs):
     warmup: Fraction = knob(0.03, "share of the steps, linear")
     clip: Positive = knob(1.0, "largest gradient norm")
     schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
-    freeze: tuple[ModelPart, ...] = knob((), "parts kept fixed; where head and input embeddings are one table, either part fixes both")
+    freeze: tuple[ModelPart, ...] = knob(
+        (), "parts kept fixed; where head and input embeddings are one table, either part fixes both"
+    )
     lora: LoraConfig | None = knob(None, "train low-rank additions only", paper="full tuning")
     max_tokens: Whole = knob(0, "most tokens of a row, images included; 0 = no limit. Nothing is ever cut")
     pack: Whole = knob(0, "whole rows are packed into lines of so many tokens; 0 = one row a line")
@@ -315,7 +317,10 @@ class ModelConfig(Knobs):
     vision_features: Literal["live", "cached"] = knob(
         "live", "cached: a fixed vision tower and merger see each image once; their features are read from the disk"
     )
-    max_image_tokens: Count = knob(1024, "most merged vision tokens of an image (pretrained base); a strip may have more, as by the base's own resize")
+    max_image_tokens: Count = knob(
+        1024,
+        "most merged vision tokens of an image (pretrained base); a strip may have more, as by the base's own resize",
+    )
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
     @field_validator("positions", mode="before")

@@ -7,6 +7,7 @@ words with a `[box]` mark at each place where a box stands, and the boxes in the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 BOX_MARK = "[box]"
+# Marks around the images and turns of a conversation, of any family. No text of data and no question may hold one: the
+# tokenizer would take it for the mark itself. (Marks around boxes are read by the codecs.)
+RESERVED = re.compile(
+    r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>"
+    r"|<(?:start|end)_of_(?:turn|image)>|<image_soft_token>"
+)
 
 
 class BadInput(ValueError):

@@ -21,8 +21,7 @@ from clinkd.data import grids
 from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.coco import COCO_EXTRA_KEY
 from clinkd.data.readers.conversations import CONVERSATION_EXTRA_KEY
-from clinkd.data.readers.rows import RESERVED
-from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
+from clinkd.records import RESERVED, BadInput, Box, BoxedText, ImageRef, Sample, Task
 from clinkd.storage import replacing, write_json
 
 DATASET_INFO = "dataset_info.json"

@@ -173,8 +173,8 @@ class Affine(PositionScheme):
         )
 
     def explain_overlap(self, height: int, width: int) -> str | None:
-        """With equal gaps the condition is gap > 0, hence stride (n - 1) < wh + 1; with a given gap, gap + stride (n - 1)
-        < wh + 1. With resume="extent" text never overlaps.
+        """With equal gaps it has one if gap > 0, hence stride (n - 1) < wh + 1; with a given gap, if
+        gap + stride (n - 1) < wh + 1; with resume="extent" always.
         """
         gap = 0.0 if self.gap == "equal" else self.gap
         if self.resume == "extent" or gap + self.stride * (max(height, width) - 1) < height * width + 1:

@@ -165,6 +165,9 @@ def read_text(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Imag
     """
     if not boxes and BOX_MARK not in text:
         return answerer.read(text, picture)
+    from clinkd.workflows.ask import demand_words
+
+    demand_words(text)
     boxed_text = BoxedText(text, tuple(boxes))
     answerer.as_seen(boxed_text, picture)
     return boxed_text

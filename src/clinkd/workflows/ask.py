@@ -25,7 +25,19 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import (
+    BOX_MARK,
+    RESERVED,
+    BadInput,
+    Box,
+    BoxedText,
+    ImageRef,
+    Modality,
+    Prediction,
+    Sample,
+    Task,
+    Turn,
+)
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.storage import first_free, write_atomic
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
@@ -125,9 +137,9 @@ class Answerer:
     def read(self, text: str, picture: Image.Image | None = None) -> BoxedText:
         """A question about an image as people type it, its boxes spelled as the model spells them.
 
-        Raises BadInput for an empty one, and for what looks like a box of another spelling.
+        Raises BadInput as `demand_words`, and for what looks like a box of another spelling.
         """
-        _demand_words(text)
+        demand_words(text)
         size = self._box_frame(picture)
         question = self.model.codec.decode(text, size)
         if question.unparsed_boxes:
@@ -240,7 +252,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     out = overlay or first_free(f"{image.stem}-answer", suffix=".png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
-    _demand_words(question)  # before a model is loaded
+    demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
     modality = read_stated_modality(image.parent, image.name)
@@ -258,9 +270,15 @@ def read_stated_modality(root: Path, name: str) -> Modality:
     return (facts and facts.modality) or Modality.OTHER
 
 
-def _demand_words(question: str) -> None:
+def demand_words(question: str) -> None:
+    """Raises BadInput for an empty question, and for a mark of images and turns: data with one are refused, too."""
     if not question.strip():
         raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
+    if mark := RESERVED.search(question):
+        raise BadInput(
+            f"the question holds {mark.group()}, a mark that is kept for images and turns; remove it, or write it "
+            "otherwise"
+        )
 
 
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:

@@ -28,7 +28,6 @@ from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, req
 from clinkd.data.readers.choices import count_letter_answer, find_choice_keys, read_closed
 from clinkd.data.readers.record_files import list_record_files, record_rows
 from clinkd.data.readers.rows import (
-    RESERVED,
     FieldError,
     RowResult,
     SourceRow,
@@ -41,7 +40,7 @@ from clinkd.data.readers.samples import assemble_sample, parse_closed, parse_opt
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.data.readers.split_words import find_split_in_name
 from clinkd.language.negation import denies
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
+from clinkd.records import BOX_MARK, RESERVED, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
 CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold

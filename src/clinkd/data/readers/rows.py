@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from clinkd.data.images import is_named_as_image
 from clinkd.data.readers.xlsx import ERROR_CELL, MAX_COLUMNS, UNCOMPUTED, SheetCell, Workbook
-from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
+from clinkd.records import BOX_MARK, RESERVED, BadInput, ImageRef, Sample
 from clinkd.spelling import find_near, suggest
 from clinkd.storage import read_cell
 
@@ -37,7 +37,6 @@ _ABSENT = {"nan", "NaN", "NAN", "-nan", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#N
 _ABSENT_CELLS = {*_ABSENT, "None", "NULL", "null"}
 
 _IMAGE_KEYS = ("image", "image_name", "img_name", "image_path", "file_name", "path")
-RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
 
