@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
@@ -377,6 +378,25 @@ def test_only_what_is_left_to_do_is_counted(tmp_path, monkeypatch):
     halfway.demand_room(config, tmp_path)
     with pytest.raises(BadInput, match="about 40 MB of disk and 12 MB are free"):
         found.demand_room(config, tmp_path)
+
+
+def test_a_trial_that_is_stopped_leaves_no_process_and_no_file(tmp_path, monkeypatch, config):
+    """SIGTERM arrives as SystemExit while the trial is waited for (`end_in_order`)."""
+    program, usual = tmp_path / "python", tmp_path / "usual"
+    program.write_text('#!/bin/sh\nmkdir "$TMPDIR/left"\nsleep 600 >&- 2>&- &\necho $!\nwait\n')
+    program.chmod(0o755)
+    usual.mkdir()
+    monkeypatch.setattr(estimate.sys, "executable", str(program))
+    monkeypatch.setattr(estimate.tempfile, "tempdir", str(usual))
+    monkeypatch.setenv("TMPDIR", str(usual))
+    monkeypatch.setattr(estimate, "_choose_scratch_folder", lambda runs: usual)
+    results = estimate._run_trial(config, (), tmp_path)
+    helper = psutil.Process(next(results))
+    assert helper.is_running() and len(list(usual.iterdir())) == 1 + (usual / "left").exists()
+    with pytest.raises(SystemExit):
+        results.throw(SystemExit(143))
+    assert not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE
+    assert list(usual.iterdir()) == []
 
 
 def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, capsys, given):

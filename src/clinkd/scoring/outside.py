@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -22,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
-import psutil
 
 from clinkd.data.codecs import make_codec
+from clinkd.processes import kill_tree
 from clinkd.records import BadInput, BoxedText, Modality, Prediction, Sample, Task
 from clinkd.scoring.captions import Counts
 from clinkd.scoring.measure import Mean, Measure, Metric, Rules, SampleAnswer
@@ -180,14 +179,13 @@ class _ProgramRun:
             self.fail(f"did not start ({error})")
         assert process.stdin and process.stdout and process.stderr
         most = _MOST_BYTES + _MOST_BYTES_A_PAIR * self.num_pairs
-        stdout = _PipeReader(process.stdout, most, lambda: _kill_tree(process))
+        stdout = _PipeReader(process.stdout, most, lambda: kill_tree(process))
         stderr = _PipeReader(process.stderr, _STDERR_BYTES)
         threading.Thread(target=_write_all, args=(process.stdin, self.request), daemon=True).start()
         try:
             in_time = self._wait(process, stdout)
         finally:
-            _kill_tree(process)
-            process.wait()
+            kill_tree(process)
             for reader in (stdout, stderr):
                 reader.join(_GRACE_SECONDS)
         self._said = bytes(stderr.content)
@@ -256,18 +254,6 @@ def _write_all(pipe: IO[bytes], content: bytes) -> None:
         pipe.write(content)
     with contextlib.suppress(OSError):
         pipe.close()
-
-
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """End the program and its children, those with a group of their own, too."""
-    children: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        children = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in children:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
 
 
 class _ScoreLines:

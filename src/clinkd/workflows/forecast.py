@@ -16,6 +16,7 @@ from typing import Any
 
 from clinkd.config import FitConfig, RunConfig
 from clinkd.pipeline.graph import StageStatus, draft_of
+from clinkd.processes import kill_tree
 from clinkd.records import BadInput
 from clinkd.settings import dump
 from clinkd.storage import folder_bytes, free_bytes, nearest_existing, progress, spell_bytes, write_json
@@ -267,13 +268,18 @@ def _choose_scratch_folder(runs: Path) -> Path:
 
 
 def _run_trial(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> Iterator[dict[str, Any]]:
-    """What `trial.py` prints: for each stage its estimate, the free memory of the GPU, and the model's parameters."""
+    """What `trial.py` prints: for each stage its estimate, the free memory of the GPU, and the model's parameters.
+
+    However it ends, no process and no file of it is left.
+    """
     with tempfile.TemporaryDirectory(prefix=".clinkd-plan-", dir=_choose_scratch_folder(runs)) as scratch:
         folder = Path(scratch)
         write_json(folder / "config.json", dump(config))
         command = [sys.executable, "-m", "clinkd.workflows.trial", str(folder / "config.json"), str(folder)]
         with (folder / "stderr").open("wb") as stderr:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+            # what it leaves in the folder of temporary files when it is killed goes with the rest
+            environment = {**os.environ, "TMPDIR": scratch}
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
         tried = 0
         try:
             assert child.stdout is not None
@@ -282,7 +288,7 @@ def _run_trial(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> 
                 tried += 1
             child.wait()
         finally:
-            child.kill()
+            kill_tree(child)
         if tried < len(states):
             stderr_text = (folder / "stderr").read_text("utf-8")
             raise BadInput(_explain_failure(config, states[tried].name, child.returncode, stderr_text))
