@@ -147,6 +147,12 @@ def pipe(folder: Path) -> None:
     os.mkfifo(folder / "model.safetensors")
 
 
+def pack(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.qweight"] = weights.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def cut(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -235,13 +241,23 @@ REFUSED: dict[str, tuple[list[Change], str]] = {
     "pipe": ([pipe], "model.safetensors: is no plain file"),
     "adapter": (
         [setting("adapter_config.json", base_model_name_or_path="attacker/evil", peft_type="LORA")],
-        "adapter_config.json: an adapter is not read; merge it",
+        "adapter_config.json: an adapter of the base 'attacker/evil', which is no folder here; fetch that base",
     ),
+    "pickles": (
+        [drop("model.safetensors"), write_pickle("optimizer.pt", "pytorch_model-1.bin", "pytorch_model-2.bin")],
+        "pytorch_model-1.bin is a pickle, as are 1 more files, which can run any program when it is opened, and is not "
+        "read; in that folder, turn the weights into model.safetensors: python -c \"import torch, safetensors.torch as "
+        "s; w = [torch.load(f, map_location='cpu', weights_only=True) for f in ['pytorch_model-1.bin', "
+        "'pytorch_model-2.bin']]; s.save_file(",
+    ),
+    "AWQ": ([setting("config.json", quantization_config={"quant_method": "awq", "bits": 4})], "weights (awq) are not"),
+    "FP8": ([setting("config.json", quantization_config={"quant_method": "fp8"})], "weights (fp8) are not read; take"),
+    "GPTQ without its settings": ([pack], "model.safetensors: holds weights of GPTQ or AWQ; take the release in full"),
     "quantized": (
         [setting("config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})],
-        "config.json: quantization_config: quantized weights are not read; take the release in full precision",
+        "config.json: quantization_config: quantized weights (bitsandbytes) are not read; take the release in full",
     ),
-    "quantized part": ([nested("text_config", quantization_config={"bits": 4})], "quantized weights are not read"),
+    "quantized part": ([nested("text_config", quantization_config={"bits": 4})], "(of an unnamed method) are not read"),
     "wide": ([nested("text_config", hidden_size=10**7)], "config.json: text_config.hidden_size=10000000 is more than"),
     "vocabulary": ([nested("text_config", vocab_size=10**8)], "text_config.vocab_size=100000000 is more than"),
     "layers": ([nested("text_config", num_hidden_layers=10**9)], "text_config.num_hidden_layers=1000000000 is more"),
@@ -261,7 +277,12 @@ REFUSED: dict[str, tuple[list[Change], str]] = {
     "tokenizer cut": ([write("tokenizer.json", '{"version": "1.0", ')], "tokenizer.json is not JSON"),
     "tokenizer of nothing": ([write("tokenizer.json", "{}")], "cannot be read as a vision-language model"),
     "tokenizer of another kind": ([write("tokenizer.json", "[1]")], "tokenizer.json: holds no JSON object"),
-    "no tokenizer": ([drop("tokenizer.json"), drop("tokenizer_config.json")], "cannot be read as a vision-language"),
+    "no tokenizer": ([drop("tokenizer.json"), drop("tokenizer_config.json")], "model: no tokenizer there; copy tokeni"),
+    "no tokenizer but its settings": ([drop("tokenizer.json")], "model: no tokenizer there; copy tokenizer.json and"),
+    "half a slow tokenizer": (
+        [drop("tokenizer.json"), write("merges.txt", "#version: 0.2\n")],
+        "model: no tokenizer.json there, and merges.txt cannot be read without it",
+    ),
     "no processor": ([drop("preprocessor_config.json")], "cannot be read as a vision-language model"),
     "processor a list": ([write("preprocessor_config.json", "[]")], "preprocessor_config.json: holds no JSON object"),
     "patches of nothing": ([setting("preprocessor_config.json", patch_size=0)], "cannot be read as a vision-language"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from clinkd.records import BadInput
 
 NAME = "default"
+Additions = Mapping[str, tuple[Tensor, Tensor]]  # A [R, H] and B [V, R] by the name of the layer
 
 
 def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: float, seed: int) -> None:
@@ -48,6 +49,28 @@ def merge(network: nn.Module) -> None:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, layer.get_base_layer())
+
+
+def merge_additions(network: PreTrainedModel, additions: Additions, scale: float, name: str) -> None:
+    """Add `scale` * B @ A to layers of a network, in float32. The layers may be named as transformers named them before
+    it put the text under `language_model`: then by the end of their names.
+
+    Raises BadInput for a layer that is not there or is not linear, or that shares its weight with another. `name`: how
+    errors name the adapter.
+    """
+    linear = {path: module for path, module in network.named_modules() if isinstance(module, nn.Linear)}
+    with torch.no_grad():
+        for layer, (down_RH, up_VR) in additions.items():
+            end = "." + layer.removeprefix("model.")
+            paths = [layer] if layer in linear else [path for path in linear if path.endswith(end)]
+            if len(paths) != 1:
+                raise BadInput(f"{name}: {layer} is {'several layers' if paths else 'no linear layer'} of the base")
+            weight = linear[paths[0]].weight
+            if weight is network.get_input_embeddings().weight:
+                raise BadInput(f"{name}: changes the head, which is one with the input table in its base")
+            if weight.shape != (len(up_VR), down_RH.shape[1]):
+                raise BadInput(f"{name}: {layer} is of other sizes in the base; give the base that it was trained on")
+            weight.copy_(weight.float() + scale * (up_VR.float() @ down_RH.float()))
 
 
 def factors(layer: nn.Module) -> tuple[Tensor, Tensor, float] | None:

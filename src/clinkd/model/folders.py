@@ -2,8 +2,8 @@
 
 A folder comes from anywhere. `opened_folder` checks it and gives the loaders of other libraries a clean copy in its
 place: configurations without what names programs (`auto_map`, kernels), links to the files of the vocabulary and to
-safetensors that lie inside the folder, and nothing else. So a `.py`, a pickle, an adapter or a `custom_generate` is not
-there for any loader to find. Starts without torch.
+safetensors that lie inside the folder, and nothing else. So a `.py`, a pickle or a `custom_generate` is not there for
+any loader to find. Of an adapter, the base that it names is opened so, and gets its additions. Starts without torch.
 """
 
 from __future__ import annotations
@@ -23,16 +23,23 @@ INDEX = ".index.json"  # how the name of a file ends that tells which weights li
 MODULES = "modules.json"  # of a sentence-transformers folder
 OPEN_CLIP = "open_clip_config.json"
 ADAPTER = "adapter_config.json"
+LOW_RANK = "adapter_model.safetensors"  # the additions of an adapter
+ADDITION = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+# Settings of an adapter that say how it was trained, or repeat what the names of its weights tell.
+TRAINED_BY = {
+    "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "target_modules", "task_type",
+}  # fmt: skip
+STARTS = (True, False, "gaussian")  # of `init_lora_weights`, which leave the base as it is
 EYES = "eyes.safetensors"  # frozen image features of one of our models: no part of its network
 # Configurations, which are copied without IGNORED; and vocabularies, whose keys are tokens and no settings.
 CONFIGS = re.compile(
     r"(config|generation_config|tokenizer_config|preprocessor_config|processor_config|open_clip_config|"
     r"config_sentence_transformers|sentence_[\w-]+_config|.+\.safetensors\.index)\.json"
 )
-VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+WORDS = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", *WORDS, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Settings that name programs, kernels of a hub, other models or files elsewhere. None changes what weights compute.
 IGNORED = re.compile(
@@ -40,6 +47,8 @@ IGNORED = re.compile(
     r".*name_or_path|.*_file"
 )
 QUANTIZED = ("quantization_config", "compression_config")
+PACKED = (".qweight", ".qzeros")  # how names of weights end that are several numbers in one
+FULL_PRECISION = "take the release in full precision, or let transformers `dequantize()` the model and save it"
 HUB_SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # what sentence-transformers may build
 # What config.json may ask for, next to what its weights have: parts that a model leaves unused keep some defaults. A
@@ -54,15 +63,88 @@ LARGEST = {"preprocessor_config.json": 1 << 26, "processor_config.json": 1 << 26
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class LoraFolder(NamedTuple):
+    """A folder with a LoRA adapter, and the folder of its base. The additions are `scale` * B @ A, of rank `rank`."""
+
+    folder: Path
+    base: Path
+    rank: int
+    scale: float
+
+    def additions(self) -> dict[str, tuple[Any, Any]]:
+        """A [R, in] and B [out, R] by the name of the layer. Raises BadInput for weights that are something else."""
+        from safetensors.torch import load_file
+
+        path = self.folder / LOW_RANK
+        factors: dict[str, dict[str, Any]] = {}
+        for name, tensor in load_file(path).items():
+            match = ADDITION.fullmatch(name)
+            if not match or tensor.ndim != 2 or tensor.shape["AB".index(match[2])] != self.rank:
+                raise BadInput(f"{path}: {name} {[*tensor.shape]} is no LoRA of rank {self.rank} of a linear layer")
+            if not tensor.isfinite().all():
+                raise BadInput(f"{path}: tensor {name} holds NaN or infinite numbers; copy it there again")
+            factors.setdefault(match[1], {})[match[2]] = tensor
+        if lone := next((layer for layer, pair in factors.items() if len(pair) < 2), None):
+            raise BadInput(f"{path}: of {lone} there is only lora_A or lora_B; copy the file there again")
+        return {layer: (pair["A"], pair["B"]) for layer, pair in factors.items()}
+
+
+def read_lora(folder: Path) -> LoraFolder | None:
+    """The adapter in a folder; None if there is none.
+
+    Raises BadInput, naming the base that is wanted, where that is no folder here; and for an adapter that is more than
+    plain LoRA.
+    """
+    path = folder / ADAPTER
+    if not path.exists():
+        return None
+    _demand_inside(folder, path)
+    settings = _read_object(path)
+    named = str(settings.get("base_model_name_or_path") or "")
+    base = Path(named).expanduser()
+    if not named or not base.is_dir():
+        raise BadInput(
+            f"{path}: an adapter of the base {named!r}, which is no folder here; fetch that base, and put the path of "
+            "its folder there as base_model_name_or_path"
+        )
+    more = {key for key, value in settings.items() if value and key not in TRAINED_BY}
+    more -= {"r", "lora_alpha", "use_rslora", *({"bias"} if settings.get("bias") == "none" else ())}
+    more -= {"init_lora_weights"} if settings.get("init_lora_weights", True) in STARTS else set()
+    if settings.get("peft_type") != "LORA" or more:
+        kind = f"{min(more)}={settings[min(more)]!r}" if more else f"peft_type={settings.get('peft_type')!r}"
+        raise BadInput(
+            f"{path}: {kind}: only plain LoRA is merged here; merge it by peft (`merge_and_unload`), save that, and "
+            "give its folder"
+        )
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise BadInput(f"{path}: r={rank!r}, lora_alpha={alpha!r}: two numbers are wanted; copy the file there again")
+    _refuse_pickles(folder, str(folder), LOW_RANK)
+    _demand_inside(folder, folder / LOW_RANK)
+    read_header(folder / LOW_RANK)
+    return LoraFolder(folder, base, rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of a whole model: of the base, where there is an adapter. Raises BadInput as `read_lora`."""
+    lora = read_lora(folder)
+    return lora.base if lora else folder
+
+
 class ModelFolder(NamedTuple):
-    """A checked folder. `path`: the clean copy, for loaders; `name`: how errors name the folder."""
+    """A checked folder. `path`: the clean copy, for loaders; `name`: how errors name the folder.
+
+    `lora`: the adapter that was given; then the folder is that of its base.
+    """
 
     folder: Path
     path: Path
     name: str
+    lora: LoraFolder | None = None
 
     def network(self, cls: Any, **settings: Any) -> tuple[Any, dict[str, Any]]:
-        """The network of a class of transformers, and its report on missing and unexpected keys.
+        """The network of a class of transformers, with an adapter merged in, and its report on missing and unexpected
+        keys.
 
         Raises BadInput as `refuse_pickles` and `demand_finite`.
         """
@@ -72,30 +154,40 @@ class ModelFolder(NamedTuple):
             **settings,
         )  # fmt: skip
         self.demand_finite(network)
+        if self.lora:
+            from clinkd.model.adapters import merge_additions
+
+            merge_additions(network, self.lora.additions(), self.lora.scale, str(self.lora.folder))
         return network, report
 
     def refuse_pickles(self, wanted: str = "model.safetensors") -> None:
         """Raises BadInput if all weights are pickles, which can run any program when opened, or there are none."""
-        if any(self.path.glob("*.safetensors")):
-            return
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
-        if not pickles:
-            raise BadInput(f"{self.name}: no weights there; {wanted} is wanted")
-        code = (
-            "import torch, safetensors.torch as s; "
-            f"w = torch.load('{pickles[0]}', map_location='cpu', weights_only=True); "
-            f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{wanted}', {{'format': 'pt'}})"
-        )
-        raise BadInput(
-            f"{self.name}: {pickles[0]} is a pickle, which can run any program when it is opened, and is not read; in "
-            f'that folder, turn it into {wanted}: python -c "{code}"'
-        )
+        if not any(self.path.glob("*.safetensors")):
+            _refuse_pickles(self.folder, self.name, wanted)
 
     def tokenizer(self, cls: Any = None) -> Any:
-        """The tokenizer, of the class that the folder names if transformers has it."""
+        """The tokenizer, of the class that the folder names if transformers has it.
+
+        Raises BadInput where there is none, or one in a form that transformers cannot turn into a fast one.
+        """
         from transformers import AutoTokenizer
 
-        return (cls or AutoTokenizer).from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        words = [name for name in WORDS if (self.path / name).is_file()]
+        is_fast = (self.path / "tokenizer.json").is_file()
+        if not is_fast and not words:
+            raise BadInput(
+                f"{self.name}: no tokenizer there; copy tokenizer.json and tokenizer_config.json of its release"
+            )
+        try:
+            return (cls or AutoTokenizer).from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+            if is_fast:
+                raise
+            raise BadInput(
+                f"{self.name}: no tokenizer.json there, and {', '.join(words)} cannot be read without it "
+                f"({first_line(error)}); copy tokenizer.json of the release, or write it in that folder: python -c "
+                "\"from transformers import AutoTokenizer as A; A.from_pretrained('.').save_pretrained('.')\""
+            ) from None
 
     def processor(self, cls: Any) -> Any:
         """The image processor, of a given class."""
@@ -147,21 +239,47 @@ def find_not_finite(tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _refuse_pickles(folder: Path, name: str, wanted: str) -> None:
+    """Raises BadInput where the file that is wanted is missing: with the way out if there are pickles in its place."""
+    if (folder / wanted).is_file():
+        return
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    stem = wanted.partition(".")[0]  # optimisers and the like lie beside weights
+    weights = [n for n in pickles if n.startswith((stem, f"pytorch_{stem}"))] or pickles[:1]
+    if not weights:
+        raise BadInput(f"{name}: no weights there; {wanted} is wanted")
+    code = (
+        "import torch, safetensors.torch as s; "
+        f"w = [torch.load(f, map_location='cpu', weights_only=True) for f in {weights}]; "
+        f"s.save_file({{k: v.clone() for p in w for k, v in p.items()}}, '{wanted}', {{'format': 'pt'}})"
+    )
+    more = f", as are {len(weights) - 1} more files," if len(weights) > 1 else ","
+    raise BadInput(
+        f"{name}: {weights[0]} is a pickle{more} which can run any program when it is opened, and is not read; in that "
+        f'folder, turn the weights into {wanted}: python -c "{code}"'
+    )
+
+
 @contextmanager
-def opened_folder(folder: Path, what: str, knob: str = "") -> Iterator[ModelFolder]:
+def opened_folder(folder: Path, what: str, knob: str = "", adapters: bool = False) -> Iterator[ModelFolder]:
     """The folder of a model, checked, for the loaders in the block. `what`: the kind of model, for errors.
+
+    `adapters`: whether it may be that of a LoRA adapter; its base is opened then, and `network` merges it.
 
     Raises BadInput, before any weight is opened, for a file that is a link to outside, an index that names anything but
     safetensors of the folder, an adapter, quantized weights, weights that are cut or are no safetensors, and sizes in
     config.json that the weights do not have; and in place of whatever a loader in the block raises.
     """
     name = f"{knob}={folder}" if knob else str(folder)
+    if lora := read_lora(folder) if adapters else None:
+        folder = lora.base
+        name = f"{name} (an adapter of {folder})"
     files = _list_files(folder)
     with tempfile.TemporaryDirectory(prefix="clinkd-") as scratch:
         copy = Path(scratch)
         _copy_clean(folder, files, copy)
         try:
-            yield ModelFolder(folder, copy, name)
+            yield ModelFolder(folder, copy, name, lora)
         except BaseException as error:
             if isinstance(error, BadInput) or not (isinstance(error, Exception) or is_panic(error)):
                 raise
@@ -244,6 +362,9 @@ def _copy_clean(folder: Path, files: list[Path], copy: Path) -> None:
         if path.suffix == ".json" and path not in contents and path.name != MODULES:
             _read_object(path)
     headers = {path: read_header(path) for path in files if path.suffix == ".safetensors"}
+    for path, names in headers.items():
+        if any(name.endswith(PACKED) for name in names):
+            raise BadInput(f"{path}: holds weights of GPTQ or AWQ; {FULL_PRECISION}")
     for part in {path.parent for path in headers}:
         shapes = {name: shape for path in headers if path.parent == part for name, shape in headers[path].items()}
         for name in ("config.json", OPEN_CLIP):
@@ -338,10 +459,15 @@ def _clean(path: Path, value: Any) -> Any:
     for key in QUANTIZED:
         if value.get(key):
             raise BadInput(
-                f"{path}: {key}: quantized weights are not read; take the release in full precision, or let "
-                "transformers `dequantize()` the model and save it"
+                f"{path}: {key}: quantized weights ({_name_method(value[key])}) are not read; {FULL_PRECISION}"
             )
     return {key: _clean(path, inner) for key, inner in value.items() if not IGNORED.fullmatch(key)}
+
+
+def _name_method(settings: Any) -> str:
+    """How weights were quantized, as a configuration says it."""
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return str(method or "of an unnamed method")
 
 
 def _refuse_absurd(path: Path, config: Mapping[str, Any], shapes: Shapes) -> None:

@@ -448,12 +448,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     foreign: bool = False,
 ) -> VisionLanguageModel:
-    """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
+    """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names;
+    either of them with a LoRA adapter merged in, where the folder holds that and names its base.
 
     One that is `foreign` is tried out on a blank picture. Raises BadInput as `opened_folder`, and if
     the folder holds no such model, a weight is missing or left over, or its parts do not fit each other.
     """
-    with opened_folder(folder, "a vision-language model") as opened:
+    with opened_folder(folder, "a vision-language model", adapters=True) as opened:
         network = load_folder(opened, config, dtype)
         family = family_of(network.config)
         tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)

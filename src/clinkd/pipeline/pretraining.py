@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from clinkd.data.general_drawings import SHAPES, write_drawings
 from clinkd.data.questions import make_bare_pairs
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import Eyes, EyesNetwork, Whitening, find_license, look, look_in_parallel
+from clinkd.model.folders import base_of
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, tiny_images
 from clinkd.pipeline.damage import MODEL, POINTER, point_to
@@ -116,9 +118,21 @@ def base(work: StageInputs, config: ModelConfig) -> None:
     else:
         model = load(config.base, work.open_image, config, foreign=True)
         _demand_places(work, model)
-        folder, knobs = config.base, config.model_dump(mode="json")
-        distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
+        _keep_pretrained(work, model, config)
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def _keep_pretrained(work: StageInputs, model: VisionLanguageModel, config: ModelConfig) -> None:
+    """Point to the pretrained model; but keep one into which an adapter was merged."""
+    folder, knobs = config.base, config.model_dump(mode="json")
+    assert folder
+    if (base := base_of(folder)) != folder:
+        line = f"base: {folder} is an adapter of {base}, and merged"
+        distributed.on_main_process(lambda: print(line, file=sys.stderr, flush=True))
+        work.save(model)
+        work.record("adapter_of", str(base))
+    else:
+        distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
 
 
 def _demand_places(work: StageInputs, model: VisionLanguageModel) -> None:

@@ -19,6 +19,7 @@ from clinkd.config import (
     RunConfig,
     SelectConfig,
 )
+from clinkd.model.folders import base_of
 from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
@@ -210,17 +211,20 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
 
 
 def _identify_model(config: ModelConfig) -> dict[str, Any]:
-    """The knobs if the base is tiny, else the files of its folder. `model.vision_features` is left out: the stages
-    that use stored features differ by their need `see`.
+    """The knobs if the base is tiny, else the files of its folder, and of that of an adapter's base.
+
+    `model.vision_features` is left out: the stages that use stored features differ by their need `see`.
     """
     knobs = _drop_knobs(config.identity(), "vision_features")
     if config.base is None:
         return knobs
-    if not (config.base / "config.json").is_file():
+    base = base_of(config.base)
+    if not (base / "config.json").is_file():
         from clinkd.model.families import no_folder
 
-        raise no_folder(f"model.base={config.base}")
-    return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(config.base)}
+        raise no_folder(f"model.base={base}")
+    adapter = {"adapter": _describe_model_files(config.base)} if base != config.base else {}
+    return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(base), **adapter}
 
 
 def _identify_pseudo(config: DistillConfig) -> dict[str, Any]:

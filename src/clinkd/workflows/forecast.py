@@ -171,10 +171,10 @@ def _list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
 
 def _count_weights(base: Path) -> dict[str, int]:
     """How many weights each part of the model has, from the headers of its files."""
-    from clinkd.model.folders import read_shapes
+    from clinkd.model.folders import base_of, read_shapes
 
     weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
-    for name, shape in read_shapes(base).items():
+    for name, shape in read_shapes(base_of(base)).items():
         part = "merger" if "visual.merger" in name else "vision" if "visual." in name else "text"
         weights["head" if "lm_head" in name else part] += math.prod(shape)
     return weights

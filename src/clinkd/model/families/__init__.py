@@ -10,7 +10,7 @@ import torch
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
 from clinkd.model.families.qwen2_vl import QWEN2_VL
-from clinkd.model.folders import ModelFolder, read_config
+from clinkd.model.folders import ModelFolder, base_of, read_config
 from clinkd.records import BadInput
 
 __all__ = [
@@ -44,8 +44,9 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | Non
 
 
 def native_knobs(folder: Path) -> ModelConfig | None:
-    """The knobs that leave a stock model as it is; None for a checkpoint of ours, which has its own."""
-    _, kind, family = _read_config(folder)
+    """The knobs that leave a stock model, or that of an adapter, as it is; None for a checkpoint of ours, which has its
+    own."""
+    _, kind, family = _read_config(base_of(folder))
     family = family or FAMILIES[0]  # a type that no family has is refused when the folder is loaded
     if kind == family.own_type:
         return None
