@@ -356,7 +356,7 @@ def test_headers_are_read_only_inside_the_folder(folder: Path) -> None:
 
 
 CLIP_CASES = ("tokenizer's code", "tokenizer's code of a hub", "processor's code", "model's code", "pickles beside")
-CLIP_REFUSED = ("pickle by another name", "linked weights", "index to above", "adapter", "quantized", "a list", "cut")
+CLIP_REFUSED = ("pickle by another name", "linked weights", "index to above", "quantized", "a list", "cut")
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +381,13 @@ def test_an_image_text_model_goes_through_the_gate(case: str, clip: Path, tmp_pa
     else:
         ImageTextModel.load(folder, no_image)
     assert not mark_of(folder).exists()
+
+
+def test_an_adapter_of_an_image_text_model_is_not_merged(clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip, tmp_path / "model")
+    setting("adapter_config.json", base_model_name_or_path=str(clip), peft_type="LORA")(folder)
+    with pytest.raises(BadInput, match=r"adapter_config.json: an adapter is not read; merge it into its base"):
+        ImageTextModel.load(folder, no_image)
 
 
 SENTENCE: dict[str, tuple[list[Change], str]] = {
