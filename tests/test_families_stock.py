@@ -30,7 +30,7 @@ from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Task
 from clinkd.training.feature_cache import FeatureCache, cache_features
 
 SHAPE = TinyConfig(
-    hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=3, vision_heads=2, vocabulary=300,
+    hidden=48, layers=3, heads=2, mlp=64, vision_hidden=32, vision_layers=3, vision_heads=2, vocabulary=300,
     image_pixels=96, init_std=0.3,
 )  # fmt: skip
 PICTURES = {

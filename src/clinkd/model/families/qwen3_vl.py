@@ -94,7 +94,8 @@ class Qwen3VL(Qwen):
             "out_hidden_size": tiny.hidden,
             "intermediate_size": 4 * tiny.vision_hidden,
             "num_position_embeddings": (tiny.image_pixels // tiny.patch) ** 2,
-            "deepstack_visual_indexes": [*range(min(3, tiny.vision_layers, tiny.layers))],
+            # behind the last block of the text nothing would look at them any more
+            "deepstack_visual_indexes": [*range(min(3, tiny.vision_layers, tiny.layers - 1))],
         }
 
     def tiny_processor(self, tiny: TinyConfig) -> Qwen2VLImageProcessorPil:
