@@ -53,9 +53,9 @@ def list_hypotheses(
         return run_to_end(beams(rows, config.beams, limits))
 
 
-def end_here_and_there(model: VisionLanguageModel, samples: Sequence[Sample]) -> None:
-    """Make a token that some answers hold often, though not at once, their end mark."""
+def end_here_and_there(model: VisionLanguageModel, samples: Sequence[Sample], most: int = 20) -> None:
+    """Make a token that answers of `most` tokens hold often, though not at once, their end mark."""
     model.text.end = 10**6
-    said = list_hypotheses(model, samples, AnswerConfig(beams=3, candidates=3, max_new_tokens=20))
+    said = list_hypotheses(model, samples, AnswerConfig(beams=3, candidates=3, max_new_tokens=most))
     late = Counter(t for one in said for w in one for t in set(w.ids[2:]) - set(w.ids[:2]))
     model.text.end = late.most_common(1)[0][0]
