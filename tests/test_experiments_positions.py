@@ -12,7 +12,7 @@ from clinkd.config import Positions
 from clinkd.experiments import CLAIMS, ROWS, laptop, small
 from clinkd.experiments.arms import layouts, positions
 from clinkd.experiments.rows import BASE_ROWS, passes
-from clinkd.model.families import qwen2_vl
+from clinkd.model.families import qwen
 from clinkd.model.positions import position_scheme
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput
@@ -30,7 +30,7 @@ LAST_TEXT = 2
 def place(setting: Positions, side: int) -> torch.Tensor:
     """Positions [3, tokens] of three words, an image of side x side patches and a word."""
     image = torch.tensor([[False] * (LAST_TEXT + 1) + [True] * side**2 + [False]])
-    scheme = position_scheme(setting, qwen2_vl.NATIVE)
+    scheme = position_scheme(setting, qwen.NATIVE)
     return scheme.positions(image, torch.arange(image.shape[1])[None], torch.tensor([[side, side]]))[:, 0]
 
 

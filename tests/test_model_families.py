@@ -101,7 +101,7 @@ def test_the_names_of_a_family_fit_its_network(family: Family) -> None:
     network = family.build(settings, ModelConfig(positions="native", layout=family.layout))
     assert families.family_of(network.config) is family and isinstance(network, family.network_class)
     visual = network.get_submodule(family.visual)
-    for path in (family.embedding, family.vision_blocks, family.merger):
+    for path in (*family.embeddings, family.vision_blocks, *family.mergers):
         visual.get_submodule(path)
     assert len(network.get_submodule(family.text_blocks)) == shape.layers
     assert {name for names in family.parts.values() for name in names} <= dict(network.named_modules()).keys()
@@ -114,7 +114,8 @@ def test_the_names_of_a_family_fit_its_network(family: Family) -> None:
     family.limit_image_tokens(processor, 4)
     cut = family.geometry(processor)
     assert cut.most_pixels <= 4 * cut.factor**2
-    assert family.vision_attention(visual, [4]) is None or family.vision_attention(visual, [4]) > 0
+    operations = family.vision_attention(visual, torch.tensor([[1, 2, 2]]))
+    assert operations is None or operations > 0
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import ast
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.stock_generate import end_here_and_there, generate_stock, list_hypotheses
 from torch import Tensor
 
 from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, TinyConfig
@@ -71,56 +71,12 @@ def _fresh(asked: tuple[Sample, ...], knobs: tuple[tuple[str, object], ...]) -> 
     config = ModelConfig(tiny=TINY, square=False, **dict(knobs))
     model = new_tiny(config, spell_samples(asked, config), 0, shown.__getitem__).eval()
     model.images.processor.size = {"shortest_edge": 16**2, "longest_edge": 96**2}
-    model.text.end = NOWHERE
-    said = written(model, asked, replace_config(BEAMS, max_new_tokens=20))
-    late = Counter(t for one in said for w in one for t in set(w.ids[2:]) - set(w.ids[:2]))
-    model.text.end = late.most_common(1)[0][0]
+    end_here_and_there(model, asked)
     return model
-
-
-NOWHERE = 10**6
 
 
 def replace_config(config: AnswerConfig, **changes: object) -> AnswerConfig:
     return config.model_copy(update=changes)
-
-
-def rows_of(model: VisionLanguageModel, samples: Sequence[Sample]) -> generation.Rows:
-    prompts = encode_prompts(samples, model.text, model.images)
-    return model.start_rows(prompts)
-
-
-def written(
-    model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig
-) -> list[list[generation.Hypothesis]]:
-    with torch.inference_mode():
-        limits = generation.DecodeLimits(model.text.end, config.max_new_tokens, model.suppressed_tokens)
-        return generation.run_to_end(generation.beams(rows_of(model, samples), config.beams, limits))
-
-
-def stock(model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
-    """What transformers' generate makes of pixels and left-padded prompts."""
-    alone = [encode_prompts([s], model.text, model.images).whole()[0][0].tolist() for s in samples]
-    longest = max(map(len, alone))
-    ids_BS = torch.tensor([[model.text.pad] * (longest - len(ids)) + ids for ids in alone])
-    seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in alone])
-    pixels_TD, grids_I3 = model.images.patches([ref for s in samples for ref in s.images])
-    shown = {
-        "pixel_values": pixels_TD.to(model.dtype), "image_grid_thw": grids_I3,
-        "mm_token_type_ids": (ids_BS == model.text.image_token).int(),
-    }  # fmt: skip
-    with torch.inference_mode():
-        made = model.network.generate(
-            input_ids=ids_BS, attention_mask=seen_BS, **(shown if len(grids_I3) else {}),
-            max_new_tokens=config.max_new_tokens, num_beams=config.beams, num_return_sequences=config.candidates,
-            do_sample=False, length_penalty=1.0, early_stopping=False, eos_token_id=model.text.end,
-            pad_token_id=model.text.pad, suppress_tokens=model.suppressed_tokens, return_dict_in_generate=True,
-            output_scores=True,
-        )  # fmt: skip
-    said = made.sequences[:, longest:].tolist()
-    scores = made.sequences_scores.tolist() if config.beams > 1 else [None] * len(said)
-    read = [model._read(ids, score) for ids, score in zip(said, scores, strict=True)]
-    return [read[k : k + config.candidates] for k in range(0, len(read), config.candidates)]
 
 
 def exact(model: VisionLanguageModel, sample: Sample, ids: list[int]) -> Tensor:
@@ -147,7 +103,7 @@ def told(candidates: list[list[Candidate]]) -> list[list[str]]:
 @pytest.mark.parametrize("knobs", SCHEMES, ids=lambda k: k["positions"])
 def test_beams_are_those_of_the_librarys_own_generate(asked, knobs):
     model = fresh(asked, **knobs)
-    wanted = stock(model, asked, BEAMS)
+    wanted = generate_stock(model, asked, BEAMS)
     found = model.generate(asked, BEAMS)
     for ours, theirs in zip(found, wanted, strict=True):
         best = {c.raw: c.logprob for c in reversed(theirs)}  # beams that say the same count once, by the best of them
@@ -168,7 +124,7 @@ def test_any_width_and_batches_without_an_image(asked, width):
     model, how = fresh(asked), AnswerConfig(beams=width, candidates=width, max_new_tokens=MOST)
     blind = [replace(s, images=()) for s in asked]
     for samples in (asked, blind):
-        wanted, found = stock(model, samples, how), model.generate(samples, how)
+        wanted, found = generate_stock(model, samples, how), model.generate(samples, how)
         for ours, theirs in zip(found, wanted, strict=True):
             assert {c.raw: c.logprob for c in ours} == pytest.approx(
                 {c.raw: c.logprob for c in reversed(theirs)}, abs=1e-5
@@ -178,7 +134,7 @@ def test_any_width_and_batches_without_an_image(asked, width):
 def test_one_beam_is_the_librarys_greedy_answer(asked):
     model = fresh(asked)
     found = model.generate(asked, GREEDY)
-    assert told(found) == told(stock(model, asked, GREEDY))
+    assert told(found) == told(generate_stock(model, asked, GREEDY))
     assert {c.truncated for [c] in found} == {True, False}
 
 
@@ -187,7 +143,7 @@ def test_what_a_folder_says_of_generation_has_no_say(asked):
     wanted = told(model.generate(asked, BEAMS))
     model.network.generation_config.repetition_penalty = 5.0
     model.network.generation_config.length_penalty = -3.0
-    assert told(stock(model, asked, BEAMS)) != wanted == told(model.generate(asked, BEAMS))
+    assert told(generate_stock(model, asked, BEAMS)) != wanted == told(model.generate(asked, BEAMS))
 
 
 def test_images_and_what_stands_before_a_question_are_computed_once(asked):
@@ -242,7 +198,7 @@ def test_candidates_stand_by_the_mean_log_probability_of_the_model_itself(asked,
 def test_no_answer_holds_a_token_that_none_may_hold(asked, how, monkeypatch):
     model = fresh(asked)
     assert {model.tokenizer.decode(t) for t in model.suppressed_tokens} >= {"<|image_pad|>", "<|video_pad|>"}
-    common = Counter(t for one in written(model, asked, BEAMS) for w in one for t in w.ids)
+    common = Counter(t for one in list_hypotheses(model, asked, BEAMS) for w in one for t in w.ids)
     banned = [t for t, _ in common.most_common(4) if t != model.text.end]
     monkeypatch.setattr(VisionLanguageModel, "suppressed_tokens", banned)
     found = ids_of(model, monkeypatch).generate(asked, how)

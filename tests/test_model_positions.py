@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
 from clinkd.model import families
-from clinkd.model.families import qwen2_vl, scheme_knobs
+from clinkd.model.families import qwen, qwen2_vl, scheme_knobs
 from clinkd.model.folders import opened_folder
 from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
@@ -204,7 +204,7 @@ WORKED = {  # one image of 2 x 3 patches behind the text positions 0, 1, 2: (hei
 
 @pytest.mark.parametrize("name", NAMED_POSITIONS)
 def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
-    places = run(position_scheme(NAMED_POSITIONS[name], qwen2_vl.NATIVE), [(2, 3)])
+    places = run(position_scheme(NAMED_POSITIONS[name], qwen.NATIVE), [(2, 3)])
     height, width, behind, time = WORKED[name]
     assert places[1, 3:9].tolist() == height and places[2, 3:9].tolist() == width
     assert places[:, 9].tolist() == [behind] * 3 and places[:, :3].tolist() == [[0, 1, 2]] * 3
@@ -213,7 +213,7 @@ def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
 
 def test_text_goes_on_behind_every_patch_whatever_the_scheme():
     for setting, _ in SCHEMES:
-        scheme = position_scheme(setting, qwen2_vl.NATIVE)
+        scheme = position_scheme(setting, qwen.NATIVE)
         reset = getattr(scheme, "spatial_reset", False)
         for grid in [(3, 3), (4, 4), (2, 3)]:
             places = run(scheme, [grid])
@@ -255,13 +255,13 @@ def test_text_behind_an_extent_never_overlaps():
 
 def test_every_member_has_a_scheme_to_which_all_its_knobs_go():
     for member in MEMBERS:
-        scheme = position_scheme(member(), qwen2_vl.NATIVE)
+        scheme = position_scheme(member(), qwen.NATIVE)
         knobs = {name: value for name, value in member() if name != "kind"}
         assert {name: getattr(scheme, name) for name in knobs} == knobs
         for name, value in knobs.items():
             other = {"gap": 2.5, "resume": "extent"}.get(name, not value if isinstance(value, bool) else 0.25)
             changed = member(**{name: other, **({"gap": 2.5} if name == "resume" else {})})
-            assert getattr(position_scheme(changed, qwen2_vl.NATIVE), name) == other
+            assert getattr(position_scheme(changed, qwen.NATIVE), name) == other
 
 
 def test_layouts_share_out_every_pair():
@@ -344,6 +344,6 @@ def test_the_stock_class_cannot_take_our_checkpoint(folder, tmp_path, monkeypatc
     load_folder(folder, ModelConfig(positions="tied")).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="positions of its own"):
         Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
-    monkeypatch.delitem(ROPE_INIT_FUNCTIONS, qwen2_vl.ROPE_TYPE)  # as where this package is not imported
+    monkeypatch.delitem(ROPE_INIT_FUNCTIONS, qwen.ROPE_TYPE)  # as where this package is not imported
     with pytest.raises(KeyError, match="clinkd"):
         Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)

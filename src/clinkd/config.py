@@ -304,14 +304,17 @@ class ModelConfig(Knobs):
         "alpha": "positions.stride", "spatial_reset": "positions.spatial_reset", "sight": "vision_features",
     }  # fmt: skip
 
-    base: FolderPath | None = knob(None, "a Qwen2-VL folder (Hugging Face layout); None trains a tiny one from scratch")
+    base: FolderPath | None = knob(
+        None, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL folder (Hugging Face layout); None trains a tiny one from scratch"
+    )
     positions: Positions = knob(
         NAMED_POSITIONS["tied"], "positions of image tokens: a name, or knobs", paper="tied", words=NAMED_POSITIONS
     )
     layout: Layout = knob("halves", "rotary pairs of each axis; `interleaved` for pretrained text", paper="halves")
-    boxes: Literal["qwen2-vl", "qwen2.5-vl", "digits", "locations"] = knob(
-        "locations", "how boxes are spelled; `qwen2.5-vl`: in pixels of the resampled image", paper="qwen2-vl"
-    )
+    boxes: Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "digits", "locations"] = knob(
+        "locations", "how boxes are spelled; `qwen2.5-vl`: in pixels of the resampled image; a pretrained base knows "
+        "the spelling of its name", paper="qwen2-vl",
+    )  # fmt: skip
     box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps of an axis with `locations`, 10..100 with `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
     vision_features: Literal["live", "cached"] = knob(

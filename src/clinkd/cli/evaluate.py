@@ -73,7 +73,7 @@ def _add_answers(group: Any) -> None:
     )
     group.add_argument("--run", help="a run's final model answers --data: a name under --runs, or a path")
     group.add_argument(
-        "--model", metavar="FOLDER|NAME", help="a Qwen2-VL folder answers --data; with --endpoint, its name there"
+        "--model", metavar="FOLDER|NAME", help="a folder with a model answers --data; with --endpoint, its name there"
     )
     group.add_argument("--endpoint", metavar="URL", help="a chat API answers --data, such as http://127.0.0.1:8000/v1")
     group.add_argument("--data", type=Path, metavar="PATH", help="data of any form, with the questions and truths")

@@ -51,7 +51,8 @@ def count_operations(network: Any, batch: Batch, merge: int) -> dict[str, Operat
     if vision is None:
         return None
     blocks = network.get_submodule(family.text_blocks)
-    width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
+    heads = text.config.num_attention_heads
+    width = heads * (getattr(text.config, "head_dim", None) or text.config.hidden_size // heads)
     lines, size = batch.input_ids_BS.shape
     attention = 4 * len(blocks) * lines * size**2 * width
     flows = _learns(visual, text)
@@ -66,23 +67,24 @@ def count_operations(network: Any, batch: Batch, merge: int) -> dict[str, Operat
 
 def count_vision(family: Family, visual: nn.Module, grids_I3: Tensor, merge: int) -> dict[str, Operations] | None:
     """Operations of tower and merger on images with these grids [I, 3]. None if the tower is not known here."""
-    patches_I: list[int] = grids_I3.prod(-1).tolist()
-    attention = family.vision_attention(visual, patches_I)
+    attention = family.vision_attention(visual, grids_I3)
     if attention is None:
         return None
-    patches = sum(patches_I)
-    paths = family.embedding, family.vision_blocks, family.merger
-    embed, blocks, merger = (visual.get_submodule(path) for path in paths)
-    embedding = 2 * sum(p.numel() for p in embed.parameters() if p.dim() > 1) * patches
-    flows = _learns(embed, blocks)
+    patches = int(grids_I3.prod(-1).sum())
+    blocks = visual.get_submodule(family.vision_blocks)
+    embeds, mergers = ([visual.get_submodule(p) for p in paths] for paths in (family.embeddings, family.mergers))
+    # a table of positions is looked up, which is no product: only the convolution that reads pixels counts
+    pixel_weights = [p for embed in embeds for p in embed.parameters() if p.dim() > 2]
+    embedding = 2 * sum(p.numel() for p in pixel_weights) * patches
+    flows = _learns(*embeds, blocks)
     tower = _add_operations(
-        Operations(embedding, embedding * _learns(embed)),  # pixels need no gradient
+        Operations(embedding, embedding * any(p.requires_grad for p in pixel_weights)),  # pixels need no gradient
         count_linear(blocks, patches, flows),
         Operations(attention, 2 * attention * flows),
     )
     return {
         "vision": tower,
-        "merger": count_linear(merger, patches // merge**2, _learns(visual)),
+        "merger": _add_operations(*(count_linear(m, patches // merge**2, _learns(visual)) for m in mergers)),
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -79,7 +80,7 @@ class Rows:
         self, network: Any, prompts: Prompts, positions_3US: Tensor, features: tuple[Tensor, ...] | None
     ) -> None:
         self.network = network
-        self.inputs = family_of(network.config).inputs
+        self.inputs = partial(family_of(network.config).inputs, network.config)
         self.cache = DynamicCache(config=network.config)
         self.mask_RS = prompts.front_mask_US
         self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3US, features)

@@ -155,7 +155,7 @@ class VisionLanguageModel(nn.Module):
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
             use_cache=False,
-            **self.family.inputs(positions_3BS, features if len(batch.grids_I3) else None),
+            **self.family.inputs(self.network.config, positions_3BS, features if len(batch.grids_I3) else None),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
         dummy = () if len(batch.grids_I3) else features
@@ -274,9 +274,11 @@ class VisionLanguageModel(nn.Module):
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
             input_ids_BS, mask_BS = prompt.whole()
-            pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
-            image_BS = input_ids_BS == self.text.image_token
-            images = self.family.pixel_inputs(image_BS, pixels_TD.to(self.dtype), grids_I3)
+            images = {}  # no tower takes none
+            if sample.images:
+                pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
+                image_BS = input_ids_BS == self.text.image_token
+                images = self.family.pixel_inputs(image_BS, pixels_TD.to(self.dtype), grids_I3)
             ours, theirs = (
                 network(input_ids=input_ids_BS, attention_mask=mask_BS, **images).logits
                 for network in (self.network, reloaded)

@@ -175,7 +175,7 @@ def _count_weights(base: Path) -> dict[str, int]:
 
     weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
     for name, shape in read_shapes(base_of(base)).items():
-        part = "merger" if "visual.merger" in name else "vision" if "visual." in name else "text"
+        part = "text" if "visual." not in name else "merger" if "merger" in name else "vision"
         weights["head" if "lm_head" in name else part] += math.prod(shape)
     return weights
 

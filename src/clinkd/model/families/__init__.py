@@ -9,7 +9,9 @@ import torch
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
+from clinkd.model.families.qwen2_5_vl import QWEN2_5_VL
 from clinkd.model.families.qwen2_vl import QWEN2_VL
+from clinkd.model.families.qwen3_vl import QWEN3_VL
 from clinkd.model.folders import ModelFolder, base_of, read_config
 from clinkd.records import BadInput
 
@@ -18,8 +20,8 @@ __all__ = [
     "native_knobs", "no_folder", "scheme_knobs",
 ]  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (QWEN2_VL,)
-TINY = FAMILIES[0]  # of the embedded tiny model
+FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+TINY = QWEN2_VL  # of the embedded tiny model
 
 
 def family_of(config: Any) -> Family:

@@ -92,9 +92,9 @@ class Family(ABC):
     chat: ChatTemplate
     special_tokens: tuple[str, ...]
     visual: str
-    embedding: str
+    embeddings: tuple[str, ...]
     vision_blocks: str
-    merger: str
+    mergers: tuple[str, ...]
     text: str
     text_blocks: str
 
@@ -102,8 +102,8 @@ class Family(ABC):
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The modules of each part that can be frozen or adapted."""
         return {
-            "vision": (f"{self.visual}.{self.embedding}", f"{self.visual}.{self.vision_blocks}"),
-            "merger": (f"{self.visual}.{self.merger}",),
+            "vision": tuple(f"{self.visual}.{name}" for name in (*self.embeddings, self.vision_blocks)),
+            "merger": tuple(f"{self.visual}.{name}" for name in self.mergers),
             "text": (self.text,),
             "head": ("lm_head",),
         }
@@ -118,10 +118,6 @@ class Family(ABC):
     @abstractmethod
     def tiny_processor(self, tiny: TinyConfig) -> Any:
         """The image processor of a tiny model: it resamples all images to about the same area."""
-
-    @abstractmethod
-    def start_as_identity(self, visual: nn.Module) -> None:
-        """Let the tower of a tiny model give the first values of each patch, normalised; merged tokens their mean."""
 
     @abstractmethod
     def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> Any:
@@ -152,20 +148,21 @@ class Family(ABC):
 
     @abstractmethod
     def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
-        """Merged features [F, H] of patches: tower and merger."""
+        """Merged features [F, H] of patches: tower and merger. A family whose text takes features of several depths
+        gives them side by side, [F, depths * H]."""
 
     @abstractmethod
-    def inputs(self, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
+    def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
         """Arguments by which the network takes positions and, in the place of pixels, the merged features of each
-        image (None: the text has no image tokens)."""
+        image (None: the text has no image tokens). `config`: of the network."""
 
     @abstractmethod
     def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
         """Arguments by which the stock class takes images. image_BS: True at image tokens."""
 
     @abstractmethod
-    def vision_attention(self, visual: nn.Module, patches_I: Sequence[int]) -> int | None:
-        """Operations of the attention in one forward of the tower, images of so many patches. None: not known."""
+    def vision_attention(self, visual: nn.Module, grids_I3: Tensor) -> int | None:
+        """Operations of the attention in one forward of the tower, for images of these grids. None: not known."""
 
     # -- the same for all -----------------------------------------------------------------------------------------
 
