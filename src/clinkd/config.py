@@ -120,7 +120,15 @@ class FitConfig(Knobs):
     learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
     muon_learning_rate: Positive = knob(0.02, "peak for matrices under muon")
     weight_decay: NonNegative = knob(0.01, "decoupled")
+    adam_beta1: BelowOne = knob(0.9, "AdamW: share of the mean gradient that a step keeps; transformers has 0.9")
+    adam_beta2: BelowOne = knob(
+        0.98, "AdamW: share of the mean squared gradient that a step keeps; transformers has 0.999. The paper is silent"
+    )
     warmup: Fraction = knob(0.03, "share of the steps, linear")
+    warmup_start: Fraction = knob(
+        1e-3, "the first step has the rate that belongs to this share of the steps; 0 as in transformers, where the "
+        "first step changes nothing",
+    )  # fmt: skip
     clip: Positive = knob(1.0, "largest gradient norm")
     schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
     freeze: tuple[ModelPart, ...] = knob((), "parts kept fixed")
