@@ -8,10 +8,10 @@ import pytest
 
 from clinkd.cli import main
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
-from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, paper, real, require_folders, small
+from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, laptop, paper, real, require_folders, small
 from clinkd.experiments.rows import bird, matched, tuned
 from clinkd.records import BadInput
-from clinkd.settings import Knobs, differences, dump, load, override, panel, recipe_text
+from clinkd.settings import Knobs, change_knobs, differences, dump, load, override, panel, recipe_text
 
 
 def write(folder, text):
@@ -36,7 +36,7 @@ def test_a_recipe_survives_values_that_yaml_could_misread(tmp_path):
     for value in ("2026", "null", "1e5", "no", "a-b_c.d"):
         config = RunConfig(name=value)
         assert load(write(tmp_path, recipe_text(config)), RunConfig) == config
-    paths = RunConfig.model_validate({"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123"}})
+    paths = RunConfig.model_validate({"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123", "positions": "native"}})
     assert load(write(tmp_path, recipe_text(paths)), RunConfig) == paths
     tiny = override(RunConfig(), ["teacher.fit.learning_rate=1e-12", "evaluate.iou=0.30000000000000004"])
     assert load(write(tmp_path, recipe_text(tiny)), RunConfig) == tiny
@@ -227,6 +227,26 @@ def test_the_paper_recipe_holds_the_papers_values():
             # the teacher's and a round's own passes are read from the text: two and one
             expected = 1 if knob.name == "reflect.fit.epochs" else knob.paper
             assert getattr(knob.value, "name", knob.value) == expected, knob.name
+
+
+@pytest.mark.parametrize("start", [RunConfig(), demo(), real(), override(demo(), ["model.box_bins=8"])])
+def test_a_pretrained_base_is_given_its_positions(start: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^model\.positions: .*native .*tied .*\+3\.3 \[\+0\.6, \+6\.0\]") as caught:
+        override(start, ["model.base=/x"])
+    assert len(str(caught.value)) < 250
+    with pytest.raises(BadInput, match=r"run.yaml: model\.positions: "):
+        load(write(tmp_path, "model: {base: /x, layout: sections}"), RunConfig)
+    for given in ("model.positions=native", "model.positions=tied", "model.positions.stride=1"):
+        config = override(override(start, [given]), ["model.base=/x"])
+        assert change_knobs(config, name="other").model == config.model
+    assert (paper().model.positions.name, laptop().model.positions.name) == ("tied", "native")
+    assert override(laptop(), ["model.base=/x"]).model.layout == "sections"
+
+
+def test_a_change_keeps_what_was_not_given_apart_from_what_was() -> None:
+    changed = change_knobs(override(demo(), ["model.tiny.hidden=48", "model.layout=sections"]).model, box_bins=8)
+    assert changed.model_fields_set == {"tiny", "layout", "box_bins"} and changed.tiny.pretrain
+    assert override(RunConfig(), ["model.positions=mrope", "seed=3"]).model.positions.name == "mrope"
 
 
 ROWS = ("bird", "tuned", "positions", "distilled", "selected", "reflected", "matched")

@@ -323,7 +323,7 @@ def test_stages_are_shared_where_only_later_knobs_differ():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["model.base=NOWHERE"], "config.json"),
+        (["model.base=NOWHERE", "model.positions=native"], "config.json"),
         (["data.path=NOWHERE"], r"no such file or folder"),
         (["distill.temprature=3"], "temperature"),
         (["model.positions.stride=40"], "model.positions.stride"),
