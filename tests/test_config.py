@@ -214,8 +214,18 @@ def test_an_experiment_is_valid_named_after_itself_and_documented(name):
             require_folders(name, config)
         settings = [f"{knob}=/somewhere" for knob in REQUIRED[name]]
         require_folders(name, override(config, settings))
+        for knob in REQUIRED[name]:  # each by itself
+            with pytest.raises(BadInput, match=rf"^{knob}: `{name}` needs a folder here; give it with --set {knob}="):
+                require_folders(name, override(config, [s for s in settings if not s.startswith(knob)]))
     else:
         require_folders(name, config)
+
+
+def test_the_paper_chooses_by_a_clip_that_was_trained_or_by_none():
+    given = override(paper(), ["data.path=/d", "model.base=/b"])
+    assert REQUIRED["paper"][-1] == "select.clip.base" and given.select.clip.base is None
+    for by_none in ("select.scorer=first", "select.clip.eyes=true"):
+        require_folders("paper", override(given, [by_none]))
 
 
 def test_the_paper_recipe_holds_the_papers_values():

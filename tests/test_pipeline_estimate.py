@@ -385,6 +385,7 @@ def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, cap
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 10.0)
     monkeypatch.setattr("clinkd.workflows.forecast.forecast", None)  # a call would fail
     words = ["plan", "paper", "--runs", str(tmp_path), "--measure", "--set", "device=cpu"]
+    words += ["--set", "select.scorer=first"]  # by no CLIP
     assert main([*words, "--set", f"model.base={base}", "--set", f"data.path={given[0]}"]) == 2
     err = capsys.readouterr().err
     assert "distill takes about 20 MB of memory and 10 MB are free" in err and len(err.splitlines()) == 1

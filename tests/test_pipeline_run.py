@@ -310,6 +310,8 @@ def test_every_experiment_plans(name, tmp_path):
         given.append(f"data.path={tmp_path}")
     if name in ("laptop", "paper"):
         given.append(f"model.base={tmp_path}")
+    if name == "paper":
+        given.append(f"select.clip.base={tmp_path}")
     stages = plan(override(config, given))
     assert stages[0].name == "prepare" and stages[-1].name == "score"
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from test_model_clip import clip_folder
 
 from clinkd.cli import main
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
@@ -111,9 +112,14 @@ def test_a_recipe_for_real_weights_runs(
         return see(self, visual, pixels, grids)
 
     monkeypatch.setattr(type(FAMILY), "vision_features", counted)
-    knobs = (f"data.path={folder}", f"model.base={base}", *changes)
+    knobs = [f"data.path={folder}", f"model.base={base}", *changes]
+    if name == "paper":
+        knobs.append(f"select.clip.base={clip_folder(tmp_path / 'clip')}")
     words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err
+    # a head of 24 numbers has 12 pairs; the base is stock, so `laptop` leaves all as it is
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution")]
+    assert len(told) == (2 if name == "paper" else 0) and ("11 of 12 rotary" in told[1] if told else True)
     stored = name == "laptop"  # each image is looked at once, whatever is done with it, and a blank one at the start
     assert (looks == [1] * 15) == stored and len(looks) >= 15
     capsys.readouterr()

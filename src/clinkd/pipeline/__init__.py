@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
+from clinkd.pipeline.cautions import caution_base
 from clinkd.pipeline.damage import RUNS
 from clinkd.pipeline.graph import CACHE, Stage, execute
 from clinkd.pipeline.machine import Machine
@@ -41,9 +43,16 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
 
     Raises BadInput if the folder holds another config and `replace` is false, on a full disk, and on bad data.
     """
+    Machine.demand(config)
+    if distributed.is_main():
+        for line in caution_base(config.model):
+            print(f"caution  {line}", file=sys.stderr, flush=True)
+    return _run(config, runs, replace)
+
+
+def _run(config: RunConfig, runs: Path, replace: bool) -> Run:
     from clinkd.pipeline import correcting
 
-    Machine.demand(config)
     if config.reflect:
         correcting.demand_reflection(config.reflect)
     stages, data = plan(config), config.data
@@ -51,7 +60,7 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     _demand_wheels(config, plan(folds[0]) if folds else stages, runs / CACHE)
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
     for fold in folds:
-        run(fold, runs, replace)
+        _run(fold, runs, replace)
         distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
     part = f"fold {data.fold} of {data.folds}" if data.fold else f"{data.folds} folds pooled" if data.folds else ""
 
