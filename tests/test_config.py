@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import main
-from clinkd.config import DistillConfig, RunConfig, TeacherConfig
+from clinkd.config import DistillConfig, FitConfig, RunConfig, TeacherConfig
 from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, laptop, paper, real, require_folders, small
 from clinkd.experiments.rows import bird, matched, tuned
+from clinkd.pipeline.machine import share_rows
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, change_knobs, differences, dump, load, override, panel, recipe_text
 
@@ -36,7 +37,9 @@ def test_a_recipe_survives_values_that_yaml_could_misread(tmp_path):
     for value in ("2026", "null", "1e5", "no", "a-b_c.d"):
         config = RunConfig(name=value)
         assert load(write(tmp_path, recipe_text(config)), RunConfig) == config
-    paths = RunConfig.model_validate({"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123", "positions": "native"}})
+    paths = RunConfig.model_validate(
+        {"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123", "positions": "native"}}
+    )
     assert load(write(tmp_path, recipe_text(paths)), RunConfig) == paths
     tiny = override(RunConfig(), ["teacher.fit.learning_rate=1e-12", "evaluate.iou=0.30000000000000004"])
     assert load(write(tmp_path, recipe_text(tiny)), RunConfig) == tiny
@@ -257,6 +260,51 @@ def test_a_change_keeps_what_was_not_given_apart_from_what_was() -> None:
     changed = change_knobs(override(demo(), ["model.tiny.hidden=48", "model.layout=sections"]).model, box_bins=8)
     assert changed.model_fields_set == {"tiny", "layout", "box_bins"} and changed.tiny.pretrain
     assert override(RunConfig(), ["model.positions=mrope", "seed=3"]).model.positions.name == "mrope"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("recipe", [paper(), laptop()], ids=lambda config: config.name)
+def test_recipes_are_shared_by_any_number_of_processes(recipe: RunConfig, processes: int) -> None:
+    shared, lines = share_rows(recipe, processes)
+    for name, fit in shared.fits().items():
+        fit.demand_even_shares(name, processes)
+    changed = {d.rpartition(".")[2].split()[0] for d in differences(dump(shared), dump(recipe))}
+    rows_fit = recipe.teacher.fit.rows % processes == 0
+    assert changed <= ({"accumulate"} if rows_fit else {"rows", "accumulate"})
+    assert len(lines) == bool(changed) and all(line.startswith(f"{processes} processes: ") for line in lines)
+    assert ("other steps" in " ".join(lines)) != rows_fit
+    if rows_fit:
+        assert shared.identity() == recipe.identity(), "the same run, so that it may go on with other processes"
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulate", "processes", "wanted"),
+    [
+        (48, 8, 1, (48, 8)),
+        (48, 8, 2, (48, 8)),
+        (48, 8, 4, (48, 6)),
+        (48, 8, 6, (48, 8)),
+        (48, 8, 8, (48, 6)),
+        (8, 8, 6, (6, 1)),
+        (25, 1, 2, (24, 1)),
+        (27, 1, 2, (26, 1)),
+        (3, 1, 8, (8, 1)),
+        (15, 5, 2, (14, 7)),  # 7 rows of a process at once are more than the 3 of one process alone
+    ],
+)
+def test_rows_are_shared_by_the_nearest_numbers(rows: int, accumulate: int, processes: int, wanted: tuple) -> None:
+    shared = FitConfig(rows=rows, accumulate=accumulate, epochs=3).shared_by(processes)
+    assert (shared.rows, shared.accumulate, shared.epochs) == (*wanted, 3)
+    shared.demand_even_shares("fit", processes)
+
+
+def test_trainings_that_are_shared_in_different_ways_have_a_line_each() -> None:
+    shared, lines = share_rows(override(paper(), ["teacher.fit.rows=40"]), 4)
+    assert shared.teacher and (shared.teacher.fit.rows, shared.teacher.fit.accumulate) == (40, 10)
+    assert lines == [
+        "4 processes: rows=40, accumulate=8 of teacher.fit become rows=40, accumulate=10",
+        "4 processes: rows=48, accumulate=8 of distill.fit, reflect.fit become rows=48, accumulate=6",
+    ]
 
 
 ROWS = ("bird", "tuned", "positions", "distilled", "selected", "reflected", "matched")

@@ -147,7 +147,9 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     folder, _ = given
     config = override(demo(), [f"data.path={folder}", "model.tiny.pretrain=null", "select.scorer=first"])
     config = override(config, ["teacher.fit.rows=2", "distill.fit.rows=24", "reflect.fit.rows=24"])
-    light = override(config, [f"model.base={folder}", "model.positions=native"])  # of a large base only a few rows are tried
+    light = override(
+        config, [f"model.base={folder}", "model.positions=native"]
+    )  # of a large base only a few rows are tried
     run = small_run(light, tmp_path)
     assert {split: trial._count_kept_rows(light)[split] for split in ("train", "test")} == {"train": 24, "test": 4}
     left = read_split(tmp_path / "prepare", "train")

@@ -114,7 +114,10 @@ class FitConfig(Knobs):
     epochs: Positive = knob(2.0, "passes over the stage's samples", paper=2)
     min_steps: Whole = knob(0, "at least so many steps, by more passes, however few the samples")
     rows: Count = knob(12, "images an optimiser step, over all processes")
-    accumulate: Count = knob(1, "micro-batches an optimiser step")
+    accumulate: Count = knob(
+        1, "micro-batches an optimiser step, of each process: more of them need less memory. Rounding differs",
+        speed_only=True,
+    )  # fmt: skip
     questions: Whole = knob(0, "questions of a row in one pass, chosen anew each epoch; 0 = all")
     optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: Muon for matrices, AdamW for the rest", paper="adamw")
     learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
@@ -160,6 +163,17 @@ class FitConfig(Knobs):
     def count_steps(self, rows: float) -> int:
         """The optimiser steps of a training on so many rows."""
         return max(self.min_steps, math.ceil(self.epochs * rows / self.rows))
+
+    def shared_by(self, processes: int) -> Self:
+        """The nearest knobs under which so many processes share the rows evenly.
+
+        `rows` stay where they are a multiple of the processes, else the nearest multiple counts. `accumulate` becomes
+        the nearest number by which micro-batches of a process are equal and no larger than those of one process.
+        """
+        share = max(1, math.ceil(self.rows / processes - 0.5))  # of two equally near the smaller: it needs less memory
+        equal = [n for n in range(1, share + 1) if share % n == 0 and share * self.accumulate <= self.rows * n]
+        accumulate = min(equal, key=lambda n: abs(n - self.accumulate))
+        return change_knobs(self, rows=share * processes, accumulate=accumulate)
 
     def demand_even_shares(self, name: str, processes: int) -> None:
         """Raises BadInput if so many processes cannot share the rows evenly; `name`: of these knobs."""
@@ -303,7 +317,7 @@ NAMED_POSITIONS: Mapping[str, Positions] = {
 }
 # docs/RESULTS.md, and LOG.md on a base from stock positions
 TIED_EVIDENCE = (
-    "+3.3 [+0.6, +6.0] points of mean IoU over stock ones in a small model from scratch; on pretrained weights not tested"
+    "+3.3 [+0.6, +6.0] points of mean IoU over stock ones in a small model from scratch; on pretrained weights untested"
 )
 
 

@@ -124,7 +124,8 @@ def _read(path: Path) -> dict[Any, Any]:
 def override(config: K, settings: Iterable[str]) -> K:
     """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, applied in order, then checked whole.
 
-    As with `change_knobs`, what was not given before is not given now. Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a knob of a stage that is left out.
+    As with `change_knobs`, what was not given before is not given now. Raises BadInput for an unknown knob (with the
+    nearest name), a wrong value, or a knob of a stage that is left out.
     """
     tree = _dump_given(config)
     for setting in settings:

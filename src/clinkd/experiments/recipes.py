@@ -121,9 +121,9 @@ def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
     """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens.
 
     Vision features and teacher outputs are computed once and read from the disk. Positions and their layout stay those
-    of Qwen2-VL: a small base from stock positions found far fewer boxes once it was loaded with tied ones (mean IoU 60.6
-    before, 43.4 after; in another layout under 3; LOG.md), and low-rank additions to the text alone are little to learn
-    that anew. `model.positions=tied` is the paper's.
+    of Qwen2-VL: a small base from stock positions found fewer boxes once it was loaded with tied ones (mean IoU 60.6
+    before, 43.4 after; one in another layout under 3; LOG.md), and low-rank additions are little to learn that anew.
+    `model.positions=tied` is the paper's.
     """
     fit = FitConfig(
         rows=8,
@@ -161,7 +161,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
     `embeddings`, and a CLIP: a tiny one of our own, which `trust=always` would follow, changed most answers at random.
 
     `halves` gives each axis a ladder of frequencies of its own, so nearly every frequency moves by which a pretrained
-    text knows the order of its words. A run tells the number as it begins; whether so much tuning mends it is not known.
+    text knows the order of its words. A run tells the number as it begins; whether its tuning mends it is not known.
     """
     fit = FitConfig(epochs=2, rows=48, accumulate=8, learning_rate=2e-5)
     return RunConfig(

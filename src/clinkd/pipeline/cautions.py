@@ -51,10 +51,9 @@ def _count_moved(settings: Mapping[str, Any], *layouts: tuple[Layout, tuple[int,
     from clinkd.model.positions import rotary_pairs
 
     match settings.get("text_config", settings):
-        case (
-            {"rope_scaling": {"mrope_section": [int(time), int(height), int(width)]}}
-            | {"rope_parameters": {"mrope_section": [int(time), int(height), int(width)]}}
-        ):
+        case {"rope_scaling": {"mrope_section": [int(time), int(height), int(width)]}} | {
+            "rope_parameters": {"mrope_section": [int(time), int(height), int(width)]}
+        }:
             sections = (time, height, width)
         case _:
             return ""
@@ -63,8 +62,8 @@ def _count_moved(settings: Mapping[str, Any], *layouts: tuple[Layout, tuple[int,
     frequencies = sum(a != b for a, b in zip(own.exponent_P, new.exponent_P, strict=True))
     turned = sum(a != b for a, b in zip(own.axis_P, new.axis_P, strict=True))
     return (
-        f": {frequencies} of {number} rotary frequencies move, by which its text knows the order of words, and {turned} "
-        f"of {number} take another axis of an image"
+        f": {frequencies} of {number} rotary frequencies move, by which its text knows the order of words, and "
+        f"{turned} of {number} take another axis of an image"
     )
 
 
