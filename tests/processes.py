@@ -44,24 +44,28 @@ def _call(log: Path, environment: Mapping[str, str], function: Callable[..., obj
     sys.exit(function(*arguments))  # type: ignore[arg-type]  # None is 0
 
 
-def run_together(log: Path, function: Callable[..., object], *arguments: Any, seconds: float = 300) -> list[int | None]:
-    """Exit statuses of two processes that do one run, with the variables that `torchrun` sets.
+def run_together(
+    log: Path, function: Callable[..., object], *arguments: Any, seconds: float = 300, number: int = 2
+) -> list[int | None]:
+    """Exit statuses of `number` processes that do one run, with the variables that `torchrun` sets.
 
-    As there, the other one is asked to end where one fails. Who takes longer than `seconds` is killed: -9.
+    As there, the others are asked to end where one fails. Who takes longer than `seconds` is killed: -9.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    both = [start(log, {**common, "RANK": n, "LOCAL_RANK": n}, function, *arguments) for n in ("0", "1")]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    ranks = map(str, range(number))
+    started = [start(log, {**common, "RANK": n, "LOCAL_RANK": n}, function, *arguments) for n in ranks]
     deadline = time.monotonic() + seconds
-    while any(p.is_alive() for p in both) and not any(p.exitcode for p in both) and time.monotonic() < deadline:
-        both[0].join(0.05)
-        both[1].join(0.05)
-    for process in both:
+    while any(p.is_alive() for p in started) and not any(p.exitcode for p in started) and time.monotonic() < deadline:
+        for process in started:
+            process.join(0.05)
+    for process in started:
         process.terminate()
-    for process in both:
+    for process in started:
         process.join(30)
         process.kill()
         process.join()
-    return [process.exitcode for process in both]
+    return [process.exitcode for process in started]

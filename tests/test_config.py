@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import main
-from clinkd.config import DistillConfig, RunConfig, TeacherConfig
-from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, paper, real, require_folders, small
+from clinkd.config import DistillConfig, FitConfig, RunConfig, TeacherConfig
+from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, laptop, paper, real, require_folders, small
 from clinkd.experiments.rows import bird, matched, tuned
+from clinkd.pipeline.machine import share_rows
 from clinkd.records import BadInput
-from clinkd.settings import Knobs, differences, dump, load, override, panel, recipe_text
+from clinkd.settings import Knobs, change_knobs, differences, dump, load, override, panel, recipe_text
 
 
 def write(folder, text):
@@ -36,7 +37,9 @@ def test_a_recipe_survives_values_that_yaml_could_misread(tmp_path):
     for value in ("2026", "null", "1e5", "no", "a-b_c.d"):
         config = RunConfig(name=value)
         assert load(write(tmp_path, recipe_text(config)), RunConfig) == config
-    paths = RunConfig.model_validate({"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123"}})
+    paths = RunConfig.model_validate(
+        {"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123", "positions": "native"}}
+    )
     assert load(write(tmp_path, recipe_text(paths)), RunConfig) == paths
     tiny = override(RunConfig(), ["teacher.fit.learning_rate=1e-12", "evaluate.iou=0.30000000000000004"])
     assert load(write(tmp_path, recipe_text(tiny)), RunConfig) == tiny
@@ -214,8 +217,18 @@ def test_an_experiment_is_valid_named_after_itself_and_documented(name):
             require_folders(name, config)
         settings = [f"{knob}=/somewhere" for knob in REQUIRED[name]]
         require_folders(name, override(config, settings))
+        for knob in REQUIRED[name]:  # each by itself
+            with pytest.raises(BadInput, match=rf"^{knob}: `{name}` needs a folder here; give it with --set {knob}="):
+                require_folders(name, override(config, [s for s in settings if not s.startswith(knob)]))
     else:
         require_folders(name, config)
+
+
+def test_the_paper_chooses_by_a_clip_that_was_trained_or_by_none():
+    given = override(paper(), ["data.path=/d", "model.base=/b"])
+    assert REQUIRED["paper"][-1] == "select.clip.base" and given.select.clip.base is None
+    for by_none in ("select.scorer=first", "select.clip.eyes=true"):
+        require_folders("paper", override(given, [by_none]))
 
 
 def test_the_paper_recipe_holds_the_papers_values():
@@ -227,6 +240,71 @@ def test_the_paper_recipe_holds_the_papers_values():
             # the teacher's and a round's own passes are read from the text: two and one
             expected = 1 if knob.name == "reflect.fit.epochs" else knob.paper
             assert getattr(knob.value, "name", knob.value) == expected, knob.name
+
+
+@pytest.mark.parametrize("start", [RunConfig(), demo(), real(), override(demo(), ["model.box_bins=8"])])
+def test_a_pretrained_base_is_given_its_positions(start: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^model\.positions: .*native .*tied .*\+3\.3 \[\+0\.6, \+6\.0\]") as caught:
+        override(start, ["model.base=/x"])
+    assert len(str(caught.value)) < 250
+    with pytest.raises(BadInput, match=r"run.yaml: model\.positions: "):
+        load(write(tmp_path, "model: {base: /x, layout: sections}"), RunConfig)
+    for given in ("model.positions=native", "model.positions=tied", "model.positions.stride=1"):
+        config = override(override(start, [given]), ["model.base=/x"])
+        assert change_knobs(config, name="other").model == config.model
+    assert (paper().model.positions.name, laptop().model.positions.name) == ("tied", "native")
+    assert override(laptop(), ["model.base=/x"]).model.layout == "sections"
+
+
+def test_a_change_keeps_what_was_not_given_apart_from_what_was() -> None:
+    changed = change_knobs(override(demo(), ["model.tiny.hidden=48", "model.layout=sections"]).model, box_bins=8)
+    assert changed.model_fields_set == {"tiny", "layout", "box_bins"} and changed.tiny.pretrain
+    assert override(RunConfig(), ["model.positions=mrope", "seed=3"]).model.positions.name == "mrope"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("recipe", [paper(), laptop()], ids=lambda config: config.name)
+def test_recipes_are_shared_by_any_number_of_processes(recipe: RunConfig, processes: int) -> None:
+    shared, lines = share_rows(recipe, processes)
+    for name, fit in shared.fits().items():
+        fit.demand_even_shares(name, processes)
+    changed = {d.rpartition(".")[2].split()[0] for d in differences(dump(shared), dump(recipe))}
+    rows_fit = recipe.teacher.fit.rows % processes == 0
+    assert changed <= ({"accumulate"} if rows_fit else {"rows", "accumulate"})
+    assert len(lines) == bool(changed) and all(line.startswith(f"{processes} processes: ") for line in lines)
+    assert ("other steps" in " ".join(lines)) != rows_fit
+    if rows_fit:
+        assert shared.identity() == recipe.identity(), "the same run, so that it may go on with other processes"
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulate", "processes", "wanted"),
+    [
+        (48, 8, 1, (48, 8)),
+        (48, 8, 2, (48, 8)),
+        (48, 8, 4, (48, 6)),
+        (48, 8, 6, (48, 8)),
+        (48, 8, 8, (48, 6)),
+        (8, 8, 6, (6, 1)),
+        (25, 1, 2, (24, 1)),
+        (27, 1, 2, (26, 1)),
+        (3, 1, 8, (8, 1)),
+        (15, 5, 2, (14, 7)),  # 7 rows of a process at once are more than the 3 of one process alone
+    ],
+)
+def test_rows_are_shared_by_the_nearest_numbers(rows: int, accumulate: int, processes: int, wanted: tuple) -> None:
+    shared = FitConfig(rows=rows, accumulate=accumulate, epochs=3).shared_by(processes)
+    assert (shared.rows, shared.accumulate, shared.epochs) == (*wanted, 3)
+    shared.demand_even_shares("fit", processes)
+
+
+def test_trainings_that_are_shared_in_different_ways_have_a_line_each() -> None:
+    shared, lines = share_rows(override(paper(), ["teacher.fit.rows=40"]), 4)
+    assert shared.teacher and (shared.teacher.fit.rows, shared.teacher.fit.accumulate) == (40, 10)
+    assert lines == [
+        "4 processes: rows=40, accumulate=8 of teacher.fit become rows=40, accumulate=10",
+        "4 processes: rows=48, accumulate=8 of distill.fit, reflect.fit become rows=48, accumulate=6",
+    ]
 
 
 ROWS = ("bird", "tuned", "positions", "distilled", "selected", "reflected", "matched")

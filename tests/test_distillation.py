@@ -238,7 +238,7 @@ def test_hidden_truths_do_not_reach_the_student(
         (["distill.teacher_as=average", "shard=true"], "an averaged teacher needs whole weights"),
         (["teacher.view=crop"], r"set distill.teacher_as=states \(or draws\)"),
         (["teacher.view=crop", "distill.targets=pseudo"], "shows the true boxes.* set distill.targets=truth"),
-        (["teacher.size={}", "model.base=/x"], "teacher.size is of an embedded base"),
+        (["teacher.size={}", "model.base=/x", "model.positions=native"], "teacher.size is of an embedded base"),
     ],
 )  # fmt: skip
 def test_knobs_that_would_read_hidden_truths_or_cannot_be_are_refused(given: list[str], says: str) -> None:

@@ -203,6 +203,9 @@ def test_wrong_input_is_one_clear_line(model: clinkd.LoadedModel, tmp_path: Path
         lambda: clinkd.evaluate(model, data, out=tmp_path): "exists and is no evaluation",
         lambda: clinkd.recipe("reall"): "reall: no such experiment; did you mean real?",
         lambda: clinkd.recipe("real"): "data.path: `real` needs a folder here; give data=FOLDER",
+        lambda: clinkd.recipe(
+            "paper", data="d", **{"model.base": "b"}
+        ): 'select.clip.base: `paper` needs a folder here; give **{"select.clip.base": FOLDER}',
         lambda: clinkd.recipe("demo", seeed=1): "seeed: no such knob; did you mean seed?",
         lambda: clinkd.run(clinkd.recipe("demo"), runs=sheet): "sheet.csv",
     }

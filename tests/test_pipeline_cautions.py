@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from clinkd.pipeline.cautions import caution_few_groups, list_cautions, read_cautions
+from clinkd.config import RunConfig
+from clinkd.experiments import demo, laptop, paper
+from clinkd.pipeline.cautions import caution_base, caution_few_groups, list_cautions, read_cautions
 from clinkd.records import BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting.report import RunSummary, write_shared
+from clinkd.settings import override
 from clinkd.training.fit import is_falling
 
 
@@ -66,6 +69,35 @@ def test_under_ten_test_patients_there_is_no_conclusion(tmp_path: Path) -> None:
     assert caution_few_groups(samples(9)) == ["9 test patients: no conclusion"]
     assert caution_few_groups(samples(1)) == ["1 test patient: no conclusion"]
     assert caution_few_groups(samples(3, images=1)) == ["3 test images: no conclusion"]
+
+
+QWEN2_VL_2B = {
+    "model_type": "qwen2_vl", "hidden_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 28,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}  # fmt: skip
+
+
+def test_a_base_that_gets_other_positions_than_its_own_is_told_as_a_run_begins(tmp_path: Path) -> None:
+    def told(config: RunConfig) -> list[str]:
+        return caution_base(override(config, [f"model.base={tmp_path}"]).model)
+
+    assert told(paper()) == [], "no folder yet"
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2_VL_2B))
+    assert told(laptop()) == [] and caution_base(demo().model) == []
+    positions, layout = told(paper())
+    assert positions.startswith("model.positions=tied in the place of") and "+3.3 [+0.6, +6.0]" in positions
+    assert layout == (
+        "model.layout=halves in the place of the base's own (sections): 63 of 64 rotary frequencies move, by which its "
+        "text knows the order of words, and 24 of 64 take another axis of an image"
+    )
+    (other,) = told(override(laptop(), ["model.positions=sequential"]))
+    assert "sequential" in other and "not tested" in other and "3.3" not in other
+    (turned,) = told(override(laptop(), ["model.layout=interleaved"]))
+    assert ": 0 of 64 rotary frequencies move" in turned
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN2_VL_2B, "rope_scaling": None, "text_config": 3}))
+    assert told(paper())[1].endswith("(sections)")
+    (tmp_path / "config.json").write_text("{}")
+    assert told(paper()) == []
 
 
 def test_screen_and_page_say_it(tmp_path: Path) -> None:

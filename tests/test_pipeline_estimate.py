@@ -148,7 +148,9 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     folder, _ = given
     config = override(demo(), [f"data.path={folder}", "model.tiny.pretrain=null", "select.scorer=first"])
     config = override(config, ["teacher.fit.rows=2", "distill.fit.rows=24", "reflect.fit.rows=24"])
-    light = override(config, [f"model.base={folder}"])  # of a large base only a few rows are tried
+    light = override(
+        config, [f"model.base={folder}", "model.positions=native"]
+    )  # of a large base only a few rows are tried
     run = small_run(light, tmp_path)
     assert {split: trial._count_kept_rows(light)[split] for split in ("train", "test")} == {"train": 24, "test": 4}
     left = read_split(tmp_path / "prepare", "train")
@@ -405,6 +407,7 @@ def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, cap
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 10.0)
     monkeypatch.setattr("clinkd.workflows.forecast.forecast", None)  # a call would fail
     words = ["plan", "paper", "--runs", str(tmp_path), "--measure", "--set", "device=cpu"]
+    words += ["--set", "select.scorer=first"]  # by no CLIP
     assert main([*words, "--set", f"model.base={base}", "--set", f"data.path={given[0]}"]) == 2
     err = capsys.readouterr().err
     assert "distill takes about 20 MB of memory and 10 MB are free" in err and len(err.splitlines()) == 1

@@ -23,6 +23,8 @@ from clinkd.model.families import TINY as FAMILY
 from clinkd.model.families import Family
 from clinkd.model.vlm import new_tiny, spell_samples
 from clinkd.records import ImageRef, Sample, Task
+from processes import run_together
+from test_model_clip import clip_folder
 
 pytestmark = pytest.mark.usefixtures("one_meteor")
 TESTS = {Task.VG: "VG", Task.ROC: "RO", Task.RC: "GC", Task.MIA: "MII"}
@@ -111,9 +113,14 @@ def test_a_recipe_for_real_weights_runs(
         return see(self, visual, pixels, grids)
 
     monkeypatch.setattr(type(FAMILY), "vision_features", counted)
-    knobs = (f"data.path={folder}", f"model.base={base}", *changes)
+    knobs = [f"data.path={folder}", f"model.base={base}", *changes]
+    if name == "paper":
+        knobs.append(f"select.clip.base={clip_folder(tmp_path / 'clip')}")
     words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err
+    # a head of 24 numbers has 12 pairs; the base is stock, so `laptop` leaves all as it is
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution")]
+    assert len(told) == (2 if name == "paper" else 0) and ("11 of 12 rotary" in told[1] if told else True)
     stored = name == "laptop"  # each image is looked at once, whatever is done with it, and a blank one at the start
     assert (looks == [1] * 15) == stored and len(looks) >= 15
     capsys.readouterr()
@@ -133,6 +140,18 @@ def test_a_recipe_for_real_weights_runs(
     changed = {k for k in before if k in after and before[k] != after[k]}
     assert changed
     assert (set(vision) & changed == set()) == stored  # its tower stays as it was
+
+
+@pytest.mark.slow
+def test_eight_processes_do_a_recipe_as_it_stands(given: tuple[Path, Path], tmp_path: Path) -> None:
+    """8 rows in 8 micro-batches a process: 8 processes get a row each."""
+    knobs = [f"data.path={given[0]}", f"model.base={given[1]}", *SHORT, "threads=1"]
+    words = ["run", "laptop", "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
+    log = tmp_path / "log.txt"
+    assert run_together(log, main, words, seconds=1200, number=8) == [0] * 8, log.read_text()[-3000:]
+    line = "8 processes: rows=8, accumulate=8 of teacher.fit, distill.fit, reflect.fit become rows=8, accumulate=1\n"
+    assert log.read_text().count(line) == 1 and log.read_text().count("report  ") == 1
+    assert json.loads((tmp_path / "laptop" / "table.json").read_text())["VG"]["score"] is not None
 
 
 def weights(folder: Path) -> dict[str, bytes]:

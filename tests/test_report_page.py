@@ -376,7 +376,8 @@ CANARY = "SanktGallus"
 def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     """A run with a hospital's name wherever one can be, as its stages would have left it."""
     (tmp_path / "base").mkdir()
-    settings = [f"model.base={tmp_path / 'base' / CANARY}", "reflect.rounds=1", f"name={CANARY}", "select.scorer=first"]
+    settings = [f"model.base={tmp_path / 'base' / CANARY}", "model.positions=native"]
+    settings += ["reflect.rounds=1", f"name={CANARY}", "select.scorer=first"]
     (tmp_path / "base" / CANARY).mkdir()
     (tmp_path / "base" / CANARY / "config.json").write_text("{}")
     config = override(EXPERIMENTS["demo"](), settings)

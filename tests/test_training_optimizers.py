@@ -1,4 +1,4 @@
-"""Muon on a CPU: torch's own step, but for the precision of its matrix iteration."""
+"""AdamW and the warm-up by their knobs; Muon on a CPU: torch's own step, but for its matrix iteration's precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from clinkd.training.optimizers import Muon, orthogonal
+from clinkd.config import FitConfig
+from clinkd.training.optimizers import Muon, make_optimizers, orthogonal, share_of_peak
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
@@ -47,3 +48,20 @@ def test_parameters_without_gradient_stay():
     still = torch.nn.Parameter(torch.ones(3, 4))
     Muon([still]).step()
     assert torch.equal(still, torch.ones(3, 4))
+
+
+def test_adamw_has_the_betas_of_its_knobs():
+    model = torch.nn.Linear(2, 2)
+    (ours,) = make_optimizers(model, FitConfig())
+    assert {group["betas"] for group in ours.param_groups} == {(0.9, 0.98)}
+    (stock,) = make_optimizers(model, FitConfig(adam_beta1=0.8, adam_beta2=0.999))
+    assert {group["betas"] for group in stock.param_groups} == {(0.8, 0.999)}
+
+
+def test_the_warm_up_starts_where_its_knob_says_and_never_passes_the_peak():
+    assert share_of_peak(0, FitConfig(warmup=0.04)) == pytest.approx(1 / 40)
+    assert share_of_peak(0, FitConfig(warmup=0.04, warmup_start=0.01)) == pytest.approx(1 / 4)
+    stock = FitConfig(warmup=0.1, warmup_start=0)  # transformers: step / (steps of the warm-up)
+    assert [share_of_peak(step / 100, stock) for step in (0, 1, 5)] == pytest.approx([0, 0.1, 0.5])
+    assert share_of_peak(0, FitConfig(warmup=0.0005)) == 1  # it was twice the peak
+    assert share_of_peak(0, FitConfig(warmup=0.01, warmup_start=0.5)) == 1

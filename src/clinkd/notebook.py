@@ -455,7 +455,7 @@ def recipe(experiment: str, /, data: str | Path | None = None, **knobs: Any) -> 
 
     Knobs of a group have their names in quotes: `**{"reflect.rounds": 1}`. `clinkd recipe real` prints all of them.
     """
-    from clinkd.experiments import EXPERIMENTS, REQUIRED
+    from clinkd.experiments import EXPERIMENTS, list_missing_folders
     from clinkd.settings import override
 
     if experiment not in EXPERIMENTS:
@@ -464,11 +464,11 @@ def recipe(experiment: str, /, data: str | Path | None = None, **knobs: Any) -> 
             f"{experiment}: no such experiment; " + (f"did you mean {near}?" if near else ", ".join(EXPERIMENTS))
         )
     given = {**knobs, **({} if data is None else {"data.path": data})}
-    for name in REQUIRED.get(experiment, ()):
-        if given.get(name) is None:
-            way_out = "data=FOLDER" if name == "data.path" else f'**{{"{name}": FOLDER}}'
-            raise BadInput(f"{name}: `{experiment}` needs a folder here; give {way_out}")
-    return override(EXPERIMENTS[experiment](), [f"{name}={json.dumps(v, default=str)}" for name, v in given.items()])
+    config = override(EXPERIMENTS[experiment](), [f"{name}={json.dumps(v, default=str)}" for name, v in given.items()])
+    for name in list_missing_folders(experiment, config):
+        way_out = "data=FOLDER" if name == "data.path" else f'**{{"{name}": FOLDER}}'
+        raise BadInput(f"{name}: `{experiment}` needs a folder here; give {way_out}")
+    return config
 
 
 @_one_kind_of_error

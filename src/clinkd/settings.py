@@ -69,8 +69,11 @@ def _plain(value: Any) -> Any:
 
 
 def change_knobs(config: K, **knobs: Any) -> K:
-    """The group with some knobs changed, checked whole. Raises ValueError if a rule between knobs is broken."""
-    return type(config).model_validate({**{name: getattr(config, name) for name in type(config).model_fields}, **knobs})
+    """The group with some knobs changed, checked whole. Raises ValueError if a rule between knobs is broken.
+
+    What was not given before is not given now, for rules that ask for it.
+    """
+    return type(config).model_validate({**{name: getattr(config, name) for name in config.model_fields_set}, **knobs})
 
 
 # -- files and settings -----------------------------------------------------------------------------------------------
@@ -121,15 +124,25 @@ def _read(path: Path) -> dict[Any, Any]:
 def override(config: K, settings: Iterable[str]) -> K:
     """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, applied in order, then checked whole.
 
-    Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a knob of a stage that is left out.
+    As with `change_knobs`, what was not given before is not given now. Raises BadInput for an unknown knob (with the
+    nearest name), a wrong value, or a knob of a stage that is left out.
     """
-    tree = config.model_dump()
+    tree = _dump_given(config)
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise BadInput(f"--set {setting}: NAME=VALUE is wanted, for example --set distill.kd_weight=0.25")
         _apply_setting(type(config), tree, name.strip(), text.strip())
     return _validate(type(config), tree)
+
+
+def _dump_given(config: Knobs) -> dict[str, Any]:
+    """The tree of the knobs that were given, and the tags of unions."""
+    return {
+        name: _dump_given(value) if isinstance(value, Knobs) else value
+        for name, value in config
+        if name in config.model_fields_set or _is_tag(type(config).model_fields[name])
+    }
 
 
 def dump(config: Knobs) -> dict[str, Any]:
@@ -402,18 +415,19 @@ def _apply_setting(root: type[Knobs], tree: dict[str, Any], name: str, text: str
         info = _find_field(root, model, key, prefix)
         if not _list_groups(info):
             raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
+        # an earlier setting, or none, may have given only a part: the rest has its defaults
+        if key not in tree:
+            tree[key] = _dump_given(info.default) if isinstance(info.default, Knobs) else info.default
         if tree[key] is None:
             stage = f"{prefix}{key}"
             raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
         if isinstance(tree[key], str) and (named := _extra(info).get("words", {}).get(tree[key])):
-            tree[key] = named.model_dump()
+            tree[key] = _dump_given(named)
         if not isinstance(tree[key], dict):
             raise BadInput(_explain_wrong_value(f"{prefix}{key}", tree[key], info))
         group = _group(info, tree[key])
         assert group is not None, f"{name}: a field with groups has one for every value"
         model, prefix = group, f"{prefix}{key}."
-        # an earlier setting may have given only a part: the rest has its defaults
-        tree[key] = {**group().model_dump(), **tree[key]}
         tree = tree[key]
     tree[last] = _parse_value(name, text, _find_field(root, model, last, prefix))
 

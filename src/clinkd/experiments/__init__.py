@@ -29,7 +29,7 @@ from clinkd.records import BadInput
 
 __all__ = [
     "CLAIMS", "EXPERIMENTS", "REQUIRED", "ROWS", "SWEEPS", "TABLE_2", "AblationRow", "Claim", "Primary",
-    "describe_missing", "laptop", "paper", "real", "require_folders", "small",
+    "describe_missing", "laptop", "list_missing_folders", "real", "require_folders", "small",
 ]  # fmt: skip
 
 _MAKERS: tuple[Callable[[], RunConfig], ...] = (
@@ -41,12 +41,21 @@ EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {make.__name__: make for ma
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "real": ("data.path",),
     "laptop": ("data.path", "model.base"),
-    "paper": ("data.path", "model.base"),
+    "paper": ("data.path", "model.base", "select.clip.base"),
 }
+
+
+def list_missing_folders(name: str, config: RunConfig) -> list[str]:
+    """The knobs of the folders that only the user knows and that a run of the experiment `name` lacks.
+
+    One of a CLIP is not needed where none chooses among the candidates.
+    """
+    needs_clip = config.select.scorer == "clip" and not config.select.clip.eyes
+    needed = [knob for knob in REQUIRED.get(name, ()) if needs_clip or knob != "select.clip.base"]
+    return [knob for knob in needed if reduce(getattr, knob.split("."), config) is None]
 
 
 def require_folders(name: str, config: RunConfig) -> None:
     """Raise BadInput where a run of the experiment `name` lacks a folder that only the user knows."""
-    for knob in REQUIRED.get(name, ()):
-        if reduce(getattr, knob.split("."), config) is None:
-            raise BadInput(f"{knob}: `{name}` needs a folder here; give it with --set {knob}=FOLDER")
+    for knob in list_missing_folders(name, config):
+        raise BadInput(f"{knob}: `{name}` needs a folder here; give it with --set {knob}=FOLDER")

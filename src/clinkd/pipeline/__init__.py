@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
+from clinkd.pipeline.cautions import caution_base
 from clinkd.pipeline.damage import RUNS
 from clinkd.pipeline.graph import CACHE, Stage, execute
-from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.machine import Machine, share_rows
 from clinkd.pipeline.pace import estimate_left, spell_left
 from clinkd.pipeline.runs import RUN_RECORD, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
@@ -37,13 +39,22 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     """Do every stage that is not done yet of the run in `runs/NAME`, and return the finished run; of a
     cross-validation, first those of the folds' runs in `runs/NAME-fold-1` and so on.
 
-    Several processes may share the work (`torchrun --nproc-per-node N -m clinkd run ...`).
+    Several processes may share the work (`torchrun --nproc-per-node N -m clinkd run ...`); rows that they cannot share
+    evenly are changed to the nearest number, and a line says so.
 
     Raises BadInput if the folder holds another config and `replace` is false, on a full disk, and on bad data.
     """
+    Machine.demand(config)
+    config, lines = share_rows(config, distributed.size())
+    if distributed.is_main():
+        lines += [f"caution  {line}" for line in caution_base(config.model)]
+        print(*(f"{line}\n" for line in lines), sep="", end="", file=sys.stderr, flush=True)
+    return _run(config, runs, replace)
+
+
+def _run(config: RunConfig, runs: Path, replace: bool) -> Run:
     from clinkd.pipeline import correcting
 
-    Machine.demand(config)
     if config.reflect:
         correcting.demand_reflection(config.reflect)
     stages, data = plan(config), config.data
@@ -51,7 +62,7 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     _demand_wheels(config, plan(folds[0]) if folds else stages, runs / CACHE)
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
     for fold in folds:
-        run(fold, runs, replace)
+        _run(fold, runs, replace)
         distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
     part = f"fold {data.fold} of {data.folds}" if data.fold else f"{data.folds} folds pooled" if data.folds else ""
 

@@ -1,4 +1,5 @@
-"""What a reader must know before the scores: trainings that were too short, and a test split that is too small."""
+"""What a reader must know before the scores: trainings that were too short, a test split that is too small; and before
+the work: a base that gets other positions than its own."""
 
 from __future__ import annotations
 
@@ -7,13 +8,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clinkd.config import NAMED_POSITIONS, TIED_EVIDENCE, Layout, ModelConfig
 from clinkd.language.foreign import list_foreign_languages
+from clinkd.model.folders import read_config
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import Sample, Task
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
 
 LEAST_GROUPS = 10  # of a test split, for any conclusion
 PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
+
+
+def caution_base(model: ModelConfig) -> list[str]:
+    """Cautions, before any work, about a pretrained base that gets other positions or another layout than its own.
+
+    Of a folder that is no stock one, there is nothing to tell. Raises BadInput if its config.json cannot be read.
+    """
+    if model.base is None or not (model.base / "config.json").is_file():
+        return []
+    from clinkd.model.families import FAMILIES
+    from clinkd.model.positions import position_scheme
+
+    settings = read_config(model.base / "config.json")
+    family = next((family for family in FAMILIES if family.stock_type == settings.get("model_type")), None)
+    if family is None:
+        return []
+    cautions = []
+    scheme = position_scheme(model.positions, family.native)
+    if scheme != family.native:
+        tied = model.positions == NAMED_POSITIONS["tied"]
+        evidence = TIED_EVIDENCE if tied else "on pretrained weights not tested"
+        cautions.append(f"model.positions={model.positions.name} in the place of the base's own (native): {evidence}")
+    if model.layout != family.layout:
+        change = _count_moved(settings, (family.layout, family.native.axes), (model.layout, scheme.axes))
+        cautions.append(f"model.layout={model.layout} in the place of the base's own ({family.layout}){change}")
+    return cautions
+
+
+def _count_moved(settings: Mapping[str, Any], *layouts: tuple[Layout, tuple[int, ...]]) -> str:
+    """How many rotary pairs have another frequency, and another axis, under the second layout than under the first, as
+    the end of a sentence; "" where config.json does not tell the sections of a head."""
+    from clinkd.model.positions import rotary_pairs
+
+    match settings.get("text_config", settings):
+        case {"rope_scaling": {"mrope_section": [int(time), int(height), int(width)]}} | {
+            "rope_parameters": {"mrope_section": [int(time), int(height), int(width)]}
+        }:
+            sections = (time, height, width)
+        case _:
+            return ""
+    number = sum(sections)  # each pair belongs to one axis
+    own, new = (rotary_pairs(layout, axes, number, sections) for layout, axes in layouts)
+    frequencies = sum(a != b for a, b in zip(own.exponent_P, new.exponent_P, strict=True))
+    turned = sum(a != b for a, b in zip(own.axis_P, new.axis_P, strict=True))
+    return (
+        f": {frequencies} of {number} rotary frequencies move, by which its text knows the order of words, and "
+        f"{turned} of {number} take another axis of an image"
+    )
 
 
 def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample], scores: Mapping[str, Any]) -> list[str]:

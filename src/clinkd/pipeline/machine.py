@@ -9,6 +9,25 @@ from dataclasses import dataclass
 from clinkd import distributed
 from clinkd.config import RunConfig
 from clinkd.records import BadInput
+from clinkd.settings import override
+
+
+def share_rows(config: RunConfig, processes: int) -> tuple[RunConfig, list[str]]:
+    """The config with the rows and micro-batches of each training such that so many processes share them evenly, and a
+    line for each change. Other rows are other steps; `accumulate` changes only rounding."""
+    changes: dict[tuple[int, int, int, int], list[str]] = {}
+    settings: list[str] = []
+    for name, fit in config.fits().items():
+        shared = fit.shared_by(processes)
+        if shared != fit:
+            changes.setdefault((fit.rows, fit.accumulate, shared.rows, shared.accumulate), []).append(name)
+            settings += [f"{name}.rows={shared.rows}", f"{name}.accumulate={shared.accumulate}"]
+    lines = [
+        f"{processes} processes: rows={rows}, accumulate={accumulate} of {', '.join(names)} become "
+        f"rows={new_rows}{'' if new_rows == rows else ' (other steps)'}, accumulate={new_accumulate}"
+        for (rows, accumulate, new_rows, new_accumulate), names in changes.items()
+    ]
+    return override(config, settings), lines
 
 
 @dataclass(frozen=True)
@@ -26,13 +45,10 @@ class Machine:
 
     @staticmethod
     def demand(config: RunConfig) -> None:
-        """Raises BadInput, naming the knob, if a training's rows cannot be shared evenly, or a tracker is not
-        installed."""
+        """Raises BadInput, naming the knob, if a tracker is not installed."""
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
-        for name, fit in config.fits().items():
-            fit.demand_even_shares(name, distributed.size())
 
     def ready(self) -> str:
         """Set torch's threads, and return the name of this process's device: "cpu", "cuda:1".

@@ -27,8 +27,9 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    betas = (config.adam_beta1, config.adam_beta2)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
     ]
     if by_muon:
         optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95))
@@ -85,9 +86,12 @@ def _is_table(name: str) -> bool:
 
 
 def share_of_peak(done: float, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine to zero (or a constant); `done`: the share of the curve that is done, 0..1."""
+    """Linear warm-up from `warmup_start`, then a cosine to zero (or a constant).
+
+    `done`: the share of the curve that is done, 0..1.
+    """
     if done < config.warmup:
-        return max(done, 1e-3) / config.warmup
+        return min(1.0, max(done, config.warmup_start) / config.warmup)
     if config.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
