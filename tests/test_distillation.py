@@ -22,6 +22,7 @@ from clinkd.data.images import open_image
 from clinkd.data.questions import MARGINS, show_boxes_only
 from clinkd.data.split import sample_share
 from clinkd.experiments import CLAIMS, demo, small
+from clinkd.experiments.arms.distillation import POOL
 from clinkd.experiments.rows import compute, trained_share
 from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
