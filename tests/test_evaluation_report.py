@@ -22,6 +22,7 @@ from PIL import Image
 from clinkd.correction.summary import reflection_tables
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.report import _charge_choices
+from clinkd.pipeline.runs import score_table
 from clinkd.records import (
     BadInput,
     Box,
@@ -43,6 +44,7 @@ from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import (
     RetestResult,
+    ScoreIndex,
     charge_selection,
     describe_scores,
     effect_table,
@@ -177,6 +179,18 @@ def test_what_a_crop_classifier_was_trained_for_is_charged(tmp_path: Path) -> No
 def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:
     same = [Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0))]
     assert [t.title for t in tabulate_scores(scores, same)] == [t.title for t in tabulate_scores(scores)]
+
+
+def test_how_far_the_model_is_above_the_best_baseline_has_an_interval(scores: list[Score]) -> None:
+    best = ScoreIndex(scores).best_baseline(Task.VG, "F1")
+    gains = [Gain(row or "", Task.VG, "F1", 30.0, (12.0, 41.5)) for row in (best, "another")]
+    overall = tabulate_scores(scores, gains)[0]
+    place = [row[0].strip() for row in overall.rows].index("Model above it")
+    assert overall.rows[place + 1][overall.columns.index("VG F1")] == "[12.0, 41.5]"
+    described = describe_scores(scores, {}, gains)
+    assert (described["VG"]["above_blind"], described["VG"]["above_blind_interval"]) == (30.0, (12.0, 41.5))
+    assert "VG: the model minus the best blind baseline is +30.0 [+12.0, +41.5]" in score_table(described, "").notes
+    assert "above_blind" not in described["ROC"] and described["selection"] == {}
 
 
 def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:

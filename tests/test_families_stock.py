@@ -150,6 +150,8 @@ def test_beams_equal_the_stock_class_also_from_stored_features(
         best = {c.raw: c.logprob for c in reversed(stock)}
         assert {c.raw: c.logprob for c in mine} == pytest.approx(best, abs=1e-5)
     cache_features(tmp_path, model, PICTURES, "features")
+    pixels_TD, grids_I3 = model.images.patches([*PICTURES][:1])
+    assert model.family.feature_width(model.network.config) == model.tower(pixels_TD, grids_I3)[0].shape[1]
     FeatureCache(tmp_path, model).serve(model)
     model.images.forget()
     model.images.open_image = None  # type: ignore[assignment]  # none is opened

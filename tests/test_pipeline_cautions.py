@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clinkd.config import RunConfig
 from clinkd.experiments import demo, laptop, paper
@@ -96,8 +98,22 @@ def test_a_base_that_gets_other_positions_than_its_own_is_told_as_a_run_begins(t
     assert ": 0 of 64 rotary frequencies move" in turned
     (tmp_path / "config.json").write_text(json.dumps({**QWEN2_VL_2B, "rope_scaling": None, "text_config": 3}))
     assert told(paper())[1].endswith("(sections)")
+    (spelled,) = told(override(laptop(), ["model.boxes=digits"]))
+    assert spelled == "model.boxes=digits in the place of what the base was taught (qwen2-vl)"
     (tmp_path / "config.json").write_text("{}")
     assert told(paper()) == []
+
+
+def test_the_base_of_an_adapter_is_told_of_too(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text(json.dumps(QWEN2_VL_2B))
+    lora = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+    save_file({"x": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    cautions = caution_base(override(paper(), [f"model.base={adapter}"]).model)
+    assert [line.split()[0] for line in cautions] == ["model.positions=tied", "model.layout=halves"]
 
 
 def test_screen_and_page_say_it(tmp_path: Path) -> None:

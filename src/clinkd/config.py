@@ -364,7 +364,7 @@ class ModelConfig(Knobs):
 
     @model_validator(mode="after")
     def _a_tiny_image_fits_between_its_text(self) -> Self:
-        side = self.tiny.image_pixels // (2 * self.tiny.patch)  # two patches a side become one token
+        side = self.tiny.image_pixels // (self.tiny.merge * self.tiny.patch)
         places, most = self.positions, side**2 + 1
         if self.base is None and isinstance(places, AffinePositions) and places.resume == "tokens":
             gap = 0 if places.gap == "equal" else places.gap
@@ -719,8 +719,8 @@ class RunConfig(Knobs):
     def _a_pretrained_base_names_its_positions(self) -> Self:
         if self.model.base is not None and "positions" not in self.model.model_fields_set:
             raise ValueError(
-                "model.positions: none is given for the pretrained base: set native (its own), or tied (the paper's; "
-                f"{TIED_EVIDENCE})"
+                "model.positions: none is given for the pretrained base: set native (its own, with the base's "
+                f"own model.layout: sections, of Qwen3-VL interleaved), or tied (the paper's; {TIED_EVIDENCE})"
             )
         return self
 

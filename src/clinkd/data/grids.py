@@ -66,5 +66,5 @@ def limit_tokens(size: Size, factor: int, most: int) -> Size:
     if short * long <= most:
         return size
     short = min(short, math.isqrt(most))
-    short, long = short * factor, most // short * factor
+    short, long = short * factor, min(long, most // short) * factor
     return Size(long, short) if size.width > size.height else Size(short, long)

@@ -27,7 +27,7 @@ LOW_RANK = "adapter_model.safetensors"  # the additions of an adapter
 ADDITION = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Settings of an adapter that say how it was trained, or repeat what the names of its weights tell.
 TRAINED_BY = {
-    "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
     "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "target_modules", "task_type",
 }  # fmt: skip

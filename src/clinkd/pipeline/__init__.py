@@ -46,8 +46,8 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     """
     Machine.demand(config)
     config, lines = share_rows(config, distributed.size())
+    lines += [f"caution  {line}" for line in caution_base(config.model)]  # each process: a refusal ends them all
     if distributed.is_main():
-        lines += [f"caution  {line}" for line in caution_base(config.model)]
         print(*(f"{line}\n" for line in lines), sep="", end="", file=sys.stderr, flush=True)
     return _run(config, runs, replace)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from clinkd.config import NAMED_POSITIONS, TIED_EVIDENCE, Layout, ModelConfig
 from clinkd.language.foreign import list_foreign_languages
-from clinkd.model.folders import read_config
+from clinkd.model.folders import base_of, read_config
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import Sample, Task
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
@@ -20,16 +20,18 @@ PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.
 
 
 def caution_base(model: ModelConfig) -> list[str]:
-    """Cautions, before any work, about a pretrained base that gets other positions or another layout than its own.
+    """Cautions, before any work, about a pretrained base that gets other positions, another layout or another spelling
+    of boxes than its own.
 
     Of a folder that is no stock one, there is nothing to tell. Raises BadInput if its config.json cannot be read.
     """
-    if model.base is None or not (model.base / "config.json").is_file():
+    base = model.base and base_of(model.base)
+    if base is None or not (base / "config.json").is_file():
         return []
     from clinkd.model.families import FAMILIES
     from clinkd.model.positions import position_scheme
 
-    settings = read_config(model.base / "config.json")
+    settings = read_config(base / "config.json")
     family = next((family for family in FAMILIES if family.stock_type == settings.get("model_type")), None)
     if family is None:
         return []
@@ -42,6 +44,8 @@ def caution_base(model: ModelConfig) -> list[str]:
     if model.layout != family.layout:
         change = _count_moved(settings, (family.layout, family.native.axes), (model.layout, scheme.axes))
         cautions.append(f"model.layout={model.layout} in the place of the base's own ({family.layout}){change}")
+    if model.boxes != family.boxes:
+        cautions.append(f"model.boxes={model.boxes} in the place of what the base was taught ({family.boxes})")
     return cautions
 
 

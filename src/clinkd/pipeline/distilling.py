@@ -137,7 +137,7 @@ def _open_teacher(
 
     def store_outputs() -> None:
         if not is_store_full(folder):
-            rows, model = config.fit.rows // config.fit.accumulate, work.model("teacher")
+            rows, model = max(1, config.fit.rows // (config.fit.accumulate * distributed.size())), work.model("teacher")
             with record_seconds(work, "stored_samples", len(samples)):
                 store_teacher(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 

@@ -365,6 +365,9 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
         add_row(task.value, entry, by_modality)
         if entry.get("score") is None:
             notes.append(f"{task.value}: not computed: {entry.get('why', 'no reason given')}")
+        if (above := entry.get("above_blind")) is not None:
+            difference = _spell_signed(above, entry["above_blind_interval"])
+            notes.append(f"{task.value}: the model minus the best blind baseline is {difference}")
         if facts := entry.get("facts"):
             add_row(f"{task.value} facts", facts, {m: (v or {}).get("facts") for m, v in by_modality.items()})
     average = scores.get("average")
@@ -382,14 +385,16 @@ def _list_probe_notes(probe: Mapping[str, Any], entries: Mapping[Task, Mapping[s
     notes = []
     for task, figures in ((task, metrics.get(entries[Task(task)]["metric"])) for task, metrics in probe.items()):
         if figures and (above := figures["model_above"]) is not None:
-            ends = figures["model_above_interval"]
-            interval = f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else ""
-            score = _spell_number(figures["score"])
+            score, difference = _spell_number(figures["score"]), _spell_signed(above, figures["model_above_interval"])
             notes.append(
                 f"{task}: the frozen-feature probe (same eyes, no language model) has {score}; the model minus that is "
-                f"{above:+.1f}{interval}"
+                f"{difference}"
             )
     return notes
+
+
+def _spell_signed(value: float, ends: Sequence[float] | None) -> str:
+    return f"{value:+.1f}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
 def _spell_scores(entry: Mapping[str, Any] | None) -> str:

@@ -117,27 +117,27 @@ def describe_scores(
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
     `blind` is the best image-blind baseline, chosen for each modality; `blind_is` names that of the mean over them, and
-    `blind_chosen_on` the questions by which it was chosen. `metrics` holds every metric of a task, in the mean over
-    modalities, and `by_modality` the modalities that have questions of the task. Beside each score stand its 95 %
-    `interval` or null, and how many `answers` it is of. `selection` holds, by task, metric and row, what other choices
-    of the candidates score in the mean over modalities, and their gain over the first beam, each with its 95 % interval
-    or null. `probe`, by task and metric where the run has one: the frozen-feature probe's score and how far the model
-    is above it, likewise.
+    `blind_chosen_on` the questions by which it was chosen; `above_blind`, with its interval, is how far the model is
+    above that one. `metrics` holds every metric of a task, in the mean over modalities, and `by_modality` the
+    modalities that have questions of the task. Beside each score stand its 95 % `interval` or null, and how many
+    `answers` it is of. `selection` holds, by task, metric and row, what other choices of the candidates score in the
+    mean over modalities, and their gain over the first beam, each with its 95 % interval or null. `probe`, by task and
+    metric where the run has one: the frozen-feature probe's score and how far the model is above it, likewise.
     """
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {"mode": "strict"}
     for task in Task:
-        result[task.value] = _describe_task(score_index, task, PRIMARY_METRIC[task])
+        result[task.value] = _describe_task(score_index, task, PRIMARY_METRIC[task], gains)
         result[task.value]["metrics"] = {
             metric: _describe_figure(score_index, task, metric, None) for metric in score_index.metrics(task)
         }
         if task in (Task.RC, Task.MIA):
-            facts = _describe_task(score_index, task, FACTS)
+            facts = _describe_task(score_index, task, FACTS, gains)
             result[task.value]["facts"] = {k: facts[k] for k in ("score", "blind", "why") if k in facts}
     result["average"] = score_index.average(MODEL)
     if missing := [t.value for t in AVERAGED if result[t.value]["score"] is None]:
         result["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
-    result["selection"] = _describe_selection(score_index, [g for g in gains if g.row != PROBE])
+    result["selection"] = _describe_selection(score_index, [g for g in gains if is_choice(g.row)])
     if probe := _describe_probe(score_index, gains):
         result["probe"] = probe
     result["wall_seconds"] = dict(wall_seconds)
@@ -149,8 +149,12 @@ def describe_metrics(scores: Sequence[Score], metrics: Sequence[str]) -> dict[st
     score_index = ScoreIndex(scores)
     result: dict[str, Any] = {metric: {} for metric in metrics}
     for metric, task in ((m, t) for m in metrics for t in Task if score_index.get(MODEL, t, m)):
-        result[metric][task.value] = _describe_task(score_index, task, metric)
+        result[metric][task.value] = _describe_task(score_index, task, metric, ())
     return result
+
+
+def _find_gain(gains: Sequence[Gain], task: Task, metric: str, row: str | None) -> Gain | None:
+    return next((g for g in gains if (g.task, g.metric, g.row) == (task, metric, row)), None)
 
 
 def _describe_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[str, Any]:
@@ -176,15 +180,17 @@ def _describe_probe(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[str,
     return result
 
 
-def _describe_task(score_index: ScoreIndex, task: Task, metric: str) -> dict[str, Any]:
+def _describe_task(score_index: ScoreIndex, task: Task, metric: str, gains: Sequence[Gain]) -> dict[str, Any]:
     mean = _describe_figure(score_index, task, metric, None)
     why = {"why": mean.pop("why")} if "why" in mean else {}
     blind_by_row = {
         t: score_index.value(t, task, metric) for t in score_index.baselines() if score_index.get(t, task, metric)
     }
     modalities = {m.value: _describe_figure(score_index, task, metric, m) for m in score_index.modalities(task, metric)}
-    blind = {"blind_is": score_index.best_baseline(task, metric), "blind_by": blind_by_row}
+    blind: dict[str, Any] = {"blind_is": score_index.best_baseline(task, metric), "blind_by": blind_by_row}
     blind["blind_chosen_on"] = score_index.chosen_on(task, metric)
+    if above := _find_gain(gains, task, metric, score_index.best_baseline(task, metric)):
+        blind |= {"above_blind": above.value, "above_blind_interval": above.interval}
     return {"metric": metric, **mean, **blind, "by_modality": modalities, **why}
 
 
@@ -217,7 +223,7 @@ def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = (), choices
     ]
     outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables += [outside] if outside.rows else []
-    tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains if g.row != PROBE) else []
+    tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains if is_choice(g.row)) else []
     return [*tables, _tabulate_metrics(score_index, choices), _tabulate_flaws(score_index)]
 
 
@@ -285,11 +291,13 @@ def _tabulate_overall(score_index: ScoreIndex, choices: bool, gains: Sequence[Ga
         s.value - blind if s and s.value is not None and blind is not None else None
         for s, blind in zip(model_scores, best_blind, strict=True)
     ]
+    above_blind = [_find_gain(gains, t, m, score_index.best_baseline(t, m)) for t, m in columns]
     lines = [
         _build_score_row(score_index, MODEL, "Model", columns),
         ("  95 % interval", *map(_format_interval, model_scores), MISSING),
         ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
         ("  Model above it", *map(format_signed, differences), MISSING),
+        ("  95 % interval of that", *map(_format_interval, above_blind), MISSING),
         *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.baselines()),
     ]
     probed = [score_index.get(PROBE, *column) for column in columns]

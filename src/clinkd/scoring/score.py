@@ -18,10 +18,10 @@ from clinkd.scoring.blind.choice import BlindChoice
 from clinkd.scoring.bootstrap import draw_group_weights, mean_over_keys, percentile_intervals, replicate, widen_points
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
 from clinkd.scoring.intervals import scale_interval, share_interval
-from clinkd.scoring.measure import JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
+from clinkd.scoring.measure import FACTS, JUDGED, Mean, Measure, Ratio, Rules, SampleAnswer
 from clinkd.scoring.measures.absence import find_structures
 from clinkd.scoring.measures.texts import CAPTIONS, SPICE, begin_captions
-from clinkd.scoring.metrics import FLAWS, list_stand_ins, measures
+from clinkd.scoring.metrics import FLAWS, PRIMARY_METRIC, list_stand_ins, measures
 from clinkd.scoring.oracle import choose_by_truth
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
@@ -42,8 +42,8 @@ class Estimate(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """How much a choice of candidates gains over the first beam, or (row PROBE) the model over the probe, x100, in
-    the mean over modalities; negative is worse.
+    """How much a choice of candidates gains over the first beam, or (row PROBE or a baseline) the model over that row,
+    x100, in the mean over modalities; negative is worse.
 
     None, as in a Score, where there is nothing to divide by. The interval is of the difference: both use the same
     bootstrap images.
@@ -235,15 +235,15 @@ class ScoredAnswers:
 
     def gains(self) -> list[Gain]:
         """Each choice of candidates compared with the first beam, and the model with the probe (row PROBE), for each
-        metric that was computed."""
+        metric that was computed; and the model with each image-blind baseline, by the metrics of the first table."""
         modalities = [s.modality for s in self.samples]
         first = {(r.task, m): r for r in self.rows if r.row == FIRST_BEAM for m in r.measure.metrics}
         results: list[Gain] = []
         for row in self.rows:
-            if not row.has_interval or row.row == FIRST_BEAM:
+            if row.row == PROBE or is_blind(row.row):
+                results += self._compare_model_with(row, modalities)
                 continue
-            if row.row == PROBE:
-                results += self._compare_with_probe(row, modalities)
+            if not row.has_interval or row.row == FIRST_BEAM:
                 continue
             beam = first[row.task, row.measure.metrics[0]]
             places = [beam.measure.metrics.index(m) for m in row.measure.metrics]  # the oracle has some of the metrics
@@ -256,12 +256,15 @@ class ScoredAnswers:
                 results.append(Gain(row.row, row.task, metric, gained, scale_interval(interval)))
         return results
 
-    def _compare_with_probe(self, row: _ScoreRow, modalities: Sequence[Modality]) -> Iterator[Gain]:
-        """How much the model is above the probe, by metric, on the questions that the probe answered."""
-        for metric in row.measure.metrics:
-            if both := self.compare_rows(row.task, metric, MODEL, PROBE, modalities):
+    def _compare_model_with(self, row: _ScoreRow, modalities: Sequence[Modality]) -> Iterator[Gain]:
+        """How much the model is above the probe or a baseline, by metric, on the questions that this one answered."""
+        if row.counts is None or row.measure is FLAWS:
+            return
+        shown = row.measure.metrics if row.row == PROBE else (PRIMARY_METRIC[row.task], FACTS)
+        for metric in (m for m in row.measure.metrics if m in shown):
+            if both := self.compare_rows(row.task, metric, MODEL, row.row, modalities):
                 above = float(both.ours[-1] - both.theirs[-1])
-                yield Gain(PROBE, row.task, metric, None if np.isnan(above) else 100 * above, both.interval[-1])
+                yield Gain(row.row, row.task, metric, None if np.isnan(above) else 100 * above, both.interval[-1])
 
     def each(self) -> dict[str, dict[str, float]]:
         """By sample, the figures of the model's one answer, 0..1; a figure with nothing to divide by is left out."""

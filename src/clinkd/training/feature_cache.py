@@ -2,7 +2,7 @@
 the features by a vision tower.
 
 A cache is a tensor store (`tensor_store.py`) with one tensor for each image, under the image's key: its cells
-[patches, values] in float16, or its features [tokens, H].
+[patches, values] in float16, or its features [tokens, width of features].
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cache_features(folder: Path, model: VisionLanguageModel, images: Iterable[Im
     """
     refs = {_make_key(ref): ref for ref in images}
     sizes = {name: math.prod(model.images.grid(ref)) for name, ref in refs.items()}
-    bytes_a_row = model.head.weight_VH.shape[1] * model.dtype.itemsize
+    bytes_a_row = model.family.feature_width(model.network.config) * model.dtype.itemsize
 
     def compute(names: Sequence[str]) -> Iterator[Tensor]:
         return (_compute_features(model, refs[name]) for name in names)

@@ -11,7 +11,7 @@ from torch import nn
 from clinkd.config import FitConfig
 
 # Rows of these tables are looked up one by one: to orthogonalise a table (Muon) would tie tokens that never met.
-TABLES = ("embed_tokens", "lm_head", "slots")
+TABLES = ("embed_tokens", "lm_head", "pos_embed", "slots")
 
 
 def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:

@@ -279,7 +279,9 @@ def _run_trial(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> 
         with (folder / "stderr").open("wb") as stderr:
             # what it leaves in the folder of temporary files when it is killed goes with the rest
             environment = {**os.environ, "TMPDIR": scratch}
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, env=environment, start_new_session=True
+            )
         tried = 0
         try:
             assert child.stdout is not None

@@ -151,6 +151,10 @@ class Family(ABC):
         """Merged features [F, H] of patches: tower and merger. A family whose text takes features of several depths
         gives them side by side, [F, depths * H]."""
 
+    def feature_width(self, config: Any) -> int:
+        """Numbers of an image token in `vision_features`: the text width, unless a family gives more than one depth."""
+        return int(config.text_config.hidden_size)
+
     @abstractmethod
     def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
         """Arguments by which the network takes positions and, in the place of pixels, the merged features of each

@@ -107,6 +107,10 @@ class Qwen3VL(Qwen):
         output = visual(pixels_TD, grid_thw=grids_I3)
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
+    def feature_width(self, config: Any) -> int:
+        depths = 1 + len(config.vision_config.deepstack_visual_indexes)
+        return depths * super().feature_width(config)
+
     def encoder_output(self, config: Any, features: tuple[Tensor, ...]) -> BaseModelOutputWithDeepstackFeatures:
         depths = [torch.split(f, config.text_config.hidden_size, dim=-1) for f in features]
         merged, *deepstack = (list(images) for images in zip(*depths, strict=True))
