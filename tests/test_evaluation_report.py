@@ -188,7 +188,7 @@ def test_how_far_the_model_is_above_the_best_baseline_has_an_interval(scores: li
     place = [row[0].strip() for row in overall.rows].index("Model above it")
     assert overall.rows[place + 1][overall.columns.index("VG F1")] == "[12.0, 41.5]"
     described = describe_scores(scores, {}, gains)
-    assert (described["VG"]["above_blind"], described["VG"]["above_blind_interval"]) == (30.0, (12.0, 41.5))
+    assert (described["VG"]["above_blind"], described["VG"]["above_blind_interval"]) == (30.0, [12.0, 41.5])
     assert "VG: the model minus the best blind baseline is +30.0 [+12.0, +41.5]" in score_table(described, "").notes
     assert "above_blind" not in described["ROC"] and described["selection"] == {}
 

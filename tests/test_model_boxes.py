@@ -97,7 +97,7 @@ def test_rows_of_several_images_keep_each_its_own_frame(line_tokens):
 
 
 def test_an_image_that_shrinks_takes_its_boxes_along(tmp_path):
-    model = fresh()
+    model = fresh(positions="mrope")  # tied ones find no place for a strip of one row
     [length, *_] = [sum(len(q) + len(a) for q, a in turns) for turns in model.text.segments(SAMPLES)]
     front = len(model.text.prefix([model.images.grid(REFS[0])]))
     config = FitConfig(max_tokens=front + length - 8, overlong="shrink")

@@ -126,6 +126,7 @@ def command(study: Path, *more: str) -> list[str]:
         "evaluate.replicates=20",
         "evaluate.gallery=2",
         "evaluate.likelihood=true",
+        "evaluate.probe=false",
     ]
     words = [x for s in (*settings, *WITHOUT_METHOD, *more) for x in ("--set", s)]
     return ["run", "real", "--name", "study", "--runs", str(study.parent / "runs"), *words]

@@ -190,7 +190,7 @@ def _describe_task(score_index: ScoreIndex, task: Task, metric: str, gains: Sequ
     blind: dict[str, Any] = {"blind_is": score_index.best_baseline(task, metric), "blind_by": blind_by_row}
     blind["blind_chosen_on"] = score_index.chosen_on(task, metric)
     if above := _find_gain(gains, task, metric, score_index.best_baseline(task, metric)):
-        blind |= {"above_blind": above.value, "above_blind_interval": above.interval}
+        blind |= {"above_blind": above.value, "above_blind_interval": above.interval and list(above.interval)}
     return {"metric": metric, **mean, **blind, "by_modality": modalities, **why}
 
 
