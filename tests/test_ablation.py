@@ -318,6 +318,13 @@ def test_a_primary_comparison_is_told_in_a_sentence(gains: list[float], says: st
     assert re.match(says, primary_of(gains).sentence)
 
 
+def test_where_no_run_has_the_named_measure_the_other_one_counts():
+    primary = Primary("distilled", "bird", "Average of four", 4.0, "VG mIoU")
+    assert primary_of([5.0, 6.0, 7.0], CLAIM._replace(primary=primary)).primary.column == "VG mIoU"
+    averaged = [run._replace(scores={"Average of four": 1.0}) for run in with_miou("bird", [1.0])]
+    assert AblationGrid(ROWS, averaged, claim=CLAIM._replace(primary=primary)).named == primary
+
+
 def test_the_primary_comparison_stands_first_and_all_others_are_adjusted_by_holm():
     bird, kd, tuned = [10.0, 12.0, 17.0, 11.0], [15.0, 18.0, 22.5, 17.0], [11.0, 14.0, 19.5, 14.0]
     runs = with_miou("bird", bird) + with_miou("distilled", kd) + with_miou("tuned", tuned)

@@ -110,8 +110,15 @@ class AblationGrid:
     @property
     def primary(self) -> Primary | None:
         """The primary comparison, if both of its rows have a run."""
+        return self.named if self.named and {self.named.row, self.named.against} <= self.rows.keys() else None
+
+    @cached_property
+    def named(self) -> Primary | None:
+        """The primary comparison of the claim, in the measure that these runs have."""
         primary = self.claim and self.claim.primary
-        return primary if primary and {primary.row, primary.against} <= self.rows.keys() else None
+        if not primary or primary.otherwise is None or primary.column in self.columns():
+            return primary
+        return primary._replace(column=primary.otherwise)
 
     def columns(self) -> list[str]:
         """The columns with values."""
@@ -241,13 +248,13 @@ class PrimaryResult(NamedTuple):
 
 def compare_primary(grid: AblationGrid) -> PrimaryResult | None:
     """Test the primary comparison of the grid's claim; None where none was named."""
-    primary = grid.claim and grid.claim.primary
+    primary = grid.named
     if not primary:
         return None
     if not grid.primary:
         missing = " and ".join(n for n in (primary.row, primary.against) if n not in grid.rows)
         return PrimaryResult(primary, None, None, f"No run of {missing} is finished, so nothing can be said.")
-    row, against, column, smallest = primary
+    row, against, column, smallest, _ = primary
     found, sd = grid.paired(row, column, against), grid.spread(row, column, against)
     needed = count_pairs_needed(sd, smallest) if sd else None
     if found is None or found.interval is None:
