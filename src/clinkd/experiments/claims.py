@@ -15,8 +15,8 @@ from clinkd.experiments.rows import BASE_ROWS, AblationRow
 class Primary(NamedTuple):
     """The primary comparison of a claim: `row` against `against` in the measure `column` of a results file.
 
-    `smallest`: the difference that is to be seen four times in five, in the measure's own unit. `otherwise`: the measure
-    where no run has the first, as data without captions have no average of four.
+    `smallest`: the difference that is to be seen four times in five, in the measure's own unit. `otherwise`: the
+    measure where no run has the first, as data without captions have no average of four.
     """
 
     row: str
