@@ -302,8 +302,7 @@ def _tabulate_overall(score_index: ScoreIndex, choices: bool, gains: Sequence[Ga
     ]
     probed = [score_index.get(PROBE, *column) for column in columns]
     if any(probed):
-        gain_by_column = {(g.task, g.metric): g for g in gains if g.row == PROBE}
-        above = [gain_by_column.get(column) for column in columns]
+        above = [_find_gain(gains, t, m, PROBE) for t, m in columns]
         lines += [
             _build_score_row(score_index, PROBE, "Frozen-feature probe", columns),
             ("  95 % interval", *map(_format_interval, probed), MISSING),
