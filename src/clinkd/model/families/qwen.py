@@ -163,6 +163,11 @@ def register(config_class: type[PreTrainedConfig], ours: Mapping[type, type[PreT
             register_checkpoint_conversion_mapping(our_class.__name__, mapping, overwrite=True)
 
 
+def count_full_attention(blocks: int, width: int, grids_I3: Tensor) -> int:
+    """Operations of so many blocks in which each patch of an image attends to all of it."""
+    return 4 * blocks * width * sum(n**2 for n in grids_I3.prod(-1).tolist())
+
+
 class Qwen(Family):
     """The hooks that these families share; COMMON holds the names."""
 

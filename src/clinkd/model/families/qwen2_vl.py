@@ -13,7 +13,16 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import (
 )
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeKnobs, SchemeModel, register
+from clinkd.model.families.qwen import (
+    COMMON,
+    LayoutKnobs,
+    Qwen,
+    SchemeGeneration,
+    SchemeKnobs,
+    SchemeModel,
+    count_full_attention,
+    register,
+)
 
 STRAIGHT = 10.0  # from here on GELU is the identity: no normalised value of a tiny tower is far below -10
 
@@ -70,7 +79,7 @@ class Qwen2VL(Qwen):
     def vision_attention(self, visual: Any, grids_I3: Tensor) -> int | None:
         if visual.config.model_type != Qwen2VLVisionConfig.model_type:
             return None
-        return 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in grids_I3.prod(-1).tolist())
+        return count_full_attention(len(visual.blocks), visual.config.embed_dim, grids_I3)
 
 
 QWEN2_VL = Qwen2VL(

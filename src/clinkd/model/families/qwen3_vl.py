@@ -30,6 +30,7 @@ from clinkd.model.families.qwen import (
     SchemeGeneration,
     SchemeKnobs,
     SchemeModel,
+    count_full_attention,
     register,
 )
 
@@ -117,7 +118,7 @@ class Qwen3VL(Qwen):
         return BaseModelOutputWithDeepstackFeatures(pooler_output=merged, deepstack_features=deepstack)
 
     def vision_attention(self, visual: Any, grids_I3: Tensor) -> int | None:
-        return 4 * len(visual.blocks) * int(visual.config.hidden_size) * sum(n**2 for n in grids_I3.prod(-1).tolist())
+        return count_full_attention(len(visual.blocks), visual.config.hidden_size, grids_I3)
 
 
 QWEN3_VL = Qwen3VL(
