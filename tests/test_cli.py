@@ -322,7 +322,7 @@ def test_a_printed_recipe_can_be_run(capsys, short_plan, tmp_path):
     )
     assert (tmp_path / "runs" / "mine" / "config.yaml").is_file()
     listed = call(capsys, "recipe")[1]
-    assert all(name in listed for name in ("demo", "real", "laptop", "paper"))
+    assert all(name in listed for name in ("demo", "real", "laptop", "modern", "paper"))
     assert "# Give it: data.path, model.base" in call(capsys, "recipe", "paper")[1]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clinkd.cli import main
 from clinkd.config import DistillConfig, FitConfig, RunConfig, TeacherConfig
-from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, laptop, paper, real, require_folders, small
+from clinkd.experiments import CLAIMS, EXPERIMENTS, REQUIRED, demo, laptop, modern, paper, real, require_folders, small
 from clinkd.experiments.rows import bird, matched, tuned
 from clinkd.pipeline.machine import share_rows
 from clinkd.records import BadInput
@@ -263,13 +263,13 @@ def test_a_change_keeps_what_was_not_given_apart_from_what_was() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 6, 8])
-@pytest.mark.parametrize("recipe", [paper(), laptop()], ids=lambda config: config.name)
+@pytest.mark.parametrize("recipe", [paper(), laptop(), modern()], ids=lambda config: config.name)
 def test_recipes_are_shared_by_any_number_of_processes(recipe: RunConfig, processes: int) -> None:
     shared, lines = share_rows(recipe, processes)
     for name, fit in shared.fits().items():
         fit.demand_even_shares(name, processes)
     changed = {d.rpartition(".")[2].split()[0] for d in differences(dump(shared), dump(recipe))}
-    rows_fit = recipe.teacher.fit.rows % processes == 0
+    rows_fit = recipe.distill.fit.rows % processes == 0
     assert changed <= ({"accumulate"} if rows_fit else {"rows", "accumulate"})
     assert len(lines) == bool(changed) and all(line.startswith(f"{processes} processes: ") for line in lines)
     assert ("other steps" in " ".join(lines)) != rows_fit

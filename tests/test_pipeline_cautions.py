@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from clinkd.config import RunConfig
-from clinkd.experiments import demo, laptop, paper
+from clinkd.experiments import demo, laptop, modern, paper
 from clinkd.pipeline.cautions import caution_base, caution_few_groups, list_cautions, read_cautions
 from clinkd.records import BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting.report import RunSummary, write_shared
@@ -96,6 +96,9 @@ def test_a_base_that_gets_other_positions_than_its_own_is_told_as_a_run_begins(t
     assert "sequential" in other and "not tested" in other and "3.3" not in other
     (turned,) = told(override(laptop(), ["model.layout=interleaved"]))
     assert ": 0 of 64 rotary frequencies move" in turned
+    assert len(told(modern())) == 2, "of another family: layout and boxes"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+    assert told(modern()) == []
     (tmp_path / "config.json").write_text(json.dumps({**QWEN2_VL_2B, "rope_scaling": None, "text_config": 3}))
     assert told(paper())[1].endswith("(sections)")
     (spelled,) = told(override(laptop(), ["model.boxes=digits"]))

@@ -323,9 +323,9 @@ def test_every_experiment_plans(name, tmp_path):
     given: list[str] = []
     (tmp_path / "records.jsonl").write_text("{}\n")
     (tmp_path / "config.json").write_text("{}")
-    if name in ("real", "laptop", "paper"):
+    if name in ("real", "laptop", "modern", "paper"):
         given.append(f"data.path={tmp_path}")
-    if name in ("laptop", "paper"):
+    if name in ("laptop", "modern", "paper"):
         given.append(f"model.base={tmp_path}")
     if name == "paper":
         given.append(f"select.clip.base={tmp_path}")

@@ -19,11 +19,12 @@ from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.codecs import make_codec
 from clinkd.data.images import open_image
-from clinkd.model.families import TINY as FAMILY
-from clinkd.model.families import Family
+from clinkd.model.families import TINY, Family
+from clinkd.model.families.qwen3_vl import QWEN3_VL
 from clinkd.model.vlm import new_tiny, spell_samples
 from clinkd.records import ImageRef, Sample, Task
 from processes import run_together
+from test_families_stock import make_twin
 from test_model_clip import clip_folder
 
 pytestmark = pytest.mark.usefixtures("one_meteor")
@@ -56,7 +57,7 @@ def write_medgrit(folder: Path, images: Path, samples: list[Sample]) -> None:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set imported from Med-GRIT files, and a stock Qwen2-VL folder."""
+    """A data set imported from Med-GRIT files, and a stock Qwen2-VL folder; beside it one of Qwen3-VL, `qwen3`."""
     home = tmp_path_factory.mktemp("real")
     config = PhantomConfig(train_images=8, validation_images=2, test_images=4, structures=1)
     samples = phantoms.write_phantoms(home / "drawn", config, 0)
@@ -84,20 +85,23 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     new_tiny(knobs, spell_samples(samples, knobs), 0, opened).save(home / "base", stock=True)
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
+    make_twin(QWEN3_VL, home / "qwen3")
     return home / "set", home / "base"
 
 
 # random weights never end an answer, so 256 tokens of each are most of the time that a recipe takes
-SHORT = ("answer.max_new_tokens=12", "reflect.recheck=0")
+SHORT = ("answer.max_new_tokens=12",)
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        pytest.param("laptop", SHORT, id="laptop"),
-        pytest.param("paper", SHORT, id="paper"),
+        pytest.param("laptop", (*SHORT, "reflect.recheck=0"), id="laptop"),
+        pytest.param("paper", (*SHORT, "reflect.recheck=0"), id="paper"),
+        pytest.param("modern", SHORT, id="modern"),
         pytest.param("laptop", (), id="laptop as it stands", marks=pytest.mark.slow),
         pytest.param("paper", (), id="paper as it stands", marks=pytest.mark.slow),
+        pytest.param("modern", (), id="modern as it stands", marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_for_real_weights_runs(
@@ -105,30 +109,33 @@ def test_a_recipe_for_real_weights_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     folder, base = given
+    family = QWEN3_VL if name == "modern" else TINY
+    base = base.with_name("qwen3") if name == "modern" else base
     looks: list[int] = []
-    see = type(FAMILY).vision_features
+    see = type(family).vision_features
 
     def counted(self: Family, visual: torch.nn.Module, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         looks.append(len(grids))
         return see(self, visual, pixels, grids)
 
-    monkeypatch.setattr(type(FAMILY), "vision_features", counted)
+    monkeypatch.setattr(type(family), "vision_features", counted)
     knobs = [f"data.path={folder}", f"model.base={base}", *changes]
     if name == "paper":
         knobs.append(f"select.clip.base={clip_folder(tmp_path / 'clip')}")
     words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err
-    # a head of 24 numbers has 12 pairs; the base is stock, so `laptop` leaves all as it is
+    # a head of 24 numbers has 12 pairs; the bases are stock, so all but `paper` leave them as they are
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution")]
     assert len(told) == (2 if name == "paper" else 0) and ("11 of 12 rotary" in told[1] if told else True)
-    stored = name == "laptop"  # each image is looked at once, whatever is done with it, and a blank one at the start
+    stored = name != "paper"  # each image is looked at once, whatever is done with it, and a blank one at the start
     assert (looks == [1] * 15) == stored and len(looks) >= 15
     capsys.readouterr()
     assert main(["table", name, "--runs", str(tmp_path), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     for task in ("VG", "ROC", "MIA"):
         assert scores[task]["score"] is not None
-    assert {"teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(scores["wall_seconds"])
+    method = set() if name == "modern" else {"teacher", "reflect-1", "reflect-2"}
+    assert {"distill", "answer", "score"} | method <= set(scores["wall_seconds"])
     assert ("see" in scores["wall_seconds"]) == stored
     image = tmp_path / "other.png"
     Image.new("RGB", (80, 60), "grey").save(image)
@@ -145,7 +152,7 @@ def test_a_recipe_for_real_weights_runs(
 @pytest.mark.slow
 def test_eight_processes_do_a_recipe_as_it_stands(given: tuple[Path, Path], tmp_path: Path) -> None:
     """8 rows in 8 micro-batches a process: 8 processes get a row each."""
-    knobs = [f"data.path={given[0]}", f"model.base={given[1]}", *SHORT, "threads=1"]
+    knobs = [f"data.path={given[0]}", f"model.base={given[1]}", *SHORT, "reflect.recheck=0", "threads=1"]
     words = ["run", "laptop", "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     log = tmp_path / "log.txt"
     assert run_together(log, main, words, seconds=1200, number=8) == [0] * 8, log.read_text()[-3000:]

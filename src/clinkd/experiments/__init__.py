@@ -10,7 +10,7 @@ from functools import reduce
 
 from clinkd.config import RunConfig
 from clinkd.experiments.claims import CLAIMS, ROWS, Claim, Primary
-from clinkd.experiments.recipes import demo, describe_missing, laptop, paper, real, small
+from clinkd.experiments.recipes import demo, describe_missing, laptop, modern, paper, real, small
 from clinkd.experiments.rows import (
     SWEEPS,
     TABLE_2,
@@ -29,11 +29,11 @@ from clinkd.records import BadInput
 
 __all__ = [
     "CLAIMS", "EXPERIMENTS", "REQUIRED", "ROWS", "SWEEPS", "TABLE_2", "AblationRow", "Claim", "Primary",
-    "describe_missing", "laptop", "list_missing_folders", "real", "require_folders", "small",
+    "describe_missing", "laptop", "list_missing_folders", "modern", "real", "require_folders", "small",
 ]  # fmt: skip
 
 _MAKERS: tuple[Callable[[], RunConfig], ...] = (
-    demo, real, laptop, paper, small, bird, tuned, positions, distilled, selected, reflected, matched, drawn,
+    demo, real, laptop, modern, paper, small, bird, tuned, positions, distilled, selected, reflected, matched, drawn,
     unreflected,
 )  # fmt: skip
 EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {make.__name__: make for make in _MAKERS}
@@ -41,6 +41,7 @@ EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {make.__name__: make for ma
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "real": ("data.path",),
     "laptop": ("data.path", "model.base"),
+    "modern": ("data.path", "model.base"),
     "paper": ("data.path", "model.base", "select.clip.base"),
 }
 
