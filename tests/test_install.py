@@ -177,9 +177,16 @@ def test_only_the_first_install_is_told_of_torch_index(project):
     address = plan_make(project, "venv", "TORCH_INDEX=https://index/cpu", "WHEELHOUSE=wheels")
     assert address[0].endswith('--index-url "https://index/cpu" torch')
     assert all("--no-index" in line and "index/cpu" not in line for line in address[1:])
-    torch, rest = plan_make(project, "wheelhouse", "TORCH_INDEX=torch")
+    torch, rest, newer = plan_make(project, "wheelhouse", "TORCH_INDEX=torch")
     assert " download --no-deps " in torch and torch.endswith('--no-index --find-links "torch" torch')
-    assert '--find-links "wheelhouse"' in rest
+    assert '--find-links "wheelhouse"' in rest and " transformers==" in newer
+
+
+def test_the_newer_transformers_comes_from_the_wheelhouse_too(project):
+    *_, newer = plan_make(project, "test-all", "WHEELHOUSE=wheels")
+    assert '--no-index --find-links "wheels"' in newer and "--target" in newer
+    *_, newer = plan_make(project, "test-all")
+    assert "--no-index" not in newer and "-c constraints.txt" not in newer, "it is not the pinned one"
 
 
 def refuse(project: Path, *words: str) -> tuple[str, list[str]]:

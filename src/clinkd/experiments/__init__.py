@@ -29,7 +29,7 @@ from clinkd.records import BadInput
 
 __all__ = [
     "CLAIMS", "EXPERIMENTS", "REQUIRED", "ROWS", "SWEEPS", "TABLE_2", "AblationRow", "Claim", "Primary",
-    "describe_missing", "laptop", "list_missing_folders", "modern", "real", "require_folders", "small",
+    "describe_missing", "laptop", "list_missing_folders", "real", "require_folders", "small",
 ]  # fmt: skip
 
 _MAKERS: tuple[Callable[[], RunConfig], ...] = (
