@@ -72,10 +72,12 @@ ASKED = [
 ROWS = [ASKED[:2], ASKED[2:3], ASKED[3:]]
 
 
+WORDS = tuple(t.text for s in ASKED for turn in s.turns for t in (turn.question, turn.answer))
+
+
 def make_twin(family: Family, folder: Path) -> Any:
     """A network of the stock class with random weights; `folder` gets it with tokenizer and image processor."""
-    words = [t.text for s in ASKED for turn in s.turns for t in (turn.question, turn.answer)]
-    tokenizer = tiny.train_tokenizer([*words, *family.chat.words] * 2, SHAPE.vocabulary, ())
+    tokenizer = tiny.train_tokenizer([*WORDS, *family.chat.words] * 2, SHAPE.vocabulary, ())
     torch.manual_seed(0)
     stock = family.stock_class(family.stock_class.config_class(**family.tiny_settings(SHAPE, tokenizer))).eval()
     processor = family.tiny_processor(SHAPE)

@@ -415,6 +415,10 @@ class TeacherConfig(Knobs):
         None, "an embedded teacher of another size, from a base of its own that is pretrained the same way; null = a "
         "copy of the base", paper="a copy",
     )  # fmt: skip
+    base: FolderPath | None = knob(
+        None, "a pretrained teacher of another size: a folder as model.base, with the same tokenizer; null = a copy of "
+        "the base", paper="a copy",
+    )  # fmt: skip
     view: Literal["whole", "crop"] = knob(
         "whole", "crop: of each image it sees only the boxes of the question and of its true answer, each with a "
         "margin; the rest is grey. The student sees the whole image", paper="whole",
@@ -766,6 +770,13 @@ class RunConfig(Knobs):
             raise ValueError(
                 f"teacher.size is of an embedded base: {fixed or 'set model.base=null, or teacher.size=null'}"
             )
+        if teacher and teacher.base and self.model.base is None:
+            raise ValueError("teacher.base is of a pretrained base: give model.base, or set teacher.base=null")
+        if teacher and teacher.base and fixed and self._asks_teacher_live:
+            raise ValueError(
+                "teacher.base sees images by a tower of its own, which is not cached: set "
+                "distill.teacher_as=states (or draws) and reflect.objective=ce, or model.vision_features=live"
+            )
         if teacher and teacher.view == "crop":
             if fixed:
                 raise ValueError(f"teacher.view=crop sees other images than the store has: {fixed}")
@@ -782,6 +793,12 @@ class RunConfig(Knobs):
             if self.reflect and self.reflect.objective == "distill":
                 raise ValueError("teacher.view=crop: a round of reflection asks it live: set reflect.objective=ce")
         return self
+
+    @property
+    def _asks_teacher_live(self) -> bool:
+        distill, reflect = self.distill, self.reflect
+        beside = bool(distill and distill.needs_teacher and distill.teacher_as == "live")
+        return beside or bool(reflect and reflect.objective == "distill")
 
     @model_validator(mode="after")
     def _averaged_weights_are_whole(self) -> Self:

@@ -379,6 +379,11 @@ class VisionLanguageModel(nn.Module):
         """Put the additions of LoRA into the weights: the model is a plain one again."""
         adapters.merge(self.network)
 
+    def cut_head(self, rows: int) -> None:
+        """Give logits of the first `rows` entries alone; the input table stays."""
+        head = self.network.lm_head
+        head.weight, head.out_features = nn.Parameter(head.weight.detach()[:rows]), rows
+
     def recompute_blocks(self, on: bool) -> None:
         """For the backward, keep only the inputs of blocks and compute the rest again; or stop that."""
         if on:

@@ -23,6 +23,7 @@ from clinkd.training import (
     Teacher,
     identify_store,
     is_store_full,
+    match_student,
     store_teacher,
 )
 
@@ -57,7 +58,8 @@ def pseudo(work: StageInputs, config: DistillConfig, answers: AnswerConfig, teac
         questions = [s.answered(BoxedText(""), "") for s in questions]  # nothing can read a truth that is not there
     if config.targets != "pseudo":
         questions = choose_share(questions, config.pseudo_share, work.seed, "pseudo")
-    model, author = work.model(config.pseudo_from), config.pseudo_from
+    author, own_tower = config.pseudo_from, bool(teacher and teacher.base)
+    model = work.model(author, cached=not (author == "teacher" and own_tower))
     with record_seconds(work, "answers", len(questions)):
         work.answer(model, questions, answers, PREDICTIONS, author, "pseudo-labels")
     work.record("questions", len(questions))
@@ -68,7 +70,7 @@ def distill(work: StageInputs, config: DistillConfig, teacher: TeacherConfig | N
     train, student = work.vary(_label_samples(work, config)), work.model("base")
     if config.kd_weight > 0:
         objective = Distillation(config.kd_weight, config.temperature)
-        kd_teacher = _open_teacher(work, student, _show_teacher(train, teacher, work.seed), config)
+        kd_teacher = _open_teacher(work, student, _show_teacher(train, teacher, work.seed), config, teacher)
         if config.on_policy:
             _fit_on_policy(work, student, train, config, objective, kd_teacher)
         else:
@@ -120,15 +122,25 @@ def _fit_on_policy(
         )  # fmt: skip
 
 
+def load_teacher(
+    work: StageInputs, student: VisionLanguageModel, live: bool = False, cached: bool = True
+) -> VisionLanguageModel:
+    """The tuned teacher, as `match_student` makes it; `cached`: as `StageInputs.model`."""
+    model = work.model("teacher", cached)
+    match_student(model, student, live)
+    return model
+
+
 def _open_teacher(
-    work: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
-) -> Teacher:
+    work: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig,
+    teacher: TeacherConfig | None,
+) -> Teacher:  # fmt: skip
     """A live teacher, the student's average, or the stored outputs of the teacher for all samples (as it sees them),
     which an earlier attempt may have written."""
     if config.teacher_as == "average":
         return AveragedTeacher(work.model("base"), config.decay)
     if config.teacher_as == "live":
-        return LiveTeacher(work.model("teacher"))
+        return LiveTeacher(load_teacher(work, student, live=True))
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
     identity = identify_store(
         config.teacher_as, samples, teacher_folder, student,
@@ -137,7 +149,8 @@ def _open_teacher(
 
     def store_outputs() -> None:
         if not is_store_full(folder):
-            rows, model = max(1, config.fit.rows // (config.fit.accumulate * distributed.size())), work.model("teacher")
+            rows = max(1, config.fit.rows // (config.fit.accumulate * distributed.size()))
+            model = load_teacher(work, student, cached=not (teacher and teacher.base))
             with record_seconds(work, "stored_samples", len(samples)):
                 store_teacher(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 

@@ -76,10 +76,11 @@ class StageInputs:
             self.cell_cache = self.cell_cache or CellCache(folder / FEATURES, model.images, owner=folder)
             self.cell_cache.serve(model.images)
 
-    def model(self, stage: str) -> VisionLanguageModel:
+    def model(self, stage: str, cached: bool = True) -> VisionLanguageModel:
+        """The model of a stage before; `cached`: with the features of the run's tower, if they are cached."""
         model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()
         self._serve_cells(model)
-        if "see" in self.inputs:
+        if cached and "see" in self.inputs:
             features_folder = self.inputs["see"]
             self.feature_cache = self.feature_cache or FeatureCache(
                 features_folder / FEATURES, model, owner=features_folder

@@ -100,6 +100,16 @@ def _add_base(
     return base, features
 
 
+def _make_teacher_base(config: RunConfig) -> ModelConfig | None:
+    """The knobs of the teacher's base, where it is no copy of the student's."""
+    teacher, model = config.teacher, config.model
+    if teacher and teacher.size:
+        return change_knobs(model, tiny=change_knobs(model.tiny, **dict(teacher.size)))
+    if teacher and teacher.base:
+        return change_knobs(model, base=teacher.base, vision_features="live")
+    return None
+
+
 def _add_student(stages: list[Stage], config: RunConfig, data: Stage, base: Stage, features: Stage | None) -> Stage:
     """Add the teacher, its pseudo-labels, distillation and the rounds of reflection; the stage with the last model."""
     stage = partial(_add_stage, stages, config.seed)
@@ -107,12 +117,12 @@ def _add_student(stages: list[Stage], config: RunConfig, data: Stage, base: Stag
     teacher = pseudo = None
     model = base
     if config.teacher:
-        own_base = base
-        if config.teacher.size:
-            tiny = change_knobs(config.model.tiny, **dict(config.teacher.size))
-            own_base, _ = _add_base(stages, config, change_knobs(config.model, tiny=tiny), data, "-teacher")
+        own_base, seen = base, features
+        if other := _make_teacher_base(config):
+            own_base, _ = _add_base(stages, config, other, data, "-teacher")
+            seen = None  # the features are those of the student's tower
         arguments = {"config": config.teacher, "base": own_base.name, **machine}
-        teacher = stage("teacher", config.teacher, data, own_base, features, **arguments)
+        teacher = stage("teacher", config.teacher, data, own_base, seen, **arguments)
     if config.distill:
         if config.distill.targets != "truth":
             author = teacher if config.distill.pseudo_from == "teacher" else base

@@ -35,7 +35,7 @@ from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, replace_overruled_truths
 from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, point_to, read_stage_lines
-from clinkd.pipeline.distilling import distill, pseudo, teacher
+from clinkd.pipeline.distilling import distill, load_teacher, pseudo, teacher
 from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.inputs import StageInputs, choose_share, record_seconds
 from clinkd.pipeline.models import CROP_WEIGHTS
@@ -136,7 +136,7 @@ def reflect(
     corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
     counts = describe_review(corrections, work.lexicon.names)
     work.record("reviewed", {"asked": len(questions), "of": len(train), **counts})
-    kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
+    kd_teacher = LiveTeacher(load_teacher(work, model, live=True)) if config.objective == "distill" else None
     work.fit(
         model,
         work.vary([*train, *make_corrected_samples(questions, corrections)]),

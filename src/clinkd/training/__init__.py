@@ -3,7 +3,7 @@
 from clinkd.training.feature_cache import CellCache, FeatureCache, cache_cells, cache_features
 from clinkd.training.fit import FitRun, Fitted, fit
 from clinkd.training.stored import StoredTeacher, identify_store, store_teacher
-from clinkd.training.teachers import AveragedTeacher, LiveTeacher, Teacher
+from clinkd.training.teachers import AveragedTeacher, LiveTeacher, Teacher, match_student
 from clinkd.training.tensor_store import is_store_full
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "fit",
     "identify_store",
     "is_store_full",
+    "match_student",
     "store_teacher",
 ]

@@ -7,13 +7,18 @@ from typing import Any, Protocol
 
 import torch
 
-from clinkd.model.encode import Batch
+from clinkd.model.encode import Batch, template_identity
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput
+from clinkd.training.feature_cache import image_identity
 
 Learner = VisionLanguageModel | VisionPretrainer
+MATCHED = {  # what a teacher has in common with its student, by the names of their identities
+    "vocabulary": "vocabulary", "system": "system turn", "frame": "chat template", "codec": "spelling of boxes",
+    "step": "step of boxes", "processor": "image processor", "square": "shape of images", "eyes": "image features",
+}  # fmt: skip
 
 
 class Teacher(Protocol):
@@ -30,6 +35,27 @@ class Teacher(Protocol):
     def operations(self, batch: Batch, vision: bool) -> int | None:
         """Operations of the teacher, those of its vision tower included if `vision`; None if they are not known."""
         ...
+
+
+def match_student(teacher: VisionLanguageModel, student: VisionLanguageModel, live: bool) -> None:
+    """Cut the teacher's head to the rows of the student's, where both have more rows than the tokenizer has entries:
+    sizes of one family fill it up differently (Qwen2-VL has 151,936 rows in the 2B and 152,064 in the 7B).
+
+    Raises BadInput naming what else differs of what both must have in common: the vocabulary, the chat template, the
+    spelling of boxes and, if the teacher is `live` and gets the student's patches, how images are cut.
+    """
+    ours, theirs = (
+        template_identity(model.text) | (image_identity(model.images) if live else {}) for model in (student, teacher)
+    )
+    for name, what in MATCHED.items():
+        if ours.get(name) != theirs.get(name):
+            way_out = ", or set distill.teacher_as=states" if live and name in image_identity(teacher.images) else ""
+            raise BadInput(
+                f"teacher.base: its {what} is not that of the student; take a teacher of its family{way_out}"
+            )
+    rows, least = len(student.head.weight_VH), len(student.tokenizer)
+    if len(teacher.head.weight_VH) > rows >= least:
+        teacher.cut_head(rows)
 
 
 class LiveTeacher:
