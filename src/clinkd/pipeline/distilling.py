@@ -128,7 +128,9 @@ def _open_teacher(
     if config.teacher_as == "average":
         return AveragedTeacher(work.model("base"), config.decay)
     if config.teacher_as == "live":
-        return LiveTeacher(work.model("teacher"))
+        if config.on_policy:  # the student is merged after each phase, and its teacher goes on
+            return LiveTeacher(work.model("teacher"))
+        return work.live_teacher(student, config.fit)
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
     identity = identify_store(
         config.teacher_as, samples, teacher_folder, student,
