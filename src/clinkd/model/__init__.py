@@ -1,3 +1,5 @@
 """Records to tensors to records: the package that knows transformers."""
 
-__all__ = ["encode", "eyes", "families", "flops", "folders", "generate", "positions", "vision", "vlm"]
+__all__ = [
+    "additions", "encode", "eyes", "families", "flops", "folders", "generate", "positions", "vision", "vlm",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from clinkd.records import BadInput
 
 NAME = "default"
+HEAD = "lm_head"
 Additions = Mapping[str, tuple[Tensor, Tensor]]  # A [R, H] and B [V, R] by the name of the layer
 
 
@@ -26,12 +27,16 @@ def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: flo
     ]
     if not chosen:
         raise BadInput(f"fit.lora.parts: the network has no linear layer in {', '.join(prefixes)}")
-    if "lm_head" in chosen and network.get_submodule("lm_head").weight is network.get_input_embeddings().weight:
+    if HEAD in chosen and network.get_submodule(HEAD).weight is network.get_input_embeddings().weight:
         raise BadInput("fit.lora.parts: the head is one with the input table in this model; leave head out")
     settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, network, adapter_name=NAME)
+    for _, layer in layers(network):
+        layer.cast_input_dtype_enabled = (
+            False  # autocast does it, and keeps one copy for the backward where peft has two
+        )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(f".{NAME}." in name)
 
@@ -43,12 +48,35 @@ def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-def merge(network: nn.Module) -> None:
-    """Put the additions into the weights, and the plain layers back into their places."""
+def merge(network: nn.Module) -> Additions:
+    """Put the additions into the weights, and the plain layers back into their places. Gives what was added, the scale
+    within B."""
+    merged: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in list(layers(network)):
+        down_RH, up_VR, scale = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
+        merged[name] = down_RH.detach(), up_VR.detach() * scale
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    return merged
+
+
+def put_beside(network: PreTrainedModel, additions: Additions) -> None:
+    """Give layers of a network additions that stay beside their weights; only the head gets a sum of its own, as
+    whoever computes logits takes one matrix."""
+    chosen = [name for name in additions if name != HEAD]
+    settings = LoraConfig(r=1, lora_alpha=1, lora_dropout=0.0, target_modules=chosen)
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(settings, network, adapter_name=NAME) if chosen else None
+    for name, layer in layers(network):
+        down_RH, up_VR = (factor.to(plain_weight(layer).device) for factor in additions[name])
+        layer.cast_input_dtype_enabled = False
+        layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = nn.Parameter(down_RH), nn.Parameter(up_VR)
+    if HEAD in additions:
+        head, (down_RH, up_VR) = network.get_submodule(HEAD), additions[HEAD]
+        weight_VH = plain_weight(head)
+        added_VH = (up_VR @ down_RH).to(weight_VH.device)
+        head.weight = nn.Parameter((weight_VH.detach() + added_VH).to(weight_VH.dtype))
 
 
 def merge_additions(network: PreTrainedModel, additions: Additions, scale: float, name: str) -> None:

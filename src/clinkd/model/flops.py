@@ -38,15 +38,15 @@ class Operations(NamedTuple):
     backward: int
 
 
-def count_operations(network: Any, batch: Batch, merge: int) -> dict[str, Operations] | None:
+def count_operations(network: Any, visual: nn.Module, batch: Batch, merge: int) -> dict[str, Operations] | None:
     """Operations of a batch by part (vision, merger, text, head), with a backward to all that learns. None if the
-    vision tower is not known here. `merge`: patches a side of an image token.
+    vision tower, `visual`, is not known here. `merge`: patches a side of an image token.
 
     The gradient of a part's input counts if something learns in the part or before it; so a first layer counts one
     product too many if nothing before it learns.
     """
     family = family_of(network.config)
-    visual, text, head = (network.get_submodule(path) for path in (family.visual, family.text, "lm_head"))
+    text, head = (network.get_submodule(path) for path in (family.text, "lm_head"))
     vision = count_vision(family, visual, batch.grids_I3 if batch.features_FH is None else batch.grids_I3[:0], merge)
     if vision is None:
         return None

@@ -5,6 +5,7 @@ Shapes: B rows, S tokens, N answer tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -70,6 +71,16 @@ class Head:
         return LowRank((hidden_NH.to(down_RH.dtype) @ down_RH.T) * scale, up_VR)
 
 
+class VisionLeftOut(nn.Module):
+    """Stands in the place of tower and merger where only stored features are used."""
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        raise BadInput(
+            "model.vision_features=cached: an image has no stored features of its size, and the vision tower is not "
+            "loaded here; set model.vision_features=live"
+        )
+
+
 class VisionLanguageModel(nn.Module):
     """Takes and gives records; tensors stay inside.
 
@@ -92,6 +103,8 @@ class VisionLanguageModel(nn.Module):
         self.knobs = scheme_knobs(network.config)
         self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
+        self.additions: adapters.Additions | None = None  # what LoRA added to the base; None: no low rank, or unknown
+        self.vision_aside: tuple[nn.Module, ...] = ()  # tower and merger, where `VisionLeftOut` is in their place
         self.line_tokens = 0  # length of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square, eyes)
         chat = self.family.chat
@@ -129,7 +142,10 @@ class VisionLanguageModel(nn.Module):
     def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
         """Features [tokens, H] of each image from its patches, by tower and merger."""
         return self._split_by_image(
-            self.family.vision_features(self.visual, pixels_TD.to(self.dtype), grids_I3), grids_I3
+            self.family.vision_features(
+                self.network.get_submodule(self.family.visual), pixels_TD.to(self.dtype), grids_I3
+            ),
+            grids_I3,
         )
 
     def _split_by_image(self, features_FH: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
@@ -259,9 +275,14 @@ class VisionLanguageModel(nn.Module):
         The eyes, where the model has any, lie beside. `stock`: for the family's stock class. Raises BadInput where no
         stock class has these positions or these patches.
         """
+        aside, self.vision_aside = self.vision_aside, ()
+        for visual in aside:
+            self.network.set_submodule(self.family.visual, visual)
         network = self.family.as_stock(self.network) if stock else self.network
         for part in (network, self.tokenizer, self.processor):
             part.save_pretrained(folder)
+        if aside:
+            self.put_vision_aside()
         if self.images.eyes is not None:
             self.images.eyes.save(folder)
 
@@ -304,7 +325,7 @@ class VisionLanguageModel(nn.Module):
 
     def operations(self, batch: Batch) -> dict[str, flops.Operations] | None:
         """Operations of a batch by part; None if they are not known."""
-        return flops.count_operations(self.network, batch, self.images.geometry.merge)
+        return flops.count_operations(self.network, self.visual, batch, self.images.geometry.merge)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -322,9 +343,33 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def visual(self) -> nn.Module:
-        """Tower and merger."""
+        """Tower and merger, on the disk or not."""
         visual: nn.Module = self.network.get_submodule(self.family.visual)
-        return visual
+        return next(iter(self.vision_aside), visual)
+
+    def put_vision_aside(self) -> None:
+        """Keep tower and merger out of the network until it is saved: nothing moves, changes or uses them. What was
+        loaded in the type of its file so stays on the disk."""
+        self.vision_aside = (self.visual.requires_grad_(False),)
+        self.network.set_submodule(self.family.visual, VisionLeftOut())
+
+    def with_additions(self, additions: adapters.Additions) -> VisionLanguageModel:
+        """A model with these weights, not copied, and additions of LoRA beside them. It is of no use any more once
+        weights of this one have changed."""
+        shared = {id(t): nn.Parameter(t.detach(), requires_grad=False) for t in self.network.parameters()}
+        network = copy.deepcopy(self.network, shared | {id(t): t for t in self.network.buffers()})
+        adapters.put_beside(network, additions)
+        twin = VisionLanguageModel(network, self.tokenizer, self.processor, self.images.open_image, self.images.eyes)
+        twin.vision_aside = self.vision_aside
+        return twin
+
+    def share_fixed_weights(self, other: nn.Module) -> None:
+        """Use the tensors of `other` for weights that are equal there and do not learn: both then have one copy."""
+        theirs = {name: p for name, p in other.named_parameters() if not p.requires_grad}
+        for name, parameter in self.named_parameters():
+            fixed = theirs.get(name)
+            if fixed is not None and _is_alike(fixed, parameter) and torch.equal(fixed, parameter):
+                parameter.data = fixed.data
 
     def shares_vision_with(self, visual: nn.Module) -> bool:
         """Whether `visual`, tower and merger, has the same weights as these, and neither gets a gradient."""
@@ -339,7 +384,8 @@ class VisionLanguageModel(nn.Module):
             if part not in modules:
                 raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(modules)}")
             for name in modules[part]:
-                self.network.get_submodule(name).requires_grad_(False)
+                if not (self.vision_aside and name.startswith(self.family.visual)):  # what is aside is fixed
+                    self.network.get_submodule(name).requires_grad_(False)
 
     def explain_freeze(self, parts: Sequence[str]) -> str | None:
         """What stays fixed beside the parts named: a head may be one with the input table, which is of the text."""
@@ -353,6 +399,8 @@ class VisionLanguageModel(nn.Module):
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
         """In the block the model is in training, as `config` says; afterwards it is a plain model that has learned.
 
+        Weights that learn are float32 in the block, as a change is often too small for a weight of fewer bits.
+
         If the block raises, the model stays as it is: a model that was trained halfway is of no use, and one whose
         parts are in processes that are gone cannot be put together.
         """
@@ -362,6 +410,10 @@ class VisionLanguageModel(nn.Module):
         self.line_tokens = config.pack
         if config.lora is not None:
             self.adapt(config.lora, seed)
+        dtype = self.dtype
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self.train()
         yield
         self.eval()
@@ -369,6 +421,8 @@ class VisionLanguageModel(nn.Module):
         self.compile_blocks(False)
         self.line_tokens = 0
         self.merge()
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
         """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
@@ -376,8 +430,10 @@ class VisionLanguageModel(nn.Module):
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
     def merge(self) -> None:
-        """Put the additions of LoRA into the weights: the model is a plain one again."""
-        adapters.merge(self.network)
+        """Put the additions of LoRA into the weights: the model is a plain one again, and knows what was added since
+        the base, if that was all that it learned."""
+        added = adapters.merge(self.network)
+        self.additions = added if added and self.additions == {} else None
 
     def cut_head(self, rows: int) -> None:
         """Give logits of the first `rows` entries alone; the input table stays."""
@@ -410,6 +466,10 @@ class VisionLanguageModel(nn.Module):
         raw = self.tokenizer.decode(ids, skip_special_tokens=False)
         decoded = self.codec.decode(raw, size)
         return Candidate(raw, decoded.answer, score, unread=decoded.unparsed_boxes, truncated=not ended)
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
 
 
 def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
@@ -452,11 +512,12 @@ def load(
     folder: Path,
     open_image: OpenImage,
     config: ModelConfig | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     foreign: bool = False,
 ) -> VisionLanguageModel:
     """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names;
-    either of them with a LoRA adapter merged in, where the folder holds that and names its base.
+    either of them with a LoRA adapter merged in, where the folder holds that and names its base. Its weights have the
+    type that `config`, or the checkpoint, says, unless `dtype` does.
 
     One that is `foreign` is tried out on a blank picture. Raises BadInput as `opened_folder`, and if
     the folder holds no such model, a weight is missing or left over, or its parts do not fit each other.

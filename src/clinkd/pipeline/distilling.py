@@ -140,7 +140,10 @@ def _open_teacher(
     if config.teacher_as == "average":
         return AveragedTeacher(work.model("base"), config.decay)
     if config.teacher_as == "live":
-        return LiveTeacher(load_teacher(work, student, live=True))
+        # of one base, it may be what LoRA added, on the student's weights; but they are merged after each phase
+        if config.on_policy or (teacher and teacher.base):
+            return LiveTeacher(load_teacher(work, student, live=True))
+        return work.live_teacher(student, config.fit)
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
     identity = identify_store(
         config.teacher_as, samples, teacher_folder, student,

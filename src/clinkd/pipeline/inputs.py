@@ -16,19 +16,20 @@ from clinkd.config import AnswerConfig, FitConfig, ModelConfig, ReflectConfig, S
 from clinkd.data.images.variants import add_variants
 from clinkd.inference import Scorer
 from clinkd.inference import answer as answer_samples
+from clinkd.model.additions import read_additions
 from clinkd.model.eyes import Eyes
 from clinkd.model.folders import opened_folder
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Objective
 from clinkd.pipeline.correcting import CorrectionContext
-from clinkd.pipeline.damage import MODEL
+from clinkd.pipeline.damage import MODEL, demand_whole_model
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_model, make_scorer
+from clinkd.pipeline.models import load_model, make_scorer, save_model
 from clinkd.pipeline.prepared import read_data, read_images, read_split, read_variants
 from clinkd.records import SPLITS, ImageRef, Prediction, Sample, Split
-from clinkd.training import CellCache, FeatureCache, FitRun, Teacher, fit
+from clinkd.training import CellCache, FeatureCache, FitRun, LiveTeacher, Teacher, fit
 
 FEATURES = "gallery"
 
@@ -78,7 +79,7 @@ class StageInputs:
 
     def model(self, stage: str, cached: bool = True) -> VisionLanguageModel:
         """The model of a stage before; `cached`: with the features of the run's tower, if they are cached."""
-        model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()
+        model = load_model(self.inputs[stage], self.open_image).eval()
         self._serve_cells(model)
         if cached and "see" in self.inputs:
             features_folder = self.inputs["see"]
@@ -86,7 +87,21 @@ class StageInputs:
                 features_folder / FEATURES, model, owner=features_folder
             )
             self.feature_cache.serve(model)
-        return model
+            if not self.machine.shard:
+                model.put_vision_aside()
+        return model.to(self.device)
+
+    def live_teacher(self, student: VisionLanguageModel, config: FitConfig) -> LiveTeacher:
+        """The teacher beside this student, to be trained once as `config` says.
+
+        Where LoRA made both of one base, it is what was added, on the weights of the student, which keep still until
+        that is merged at the end.
+        """
+        additions = read_additions(self.inputs["teacher"] / MODEL)
+        if config.lora and student.additions == {} and additions:
+            demand_whole_model(self.inputs["teacher"])
+            return LiveTeacher(student.with_additions(additions))
+        return LiveTeacher(self.model("teacher"))
 
     def scorer(self, config: SelectConfig) -> Scorer:
         return make_scorer(config, self.inputs.get("clip"), self.open_image, self.lexicon, self.seed)
@@ -119,7 +134,7 @@ class StageInputs:
 
     def save(self, model: VisionLanguageModel) -> None:
         """Save the model of the stage. From then on its trainings need no checkpoint."""
-        distributed.on_main_process(lambda: model.save(self.folder / MODEL))
+        distributed.on_main_process(lambda: save_model(model, self.folder))
         self.drop_checkpoints()
 
     def drop_checkpoints(self) -> None:

@@ -47,7 +47,7 @@ def _find_cause(step: TrainStep, batch: Any) -> str | None:
     teacher = step.loss.teacher
     if teacher is None or step.sharded:  # a part of a sharded model cannot be asked alone
         return None
-    with torch.no_grad():
+    with torch.no_grad(), step.loss.autocast():
         features = step.model.vision_features(batch) if step.loss.shares_vision else None
         targets = teacher.targets(batch, features)
     if find_not_finite(vars(targets)):

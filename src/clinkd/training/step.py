@@ -20,7 +20,7 @@ from clinkd.records import Sample
 from clinkd.training.fsdp import full_tensor, shard_module
 from clinkd.training.micro_batches import ThreadedMicroBatches, count_threads
 from clinkd.training.optimizers import make_optimizers
-from clinkd.training.teachers import AveragedTeacher, Learner, Teacher
+from clinkd.training.teachers import AveragedTeacher, Learner, LiveTeacher, Teacher
 from clinkd.training.windows import Rows
 
 
@@ -44,13 +44,16 @@ class LossModule(nn.Module):
         self.shares_vision = self.teacher is not None and self.teacher.shares_vision_with(model)
 
     def forward(self, batch: Any) -> Loss:
-        # not accelerate's autocast: its state holds for the whole process, and stages may differ
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.autocast():
             features: Any = self.model.vision_features(batch) if self.shares_vision else None
             hidden_NH = self.model.hidden_states(batch, features)
             targets = self.teacher.targets(batch, features) if self.teacher else None
             head = self.model.head
             return self.objective(hidden_NH, head.weight_VH, self._labels(batch), targets, head.added(hidden_NH))
+
+    def autocast(self) -> torch.autocast:
+        """The precision of products. Not accelerate's: its state holds for the whole process, and stages may differ."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _labels(self, batch: Any) -> Tensor:
         labels_N: Tensor = batch.labels_N
@@ -74,6 +77,8 @@ class TrainStep:
         self.accelerator, self.processes = accelerator, accelerator.num_processes
         self.model, self.loss, self.clip = loss.model, loss, config.clip
         self.sharded = sharded and self.processes > 1
+        if isinstance(loss.teacher, LiveTeacher) and not self.sharded:
+            loss.teacher.model.share_fixed_weights(loss.model)
         if self.sharded:
             self.module = shard_module(loss, self.model.blocks, self.model.device)
         else:

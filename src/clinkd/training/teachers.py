@@ -100,6 +100,9 @@ class AveragedTeacher(LiveTeacher):
     def follow(self, student: Learner) -> WeightAverage:
         """What averages the weights after each step of this student."""
         means = dict(self.model.named_parameters())
+        for name, p in student.named_parameters():
+            if p.requires_grad:
+                means[name].data = means[name].data.to(p.dtype)
         return WeightAverage({p: means[n] for n, p in student.named_parameters() if p.requires_grad}, self.decay)
 
 

@@ -22,7 +22,8 @@ from clinkd.settings import dump
 from clinkd.storage import folder_bytes, free_bytes, nearest_existing, progress, spell_bytes, write_json
 from clinkd.system_memory import free_memory_mb
 
-FLOAT = 4  # bytes of a weight, whatever the file holds
+FLOAT = 4  # bytes of a weight that learns
+FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
 STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of optimiser state for a weight; muon's: of matrices
 CHECKPOINTS = 3  # two kept, and one being written
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
@@ -132,7 +133,7 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     """Count from the files of the base. None for a tiny base, which takes next to nothing, and if no stage that takes
     much is left to do. `states`: the progress of the stages, if any is done.
 
-    Weights are float32 in memory and on disk. Counted for a training: the weights of the student and of a live teacher,
+    Counted for a training: the weights of the student, those of a live teacher that it does not share with the student,
     gradients, and the optimiser's states for each trained weight; for the disk: models and checkpoints.
 
     Raises BadInput for a file of weights that cannot be read.
@@ -141,17 +142,18 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
         return None
     weights = _count_weights(config.model.base)
     total, done = sum(weights.values()), {s.name for s in states if s.state == "done"}
-    memory = {}
+    memory, fixed = {}, FIXED[config.model.dtype]
     if waiting := [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]:
-        memory[waiting[0]] = total * FLOAT / 1e6
+        memory[waiting[0]] = total * fixed / 1e6
     trained, disk, passing = {}, 0.0, 0.0
     for stage, fit in _list_trainings(config):
         if stage in done:
             continue
         trained[stage] = 0 if fit.lora else sum(n for part, n in weights.items() if part not in fit.freeze)
         moving_mb = trained[stage] * trained_bytes(fit) / 1e6
-        memory[stage] = (1 + _has_live_teacher(config, stage)) * total * FLOAT / 1e6 + moving_mb
-        disk += total * FLOAT / 1e6
+        held = (total + _count_teacher(config, stage, weights)) * fixed + trained[stage] * (FLOAT - fixed)
+        memory[stage] = held / 1e6 + moving_mb
+        disk += total * fixed / 1e6
         passing = max(passing, CHECKPOINTS * moving_mb)
     if not memory:
         return None
@@ -191,6 +193,24 @@ def _has_live_teacher(config: RunConfig, stage: str) -> bool:
     return bool(stage.startswith("reflect") and config.reflect and config.reflect.objective == "distill")
 
 
+def _count_teacher(config: RunConfig, stage: str, weights: Mapping[str, int]) -> int:
+    """The weights of a live teacher that are not those of the student, by part: all that either has ever trained. Where
+    LoRA made both of one base, there are none."""
+    if not _has_live_teacher(config, stage):
+        return 0
+    assert config.teacher and config.distill
+    fits = [
+        config.teacher.fit,
+        config.distill.fit,
+        *([config.reflect.fit] if stage != "distill" and config.reflect else []),
+    ]
+    if config.shard:
+        return sum(weights.values())
+    if stage == "distill" and not config.distill.on_policy and all(fit.lora for fit in fits):
+        return 0
+    return sum(n for part, n in weights.items() if any(fit.trains(part) for fit in fits))
+
+
 def estimate_savings(config: RunConfig, stage: str, parameters: int, learning: int) -> dict[str, float]:
     """MB of a stage's memory that knobs save for certain, the most first; `learning` of its `parameters` are trained.
 
@@ -203,9 +223,9 @@ def estimate_savings(config: RunConfig, stage: str, parameters: int, learning: i
     saved = {}
     if fit.lora is None and config.model.base is not None:
         saved[f"{kind}.fit.lora={{}}"] = learning * trained_bytes(fit) / 1e6
-    if _has_live_teacher(config, kind):
+    if _count_teacher(config, kind, {"text": 1}):
         knob = "distill.teacher_as=states" if kind == "distill" else "reflect.objective=ce"
-        saved[knob] = parameters * FLOAT / 1e6
+        saved[knob] = parameters * FIXED[config.model.dtype] / 1e6
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
@@ -226,6 +246,7 @@ def suggest_knobs(config: RunConfig, stage: str, saved_mb: Mapping[str, float] |
         }
     elif stage in ("answer", "pseudo", "shuffle", "likelihood"):
         knobs[f"answer.batch={max(1, config.answer.batch // 4)}"] = config.answer.batch > 1
+    knobs["model.dtype=bf16 (and precision=bf16)"] = config.model.base is not None and config.model.dtype == "float32"
     knobs["model.max_image_tokens=256"] = config.model.base is not None and config.model.max_image_tokens > 256
     helpful = [knob for knob, helps in knobs.items() if helps]
     return "set " + ", or ".join(helpful) if helpful else "a smaller base, or a larger machine, is needed"

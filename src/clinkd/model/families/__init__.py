@@ -22,6 +22,7 @@ __all__ = [
 
 FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
 TINY = QWEN2_VL  # of the embedded tiny model
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # by the word of `model.dtype`
 
 
 def family_of(config: Any) -> Family:
@@ -56,8 +57,11 @@ def native_knobs(folder: Path) -> ModelConfig | None:
     return ModelConfig.model_validate({"base": folder, **settings})
 
 
-def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dtype) -> Any:
+def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dtype | None = None) -> Any:
     """Weights from a folder: a stock one of any family (then `knobs` name the scheme) or one of ours (`knobs` None).
+
+    Their type is `dtype`, or that of the scheme. Weights that have it in the file are not copied: they are a private
+    map of the file, which takes memory as they are read or changed.
 
     Raises BadInput where the folder is not one of these, or any weight is missing, left over or not finite.
     """
@@ -70,7 +74,7 @@ def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dty
         raise BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
-    network, report = opened.network(cls, config=config, dtype=dtype)
+    network, report = opened.network(cls, config=config, dtype=dtype or TYPES[scheme_knobs(config).dtype])
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:
         what = "; ".join(f"{k.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for k, names in wrong.items())
