@@ -35,6 +35,7 @@ from clinkd.storage import JsonLines, write_lines
 from clinkd.training import FitRun, fit
 from clinkd.workflows import forecast as estimate
 from clinkd.workflows import trial
+from clinkd.workflows.counted import trained_bytes
 from clinkd.workflows.forecast import Forecast, StageEstimate, forecast
 
 SMALL = [
@@ -259,7 +260,7 @@ def test_a_checkpoint_is_as_large_as_counted(given, optimizer, near, tmp_path):
     kept = sorted(tmp_path.glob("step-*"))
     bytes_there = sum(p.stat().st_size for p in kept[-1].glob("*.safetensors"))
     assert len(kept) == estimate.CHECKPOINTS - 1  # one more while it is written
-    counted = fitted.num_trained * estimate.trained_bytes(config)
+    counted = fitted.num_trained * trained_bytes(config)
     assert counted <= bytes_there and counted == pytest.approx(bytes_there, rel=near)
 
 

@@ -174,6 +174,7 @@ def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
     )
     command.add_argument("--measure", action="store_true", help="take a few steps of every stage: time, memory, disk")
     command.add_argument("--json", action="store_true", help="for a program")
+    command.add_argument("--gpus", metavar="NxGB", help="memory by part on such GPUs: 1x80,6x40 (a pretrained base)")
     command = add_verb(
         verbs, "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml"
     )
@@ -299,7 +300,7 @@ def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
     from clinkd.pipeline.graph import CACHE, plan_stages
     from clinkd.pipeline.pace import remember_forecast
-    from clinkd.workflows.forecast import count_least, forecast
+    from clinkd.workflows.forecast import count_least, forecast, tabulate_gpus
 
     config = _config(args)
     folds = config.fold_runs()
@@ -326,6 +327,9 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost)}, indent=1))
     else:
         _show_plan(stages, least_cost, " of a fold" if folds else "")
+    if args.gpus:
+        show(tabulate_gpus(config, args.gpus))
+        return 0
     if least_cost:
         least_cost.demand_room(config, args.runs)
     return 0

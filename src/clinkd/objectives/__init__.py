@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clinkd.objectives.fused import (
+    CHUNK_BYTES,
     NO_LABEL,
     Fused,
     HiddenStateTargets,
@@ -26,8 +27,8 @@ from clinkd.objectives.fused import (
 from clinkd.records import BadInput
 
 __all__ = [
-    "NO_LABEL", "CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets",
-    "SmoothedCrossEntropy", "compute_log_probs",
+    "CHUNK_BYTES", "NO_LABEL", "CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective",
+    "SampledTargets", "SmoothedCrossEntropy", "compute_log_probs",
 ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -14,17 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import FitConfig, RunConfig
+from clinkd.config import RunConfig
 from clinkd.pipeline.graph import StageStatus, draft_of
 from clinkd.processes import kill_tree
 from clinkd.records import BadInput
 from clinkd.settings import dump
 from clinkd.storage import folder_bytes, free_bytes, nearest_existing, progress, spell_bytes, write_json
 from clinkd.system_memory import free_memory_mb
+from clinkd.workflows.counted import (
+    FIXED,
+    FLOAT,
+    count_teacher,
+    count_weights,
+    list_trainings,
+    trained_bytes,
+)
+from clinkd.workflows.gpus import tabulate_gpus as tabulate_gpus
 
-FLOAT = 4  # bytes of a weight that learns
-FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
-STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of optimiser state for a weight; muon's: of matrices
 CHECKPOINTS = 3  # two kept, and one being written
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
 
@@ -140,18 +145,18 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     """
     if config.model.base is None:
         return None
-    weights = _count_weights(config.model.base)
+    weights = count_weights(config.model.base)
     total, done = sum(weights.values()), {s.name for s in states if s.state == "done"}
     memory, fixed = {}, FIXED[config.model.dtype]
     if waiting := [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]:
         memory[waiting[0]] = total * fixed / 1e6
     trained, disk, passing = {}, 0.0, 0.0
-    for stage, fit in _list_trainings(config):
+    for stage, fit in list_trainings(config):
         if stage in done:
             continue
         trained[stage] = 0 if fit.lora else sum(n for part, n in weights.items() if part not in fit.freeze)
         moving_mb = trained[stage] * trained_bytes(fit) / 1e6
-        held = (total + _count_teacher(config, stage, weights)) * fixed + trained[stage] * (FLOAT - fixed)
+        held = (total + count_teacher(config, stage, weights)) * fixed + trained[stage] * (FLOAT - fixed)
         memory[stage] = held / 1e6 + moving_mb
         disk += total * fixed / 1e6
         passing = max(passing, CHECKPOINTS * moving_mb)
@@ -160,55 +165,6 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     worst = max(memory, key=lambda name: memory[name])
     saved = estimate_savings(config, worst, total, trained.get(worst, 0))
     return LeastCost(worst, memory[worst], disk + passing, saved, drafts_mb(states))
-
-
-def _list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
-    """The stages that begin from the base or from one another, and how each is trained."""
-    for kind in ("teacher", "distill"):
-        if group := getattr(config, kind):
-            yield kind, group.fit
-    if config.reflect:
-        yield from ((f"reflect-{number}", config.reflect.fit) for number in range(1, config.reflect.rounds + 1))
-
-
-def _count_weights(base: Path) -> dict[str, int]:
-    """How many weights each part of the model has, from the headers of its files."""
-    from clinkd.model.folders import base_of, read_shapes
-
-    weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
-    for name, shape in read_shapes(base_of(base)).items():
-        part = "text" if "visual." not in name else "merger" if "merger" in name else "vision"
-        weights["head" if "lm_head" in name else part] += math.prod(shape)
-    return weights
-
-
-def trained_bytes(fit: FitConfig) -> int:
-    """Bytes of a trained weight: gradient and optimiser in memory; as many for weight and optimiser in a checkpoint."""
-    return FLOAT + STATES[fit.optimizer]
-
-
-def _has_live_teacher(config: RunConfig, stage: str) -> bool:
-    if stage == "distill":
-        return bool(config.distill and config.distill.kd_weight > 0 and config.distill.teacher_as == "live")
-    return bool(stage.startswith("reflect") and config.reflect and config.reflect.objective == "distill")
-
-
-def _count_teacher(config: RunConfig, stage: str, weights: Mapping[str, int]) -> int:
-    """The weights of a live teacher that are not those of the student, by part: all that either has ever trained. Where
-    LoRA made both of one base, there are none."""
-    if not _has_live_teacher(config, stage):
-        return 0
-    assert config.teacher and config.distill
-    fits = [
-        config.teacher.fit,
-        config.distill.fit,
-        *([config.reflect.fit] if stage != "distill" and config.reflect else []),
-    ]
-    if config.shard:
-        return sum(weights.values())
-    if stage == "distill" and not config.distill.on_policy and all(fit.lora for fit in fits):
-        return 0
-    return sum(n for part, n in weights.items() if any(fit.trains(part) for fit in fits))
 
 
 def estimate_savings(config: RunConfig, stage: str, parameters: int, learning: int) -> dict[str, float]:
@@ -223,7 +179,7 @@ def estimate_savings(config: RunConfig, stage: str, parameters: int, learning: i
     saved = {}
     if fit.lora is None and config.model.base is not None:
         saved[f"{kind}.fit.lora={{}}"] = learning * trained_bytes(fit) / 1e6
-    if _count_teacher(config, kind, {"text": 1}):
+    if count_teacher(config, kind, {"text": 1}):
         knob = "distill.teacher_as=states" if kind == "distill" else "reflect.objective=ce"
         saved[knob] = parameters * FIXED[config.model.dtype] / 1e6
     return dict(sorted(saved.items(), key=lambda item: -item[1]))

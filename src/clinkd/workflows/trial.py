@@ -42,7 +42,8 @@ from clinkd.scoring.captions import CaptionScorer, NotComputed
 from clinkd.scoring.spice import estimate_cpu_seconds, find_program
 from clinkd.settings import change_knobs, override
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
-from clinkd.workflows.forecast import CHECKPOINTS, StageEstimate, trained_bytes
+from clinkd.workflows.counted import trained_bytes
+from clinkd.workflows.forecast import CHECKPOINTS, StageEstimate
 
 LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens

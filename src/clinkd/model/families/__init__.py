@@ -17,7 +17,7 @@ from clinkd.records import BadInput
 
 __all__ = [
     "FAMILIES", "TINY", "ChatTemplate", "Family", "ImageGeometry", "family_of", "load_folder", "load_written",
-    "native_knobs", "no_folder", "scheme_knobs",
+    "native_knobs", "no_folder", "read_family", "scheme_knobs",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
@@ -57,6 +57,22 @@ def native_knobs(folder: Path) -> ModelConfig | None:
     return ModelConfig.model_validate({"base": folder, **settings})
 
 
+def read_family(folder: Path, knobs: ModelConfig) -> tuple[Family, Any]:
+    """The family of a stock folder or an adapter's base, and the configuration of our network with these knobs.
+
+    Raises BadInput where the folder is none of any family.
+    """
+    stock, kind, family = _read_config(base_of(folder))
+    if family is None:
+        raise _foreign(folder, kind)
+    return family, family.configure(stock, knobs)
+
+
+def _foreign(folder: Path, kind: str | None) -> BadInput:
+    wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
+    return BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
+
+
 def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dtype | None = None) -> Any:
     """Weights from a folder: a stock one of any family (then `knobs` name the scheme) or one of ours (`knobs` None).
 
@@ -70,8 +86,7 @@ def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dty
     if knobs is None and (family is None or kind != family.own_type):
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
     if family is None:
-        wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
-        raise BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
+        raise _foreign(folder, kind)
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
     network, report = opened.network(cls, config=config, dtype=dtype or TYPES[scheme_knobs(config).dtype])

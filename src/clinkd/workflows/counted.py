@@ -1,0 +1,63 @@
+"""Weights of a pretrained base and of what is trained, counted from the headers of its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clinkd.config import FitConfig, RunConfig
+
+FLOAT = 4  # bytes of a weight that learns
+FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
+STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of optimiser state for a weight; muon's: of matrices
+
+
+def list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
+    """The stages that begin from the base or from one another, and how each is trained."""
+    for kind in ("teacher", "distill"):
+        if group := getattr(config, kind):
+            yield kind, group.fit
+    if config.reflect:
+        yield from ((f"reflect-{number}", config.reflect.fit) for number in range(1, config.reflect.rounds + 1))
+
+
+def count_weights(base: Path) -> dict[str, int]:
+    """How many weights each part of the model has, from the headers of its files."""
+    from clinkd.model.folders import base_of, read_shapes
+
+    weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
+    for name, shape in read_shapes(base_of(base)).items():
+        part = "text" if "visual." not in name else "merger" if "merger" in name else "vision"
+        weights["head" if "lm_head" in name else part] += math.prod(shape)
+    return weights
+
+
+def trained_bytes(fit: FitConfig) -> int:
+    """Bytes of a trained weight: gradient and optimiser in memory; as many for weight and optimiser in a checkpoint."""
+    return FLOAT + STATES[fit.optimizer]
+
+
+def has_live_teacher(config: RunConfig, stage: str) -> bool:
+    """Whether the teacher is asked beside the training of a stage."""
+    if stage == "distill":
+        return bool(config.distill and config.distill.kd_weight > 0 and config.distill.teacher_as == "live")
+    return bool(stage.startswith("reflect") and config.reflect and config.reflect.objective == "distill")
+
+
+def count_teacher(config: RunConfig, stage: str, weights: Mapping[str, int]) -> int:
+    """The weights of a live teacher that are not those of the student, by part: all that either has ever trained. Where
+    LoRA made both of one base, there are none."""
+    if not has_live_teacher(config, stage):
+        return 0
+    assert config.teacher and config.distill
+    fits = [
+        config.teacher.fit,
+        config.distill.fit,
+        *([config.reflect.fit] if stage != "distill" and config.reflect else []),
+    ]
+    if config.shard:
+        return sum(weights.values())
+    if stage == "distill" and not config.distill.on_policy and all(fit.lora for fit in fits):
+        return 0
+    return sum(n for part, n in weights.items() if any(fit.trains(part) for fit in fits))

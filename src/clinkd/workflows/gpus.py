@@ -1,0 +1,218 @@
+"""What each stage of a run takes of every GPU, counted by part, and the nearest knobs with which it fits.
+
+No weight is read and nothing is trained: weights are counted from the headers of their files, and what a training
+keeps for the backward on two blocks (`model/activations.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from clinkd.config import FitConfig, RunConfig
+from clinkd.data.readers.forms import read_samples
+from clinkd.data.readers.source import Source
+from clinkd.objectives import CHUNK_BYTES
+from clinkd.pipeline.machine import share_rows
+from clinkd.records import BadInput, Sample, Table
+from clinkd.settings import override
+from clinkd.workflows.counted import FIXED, FLOAT, STATES, count_teacher, count_weights, list_trainings
+
+if TYPE_CHECKING:
+    from clinkd.model.activations import Activations
+
+PARTS = ("weights", "teacher", "gradients", "optimizer", "activations", "logits", "cache")
+GIB = 1 << 30
+CONTEXT = 1 * GIB  # of CUDA and its libraries
+CHUNKS = 4  # matrices of logits at a time
+CHARACTERS = 3  # of a token, at least
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """So many equal GPUs, each with so many GB of memory as its name says."""
+
+    number: int
+    gb: float
+
+    @classmethod
+    def read(cls, words: str) -> Gpus:
+        """From "6x40". Raises BadInput for anything else."""
+        if not (match := re.fullmatch(r"([1-9][0-9]{0,3})x([0-9]+(?:\.[0-9]+)?)", words.strip())):
+            raise BadInput(f"--gpus {words}: NUMBERxGB is wanted, such as 1x80 or 6x40; several with commas between")
+        return cls(int(match[1]), float(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number} x {self.gb:g} GB"
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """The bytes that a stage takes of each GPU, by part (`PARTS`)."""
+
+    stage: str
+    parts: Mapping[str, float]
+
+    @property
+    def whole(self) -> float:
+        return sum(self.parts.values()) + CONTEXT
+
+    def fits(self, gpus: Gpus) -> bool:
+        return self.whole <= gpus.gb * GIB
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """Of the longest row of the training split: tokens of its images at any limit, and characters of its questions with
+    their answers, the longest first."""
+
+    pixels: int
+    characters: tuple[int, ...]
+
+    def text(self, questions: int) -> float:
+        return sum(self.characters[: questions or None]) / CHARACTERS
+
+
+@dataclass
+class GpuCount:
+    """Counts a run, and the same with other knobs. Raises BadInput for files of base or data that cannot be read."""
+
+    config: RunConfig
+    row: RowTokens = field(init=False)
+    weights: Mapping[str, int] = field(init=False)
+    kept: dict[str, Activations] = field(default_factory=dict, init=False)  # by precision
+
+    def __post_init__(self) -> None:
+        assert self.config.model.base
+        self.row, self.weights = find_longest_row(self.config), count_weights(self.config.model.base)
+
+    def worst(self, config: RunConfig, gpus: Gpus) -> StageMemory:
+        """The stage that takes most of each GPU."""
+        shared, _ = share_rows(config, gpus.number)
+        stages = [self._count_training(shared, stage, fit, gpus) for stage, fit in list_trainings(shared)]
+        return max([*stages, self._count_answers(shared)], key=lambda stage: stage.whole)
+
+    def nearest(self, gpus: Gpus) -> tuple[list[str], StageMemory] | None:
+        """The fewest changes with which every stage fits, and what the worst then takes; None if there are none."""
+        changes = list(_list_changes(self.config, gpus))
+        for number in range(1, len(changes) + 1):
+            for chosen in combinations(changes, number):
+                settings = [setting for change in chosen for setting in change]
+                try:
+                    worst = self.worst(override(self.config, settings), gpus)
+                except BadInput:  # knobs that exclude each other
+                    continue
+                if worst.fits(gpus):
+                    return settings, worst
+        return None
+
+    def _keep(self, precision: str) -> Activations:
+        from clinkd.model.activations import count_activations
+
+        if precision not in self.kept:
+            self.kept[precision] = count_activations(self.config.model, precision)
+        return self.kept[precision]
+
+    def _count_training(self, config: RunConfig, stage: str, fit: FitConfig, gpus: Gpus) -> StageMemory:
+        fixed, kept = FIXED[config.model.dtype], self._keep(fit.precision)
+        total, share = sum(self.weights.values()), gpus.number if config.shard else 1
+        trained = 0 if fit.lora else sum(n for part, n in self.weights.items() if fit.trains(part))
+        rows = math.ceil(fit.rows / (fit.accumulate * gpus.number))
+        images = rows * self._image_tokens(config, kept)
+        tokens, recompute = images + rows * self.row.text(fit.questions), fit.recompute == "blocks"
+        activations = kept.text.whole(min(tokens, rows * fit.max_tokens or math.inf), recompute)
+        if fit.trains("vision") and config.model.vision_features == "live":
+            activations += kept.vision.whole(images * kept.patches, recompute)
+        # autocast keeps what learns in bfloat16, too, for a forward; of shards two blocks are whole at a time
+        copies = trained * 2 if fit.precision == "bf16" else 0
+        whole_blocks = 2 * self.weights["text"] / kept.text.blocks * FLOAT if share > 1 else 0
+        parts = {
+            "weights": ((total - trained) * fixed + trained * FLOAT + copies) / share + whole_blocks,
+            "teacher": count_teacher(config, stage, self.weights) * fixed,
+            "gradients": trained * FLOAT / share,
+            "optimizer": trained * STATES[fit.optimizer] / share,
+            "activations": activations,
+            "logits": CHUNKS * CHUNK_BYTES["cuda"],
+        }
+        return StageMemory(stage, parts)
+
+    def _count_answers(self, config: RunConfig) -> StageMemory:
+        kept, answer = self._keep("float32"), config.answer
+        tokens = self._image_tokens(config, kept) + self.row.text(1) + answer.rows * answer.max_new_tokens
+        held = sum(self.weights.values()) * FIXED[config.model.dtype]
+        return StageMemory("answer", {"weights": held, "cache": answer.batch * tokens * kept.cached})
+
+    def _image_tokens(self, config: RunConfig, kept: Activations) -> float:
+        return min(config.model.max_image_tokens, math.ceil(self.row.pixels / kept.side**2))
+
+
+def tabulate_gpus(config: RunConfig, words: str) -> Table:
+    """The memory of the worst stage by part, on each kind of machine ("1x80,6x40"), and what makes it fit. Raises
+    BadInput for other words and for a tiny base."""
+    machines = [Gpus.read(word) for word in words.split(",")]
+    if config.model.base is None:
+        raise BadInput("--gpus: a tiny model takes next to nothing; give model.base")
+    counted, rows, notes = GpuCount(config), list[tuple[str, ...]](), list[str]()
+    for gpus in machines:
+        worst = counted.worst(config, gpus)
+        sizes = [f"{worst.parts[part] / GIB:.1f}" if part in worst.parts else "" for part in PARTS]
+        rows.append((str(gpus), worst.stage, *sizes, f"{worst.whole / GIB:.1f}", "yes" if worst.fits(gpus) else "no"))
+        if worst.fits(gpus):
+            continue
+        if near := counted.nearest(gpus):
+            settings, then = near
+            notes.append(f"{gpus}: fits ({then.whole / GIB:.1f}) with {' '.join(f'--set {s}' for s in settings)}")
+        else:
+            notes.append(f"{gpus}: no knobs make it fit; a smaller base, or a larger machine, is needed")
+    notes += ["whole: with 1 GiB of CUDA; rows are counted as if each were the longest", "additions of LoRA: about 1 %"]
+    columns = ("GPUs", "stage", *PARTS, "whole", "fits")
+    return Table("memory of each GPU, GiB", columns, tuple(rows), tuple(notes))
+
+
+def find_longest_row(config: RunConfig) -> RowTokens:
+    """The most pixels and the most text of an image with its questions. Of phantoms, which are not drawn yet: the size
+    that they will have, and no text. Raises BadInput as `read_samples`."""
+    data, by_image = config.data, dict[tuple[object, ...], list[Sample]]()
+    if data.path is None:
+        return RowTokens(data.phantoms.image_pixels**2, ())
+    source = Source(data.path, max_questions=data.max_questions, max_boxes=data.max_boxes, seed=config.seed)
+    for sample in read_samples(source, Counter()):
+        by_image.setdefault(sample.images, []).append(sample)
+    texts = [
+        sorted((sum(len(t.question.text) + len(t.answer.text) for t in s.turns) for s in samples), reverse=True)
+        for samples in by_image.values()
+    ]
+    pixels = max(sum((i.width or 0) * (i.height or 0) for i in s[0].images) for s in by_image.values())
+    return RowTokens(pixels, tuple(max(texts, key=sum)))
+
+
+def _list_changes(config: RunConfig, gpus: Gpus) -> Iterator[list[str]]:
+    """Knobs of all trainings that take less memory, those that change least first."""
+    fits = config.fits()
+
+    def everywhere(setting: str) -> list[str]:
+        return [f"{name}.{setting}" for name in fits]
+
+    if any(fit.recompute == "nothing" for fit in fits.values()):
+        yield everywhere("recompute=blocks")
+    if any(fit.accumulate * gpus.number < fit.rows for fit in fits.values()):
+        yield [f"{name}.accumulate={max(1, fit.rows // gpus.number)}" for name, fit in fits.items()]
+    if gpus.number > 1 and not config.shard:
+        yield ["shard=true"]
+    if any(fit.precision == "float32" for fit in fits.values()):
+        yield everywhere("precision=bf16")
+    if config.model.dtype == "float32":
+        yield ["model.dtype=bf16"]
+    if config.answer.batch > 1:
+        yield ["answer.batch=1"]
+    if config.distill and config.distill.needs_teacher and config.distill.teacher_as == "live":
+        yield ["distill.teacher_as=states"]
+    if config.reflect and config.reflect.objective == "distill":
+        yield ["reflect.objective=ce"]
+    if any(fit.lora is None for fit in fits.values()):
+        yield everywhere("lora={}")
