@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from clinkd import distributed
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
@@ -73,6 +74,9 @@ class Course:
             fit(model, self.samples, Distillation(0.5, 2.0), config, FitRun(folder, 3, "t", shard=shard), teacher)
         finally:
             loop.make_optimizers = real
+        blocks = [p for block in teacher.model.blocks for p in block.parameters()]
+        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in blocks)
+        assert (held < 0.6 * sum(p.numel() for p in blocks)) == shard, "a process has its part of the teacher's blocks"
         return found | {f"end {n}": p.detach() for n, p in model.named_parameters()}
 
 

@@ -97,9 +97,9 @@ class StageInputs:
         Where LoRA made both of one base, it is what was added, on the weights of the student, which keep still until
         that is merged at the end.
         """
+        demand_whole_model(self.inputs["teacher"])
         additions = read_additions(self.inputs["teacher"] / MODEL)
         if config.lora and student.additions == {} and additions:
-            demand_whole_model(self.inputs["teacher"])
             return LiveTeacher(student.with_additions(additions))
         return LiveTeacher(self.model("teacher"))
 

@@ -31,6 +31,11 @@ def shard_module(module: nn.Module, blocks: Iterable[nn.Module], device: torch.d
     return module
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether an earlier training has sharded this module."""
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole tensor. All processes must ask for the same tensors in the same order."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

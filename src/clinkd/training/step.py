@@ -17,7 +17,7 @@ from clinkd.model.encode import Labelled
 from clinkd.model.flops import training_operations
 from clinkd.objectives import NO_LABEL, Loss, Objective
 from clinkd.records import Sample
-from clinkd.training.fsdp import full_tensor, shard_module
+from clinkd.training.fsdp import full_tensor, is_sharded, shard_module
 from clinkd.training.micro_batches import ThreadedMicroBatches, count_threads
 from clinkd.training.optimizers import make_optimizers
 from clinkd.training.teachers import AveragedTeacher, Learner, LiveTeacher, Teacher
@@ -77,8 +77,12 @@ class TrainStep:
         self.accelerator, self.processes = accelerator, accelerator.num_processes
         self.model, self.loss, self.clip = loss.model, loss, config.clip
         self.sharded = sharded and self.processes > 1
-        if isinstance(loss.teacher, LiveTeacher) and not self.sharded:
-            loss.teacher.model.share_fixed_weights(loss.model)
+        if isinstance(loss.teacher, LiveTeacher):
+            teacher = loss.teacher.model
+            if not self.sharded:
+                teacher.share_fixed_weights(loss.model)
+            elif not is_sharded(teacher):
+                shard_module(teacher, teacher.blocks, teacher.device)
         if self.sharded:
             self.module = shard_module(loss, self.model.blocks, self.model.device)
         else:

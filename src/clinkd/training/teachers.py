@@ -72,7 +72,7 @@ class LiveTeacher:
                 "model.vision_features=cached: the teacher's tower or merger is not the student's, whose features were "
                 "stored; set model.vision_features=live"
             )
-        return HiddenStateTargets(self.model.hidden_states(batch, features), self.model.head.weight_VH)
+        return HiddenStateTargets(self.model(batch, features), self.model.head.weight_VH)
 
     def shares_vision_with(self, model: Learner) -> bool:
         """Whether tower and merger of both models are equal and frozen."""
