@@ -1,3 +1,6 @@
 """Records to tensors to records: the package that knows transformers."""
 
-__all__ = ["encode", "eyes", "families", "flops", "folders", "generate", "positions", "vision", "vlm"]
+__all__ = [
+    "additions", "encode", "eyes", "families", "flops", "folders", "generate", "licence", "positions", "vision", "vlm",
+    "written",
+]  # fmt: skip

@@ -43,12 +43,28 @@ def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-def merge(network: nn.Module) -> None:
-    """Put the additions into the weights, and the plain layers back into their places."""
+def merge(network: nn.Module) -> Additions:
+    """Put the additions into the weights, and the plain layers back into their places. Gives what was added, the scale
+    within B."""
+    merged: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in list(layers(network)):
+        down_RH, up_VR, scale = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
+        merged[name] = down_RH.detach(), up_VR.detach() * scale
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    return merged
+
+
+def stack(earlier: Additions, later: Additions) -> Additions:
+    """What equals one addition after the other: A above A and B beside B, so that the ranks add up."""
+    stacked = dict(earlier)
+    for name, (down_RH, up_VR) in later.items():
+        if name in earlier:
+            before_RH, before_VR = (t.to(down_RH.device) for t in earlier[name])
+            down_RH, up_VR = torch.cat((before_RH, down_RH)), torch.cat((before_VR, up_VR), dim=1)
+        stacked[name] = down_RH, up_VR
+    return stacked
 
 
 def merge_additions(network: PreTrainedModel, additions: Additions, scale: float, name: str) -> None:

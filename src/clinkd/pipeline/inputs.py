@@ -22,10 +22,9 @@ from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Objective
 from clinkd.pipeline.correcting import CorrectionContext
-from clinkd.pipeline.damage import MODEL
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_model, make_scorer
+from clinkd.pipeline.models import load_model, make_scorer, save_model
 from clinkd.pipeline.prepared import read_data, read_images, read_split, read_variants
 from clinkd.records import SPLITS, ImageRef, Prediction, Sample, Split
 from clinkd.training import CellCache, FeatureCache, FitRun, Teacher, fit
@@ -118,7 +117,7 @@ class StageInputs:
 
     def save(self, model: VisionLanguageModel) -> None:
         """Save the model of the stage. From then on its trainings need no checkpoint."""
-        distributed.on_main_process(lambda: model.save(self.folder / MODEL))
+        distributed.on_main_process(lambda: save_model(model, self.folder))
         self.drop_checkpoints()
 
     def drop_checkpoints(self) -> None:

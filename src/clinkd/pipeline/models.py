@@ -11,6 +11,7 @@ from clinkd.clip.model import ImageTextModel
 from clinkd.config import ModelConfig, SelectConfig
 from clinkd.inference import Agreement, ClipScorer, CropScorer, FirstBeam, RandomScorer, Scorer
 from clinkd.language.facts import Lexicon
+from clinkd.model.additions import read_additions, write_additions
 from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
 from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, demand_whole_model, read_stage_json
@@ -24,8 +25,19 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     demand_whole_model(stage)
     if (stage / POINTER).is_file():
         pointer = read_stage_json(stage / POINTER)
-        return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
-    return load(stage / MODEL, open_image)
+        model = load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
+        model.additions = {}
+        return model
+    model = load(stage / MODEL, open_image)
+    model.additions = read_additions(stage / MODEL)
+    return model
+
+
+def save_model(model: VisionLanguageModel, stage: Path) -> None:
+    """Save a model as that of a stage, with what LoRA added to the pretrained base, where that is known."""
+    model.save(stage / MODEL)
+    if model.additions:
+        write_additions(model.additions, stage / MODEL)
 
 
 def make_scorer(
