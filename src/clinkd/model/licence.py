@@ -44,9 +44,9 @@ class Licence:
 
     @property
     def name(self) -> str:
-        """The name of the licence; "" where the folder names none."""
-        known = self.fields.get("license", "")
-        return self.fields.get("license_name", known) if known in ("", "other") else known
+        """The name of the licence; "" where the folder names none ("other" is no name)."""
+        known = self.fields.get("license", "other")
+        return self.fields.get("license_name", "") if known == "other" else known
 
     @property
     def restriction(self) -> str:

@@ -6,6 +6,7 @@ Shapes: B rows, S tokens of a prompt, N answer tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ ANSWER_TOKENS = 32  # the most that are compared of an answer
 ROUNDING = 1e-5  # of the largest logit: what float32 may lose where the same is added up in another order
 
 
-class Reply(NamedTuple):
+class GreedyReply(NamedTuple):
     """A network's greedy answer, and the logits by which it would choose each token of an answer."""
 
     tokens_N: Tensor
@@ -34,7 +35,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ReplyMatch:
     """How far two models agree on questions. The difference is infinite where a logit is not a finite number."""
 
     questions: int
@@ -49,21 +50,21 @@ class Agreement:
         return close and self.equal_answers == self.questions
 
 
-class WrittenAgreement(NamedTuple):
+class WrittenMatch(NamedTuple):
     """Of a written model with the one in memory, in the same type; and with what that was before it was rounded."""
 
-    same_type: Agreement
-    before: Agreement
+    same_type: ReplyMatch
+    before: ReplyMatch
 
 
-def give_replies(model: VisionLanguageModel, questions: Sequence[Sample]) -> list[Reply]:
+def give_replies(model: VisionLanguageModel, questions: Sequence[Sample]) -> list[GreedyReply]:
     """The model's replies to questions, each asked alone."""
     return [_reply(model, model.network, question) for question in questions]
 
 
 def compare_folder(
-    model: VisionLanguageModel, folder: Path, questions: Sequence[Sample], before: Sequence[Reply]
-) -> WrittenAgreement:
+    model: VisionLanguageModel, folder: Path, questions: Sequence[Sample], before: Sequence[GreedyReply]
+) -> WrittenMatch:
     """Load a folder as whoever gets it will, in the type of the model, and compare their replies to questions.
 
     `before`: those of the model before its weights were rounded to this type.
@@ -72,24 +73,26 @@ def compare_folder(
         written = load_written(opened, model.dtype).to(model.device).eval()
     same_type, drift = [], []
     for question, reply in zip(questions, before, strict=True):
-        ours, theirs = (_reply(model, network, question, reply) for network in (model.network, written))
+        theirs = _reply(model, written, question, reply)
+        ours = reply if model.dtype == torch.float32 else _reply(model, model.network, question, reply)
         same_type.append(_compare(ours, theirs))
         drift.append(_compare(reply, theirs))
-    return WrittenAgreement(_agree(same_type), _agree(drift))
+    return WrittenMatch(_agree(same_type), _agree(drift))
 
 
 def compare_adapter(
-    model: VisionLanguageModel, adapter: Path, base: Path, questions: Sequence[Sample], before: Sequence[Reply]
-) -> Agreement:
+    model: VisionLanguageModel, adapter: Path, base: Path, questions: Sequence[Sample], before: Sequence[GreedyReply]
+) -> ReplyMatch:
     """Put an adapter on its base by peft, as whoever gets it will, in float32; compare replies to questions."""
     with opened_folder(base, "the base of an adapter") as opened:
         network = load_written(opened, torch.float32)
-    adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model().to(model.device).eval()
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+        adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model().to(model.device).eval()
     return _agree(_compare(r, _reply(model, adapted, q, r)) for q, r in zip(questions, before, strict=True))
 
 
 @torch.inference_mode()
-def _reply(model: VisionLanguageModel, network: Any, question: Sample, along: Reply | None = None) -> Reply:
+def _reply(model: VisionLanguageModel, network: Any, question: Sample, along: GreedyReply | None = None) -> GreedyReply:
     """The reply of a network of the model's family. Its logits are those along an answer: its own, or one given."""
     prompt = encode_prompts([question], model.text, model.images).to(model.device)
     input_ids_BS, mask_BS = prompt.whole()
@@ -105,26 +108,26 @@ def _reply(model: VisionLanguageModel, network: Any, question: Sample, along: Re
 
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=ANSWER_TOKENS,
-        eos_token_id=model.text.end, pad_token_id=model.text.pad,
+        suppress_tokens=model.suppressed_tokens, eos_token_id=model.text.end, pad_token_id=model.text.pad,
     )  # fmt: skip
     tokens_N = network.generate(**inputs(input_ids_BS, mask_BS), generation_config=greedy)[0, input_ids_BS.shape[1] :]
     answer_BN = (along.tokens_N if along else tokens_N)[None]
     whole_BS = torch.cat((input_ids_BS, answer_BN), dim=1)
     given = inputs(whole_BS, torch.cat((mask_BS, torch.ones_like(answer_BN)), dim=1))
     logits_NV = network(**given, use_cache=False, logits_to_keep=answer_BN.shape[1] + 1).logits[0, :-1]
-    return Reply(tokens_N, logits_NV.float())
+    return GreedyReply(tokens_N, logits_NV.float())
 
 
-def _compare(one: Reply, other: Reply) -> Agreement:
+def _compare(one: GreedyReply, other: GreedyReply) -> ReplyMatch:
     gap = float((one.logits_NV - other.logits_NV).abs().max())
     equal = torch.equal(one.tokens_N, other.tokens_N)
-    return Agreement(1, int(equal), gap if math.isfinite(gap) else math.inf, float(one.logits_NV.abs().max()))
+    return ReplyMatch(1, int(equal), gap if math.isfinite(gap) else math.inf, float(one.logits_NV.abs().max()))
 
 
-def _agree(agreements: Iterable[Agreement]) -> Agreement:
+def _agree(agreements: Iterable[ReplyMatch]) -> ReplyMatch:
     """The agreement on all questions."""
     every = list(agreements)
-    return Agreement(
+    return ReplyMatch(
         len(every),
         sum(a.equal_answers for a in every),
         max(a.largest_difference for a in every),

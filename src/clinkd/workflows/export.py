@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Literal, cast
 import torch
 
 from clinkd.model.additions import write_adapter
+from clinkd.model.families import TINY
 from clinkd.model.folders import base_of, read_weight_type
 from clinkd.model.licence import Licence, read_licence
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.model.written import (
     ANSWER_TOKENS,
-    Agreement,
-    WrittenAgreement,
+    ReplyMatch,
+    WrittenMatch,
     compare_adapter,
     compare_folder,
     give_replies,
@@ -50,22 +52,22 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Checks:
+class ExportChecks:
     """What a written model answered to validation questions beside the model that it was written from."""
 
     dtype: str
-    written: WrittenAgreement
-    adapter: Agreement | None = None
+    written: WrittenMatch
+    adapter: ReplyMatch | None = None
     rank: int = 0  # of the adapter
 
     def describe(self) -> list[str]:
         """In sentences."""
         same, drift = self.written
         fewer = f" (the validation split has no {QUESTIONS})" if same.questions < QUESTIONS else ""
+        gap = f"they differ by {same.largest_difference:.1g} at most" if same.largest_difference else "bit for bit"
         lines = [
             f"Loaded again, it gave the same answers to {same.questions} validation questions{fewer}, and the same "
-            f"logits: they differ by {same.largest_difference:.1g} at most. Compared are {ANSWER_TOKENS} tokens of "
-            "each answer at most."
+            f"logits: {gap}. Compared are {ANSWER_TOKENS} tokens of each answer at most."
         ]
         if self.dtype != "float32":
             lines.append(
@@ -95,7 +97,7 @@ class ExportedModel:
     stage: str
     stock: bool
     family: str
-    checks: Checks
+    checks: ExportChecks
 
 
 def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> ExportedModel:
@@ -104,6 +106,8 @@ def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> Exp
     Raises BadInput if `out` is not empty, the run has no finished model or not the adapter that is asked for, the type
     of its base is not known, the written model answers otherwise, or rounding changes more than it may.
     """
+    if options.max_drift is not None and not 0 <= options.max_drift <= 100:
+        raise BadInput(f"--max-drift={options.max_drift:g}: a percentage from 0 to 100 is wanted")
     out = out.resolve()
     with new_folder(out) as draft:
         stage = run.last_trained
@@ -122,7 +126,9 @@ def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> Exp
     return ExportedModel(out, stage, model.is_stock, model.family.name, checks)
 
 
-def _write(run: Run, model: VisionLanguageModel, base: Path | None, draft: Path, options: ExportOptions) -> Checks:
+def _write(
+    run: Run, model: VisionLanguageModel, base: Path | None, draft: Path, options: ExportOptions
+) -> ExportChecks:
     """Write the weights, and the adapter if it is wanted. Raises BadInput where either answers otherwise."""
     every = read_split(run.stage("prepare"), "validation")
     number = min(QUESTIONS, len(every))
@@ -139,7 +145,7 @@ def _write(run: Run, model: VisionLanguageModel, base: Path | None, draft: Path,
     model.save(draft, model.is_stock)
     written = compare_folder(model, draft, questions, before)
     if not written.same_type.same:
-        raise BadInput(f"{draft}: what was written {_describe_gap(written.same_type)}; nothing was exported")
+        raise BadInput(f"what was written in {options.dtype} {_describe_gap(written.same_type)}; nothing was exported")
     drift = written.before
     changed = 100 * (1 - drift.equal_answers / drift.questions)
     if options.max_drift is not None and changed > options.max_drift:
@@ -147,11 +153,13 @@ def _write(run: Run, model: VisionLanguageModel, base: Path | None, draft: Path,
             f"--max-drift={options.max_drift:g}: rounding to {options.dtype} changes {changed:.3g} % of "
             f"{drift.questions} answers; nothing was exported; give --dtype float32, or a larger --max-drift"
         )
-    return Checks(options.dtype, written, adapter, rank)
+    return ExportChecks(options.dtype, written, adapter, rank)
 
 
-def _describe_gap(agreement: Agreement) -> str:
+def _describe_gap(agreement: ReplyMatch) -> str:
     changed = agreement.questions - agreement.equal_answers
+    if math.isinf(agreement.largest_difference):
+        return "gives logits that are no finite numbers (another --dtype may hold them)"
     return (
         f"gives other logits (by {agreement.largest_difference:g}) and {changed} of {agreement.questions} answers that "
         "are not the model's"
@@ -200,36 +208,33 @@ def _describe_licence(base: Path | None, licence: Licence | None) -> tuple[list[
     """Lines for the head of the card, and its section on the licence."""
     if base is None:
         return [], ["The weights were trained from scratch: they are under no licence of a base."]
-    if licence is None or not licence.name:
-        texts = f" Its texts {_list_files(licence)} are copied here." if licence and licence.files else ""
-        return [], [f"The folder of the base, `{base.name}`, names no licence: look it up before passing it on.{texts}"]
-    link = f" ({licence.fields['license_link']})" if "license_link" in licence.fields else ""
-    texts = f" Its texts are copied here: {_list_files(licence)}." if licence.files else ""
-    lines = [f"The base, `{base.name}`, says that it is under `{licence.name}`{link}.{texts}"]
-    head = [f"{name}: {json.dumps(value)}" for name, value in licence.fields.items()]
-    return head, [*lines, *(["", licence.restriction] if licence.restriction else [])]
+    texts, head, fields = "", [], licence.fields if licence else {}
+    if licence:
+        texts = (
+            f" Its texts are copied here: {', '.join(f'`{p.name}`' for p in licence.files)}." if licence.files else ""
+        )
+        head = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    link = f" ({fields['license_link']})" if "license_link" in fields else ""
+    if not licence or not licence.name:
+        line = f"The folder of the base, `{base.name}`, names no licence{link}: look it up before passing it on.{texts}"
+        return head, [line]
+    line = f"The base, `{base.name}`, says that it is under `{licence.name}`{link}.{texts}"
+    return head, [line, *(["", licence.restriction] if licence.restriction else [])]
 
 
-def _list_files(licence: Licence) -> str:
-    return ", ".join(f"`{path.name}`" for path in licence.files)
-
-
-def card(run: Run, model: VisionLanguageModel, stage: str, checks: Checks, licence: tuple[list[str], list[str]]) -> str:
+def card(
+    run: Run, model: VisionLanguageModel, stage: str, checks: ExportChecks, licence: tuple[list[str], list[str]]
+) -> str:
     """The model card: what the model is, how to load it, its checks and scores, and what it was made from.
 
     `licence`: lines for its head, and its section on that.
     """
     knobs = model.knobs
     parameters = sum(p.numel() for p in model.parameters())
-    record = stage_record(run.stage("prepare"))
-    data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
     loading = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-        "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
+        *_HEAD,
         *([f"base_model: {base.name}"] if base else []),
         *licence[0],
         "---",
@@ -244,10 +249,11 @@ def card(run: Run, model: VisionLanguageModel, stage: str, checks: Checks, licen
         "",
         loading,
         "",
+        *([_VLLM, ""] if not model.is_stock and model.family is TINY and not model.images.eyes else []),
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
         *([_EYES] if model.images.eyes else []),
-        "" if model.text.chat.system else "Prompts open with the user's turn: there is no system turn.",
+        *([] if model.text.chat.system else ["Prompts open with the user's turn: there is no system turn."]),
         "",
         "## Checked when it was written",
         "",
@@ -265,6 +271,16 @@ def card(run: Run, model: VisionLanguageModel, stage: str, checks: Checks, licen
         "",
         *_describe_training(run, read_split(run.stage("prepare"), "train")),
         "",
+        *_describe_origin(run),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_origin(run: Run) -> list[str]:
+    """Versions, data, stages and knobs."""
+    record = stage_record(run.stage("prepare"))
+    data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
+    return [
         "## Where it comes from",
         "",
         "- " + ", ".join(f"{k} {v}" for k, v in read_versions().items()),
@@ -279,7 +295,6 @@ def card(run: Run, model: VisionLanguageModel, stage: str, checks: Checks, licen
         "",
         "</details>",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _describe_training(run: Run, samples: Sequence[Sample]) -> list[str]:
@@ -312,6 +327,12 @@ def _without_paths(config: K) -> K:
     return change_knobs(config, **shorter)
 
 
+_HEAD = (
+    "---",
+    "library_name: transformers",
+    "pipeline_tag: image-text-to-text",
+    "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
+)
 _STOCK = """```python
 from transformers import {0}
 
@@ -320,6 +341,10 @@ model = {0}.from_pretrained(FOLDER)
 _EYES = (
     "In the place of pixels it gets features of EfficientNet-Lite0, trained on photographs (ImageNet), from "
     "`eyes.safetensors` (Apache-2.0; `eyes.LICENSE`). A new image needs no other package."
+)
+_VLLM = (
+    "Where ClinkD is installed beside vLLM, its plugin makes this model known to that. It was not run in vLLM: the "
+    "positions, tables and turns of the plugin were compared with this model's code, no more."
 )
 _OURS = """Its positions or its patches exist in no stock class, which refuses it; with ClinKD (on no package index:
 install it from its repository):
