@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from clinkd.model.families import load_written
 from clinkd.model.folders import opened_folder
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import Sample
+from clinkd.storage import progress
 
 ANSWER_TOKENS = 32  # the most that are compared of an answer
 ROUNDING = 1e-5  # of the largest logit: what float32 may lose where the same is added up in another order
@@ -59,7 +60,7 @@ class WrittenMatch(NamedTuple):
 
 def give_replies(model: VisionLanguageModel, questions: Sequence[Sample]) -> list[GreedyReply]:
     """The model's replies to questions, each asked alone."""
-    return [_reply(model, model.network, question) for question in questions]
+    return [_reply(model, model.network, question) for question in _show(questions, "ask the model")]
 
 
 def compare_folder(
@@ -72,7 +73,7 @@ def compare_folder(
     with opened_folder(folder, "a model that was just written") as opened:
         written = load_written(opened, model.dtype).to(model.device).eval()
     same_type, drift = [], []
-    for question, reply in zip(questions, before, strict=True):
+    for question, reply in zip(_show(questions, "ask what was written"), before, strict=True):
         theirs = _reply(model, written, question, reply)
         ours = reply if model.dtype == torch.float32 else _reply(model, model.network, question, reply)
         same_type.append(_compare(ours, theirs))
@@ -88,7 +89,16 @@ def compare_adapter(
         network = load_written(opened, torch.float32)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
         adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model().to(model.device).eval()
-    return _agree(_compare(r, _reply(model, adapted, q, r)) for q, r in zip(questions, before, strict=True))
+    asked = zip(_show(questions, "ask the base with the adapter"), before, strict=True)
+    return _agree(_compare(reply, _reply(model, adapted, question, reply)) for question, reply in asked)
+
+
+def _show(questions: Sequence[Sample], title: str) -> Iterator[Sample]:
+    """The questions, with a bar: on a CPU each takes minutes of a large model."""
+    with progress(len(questions), title, "questions") as advance:
+        for question in questions:
+            yield question
+            advance(1)
 
 
 @torch.inference_mode()
