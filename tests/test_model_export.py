@@ -17,6 +17,7 @@ from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import encode_prompts
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
+from clinkd.model.written import compare_folder, give_replies
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample, Turn
 from clinkd.settings import change_knobs
 
@@ -52,11 +53,17 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     return new_tiny(config, spell_samples(samples, config), 0, opened).eval()
 
 
+def difference(model: VisionLanguageModel, folder: Path, questions: list[Sample]) -> float:
+    agreement = compare_folder(model, folder, questions, give_replies(model, questions)).same_type
+    assert agreement.questions == len(questions)
+    return agreement.largest_difference
+
+
 def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:
     model = fresh(drawn, positions="mrope", layout="sections")
     assert model.is_stock
     model.save(tmp_path / "model", stock=True)
-    assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
+    assert difference(model, tmp_path / "model", drawn[1][:4]) == 0
     prompt = encode_prompts(drawn[1][:1], model.text, model.images)
     input_ids_BS, seen_BS = prompt.whole()
     given = {
@@ -86,7 +93,7 @@ def test_positions_of_our_own_are_no_stock_model(
     with pytest.raises(BadInput, match="exist in no stock class"):
         model.save(tmp_path / "x", stock=True)
     model.save(tmp_path / "model")
-    assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
+    assert difference(model, tmp_path / "model", drawn[1][:4]) == 0
 
 
 def test_a_word_of_one_patient_stands_in_no_file_but_the_weights(tmp_path: Path) -> None:
@@ -122,4 +129,5 @@ def test_a_difference_is_seen(drawn: tuple[Path, list[Sample]], tmp_path: Path) 
     model.save(tmp_path / "model")
     with torch.no_grad():
         model.network.model.language_model.norm.weight[3] += 1e-3
-    assert model.difference(tmp_path / "model", drawn[1][:2]) > 0
+    agreement = compare_folder(model, tmp_path / "model", drawn[1][:2], give_replies(model, drawn[1][:2])).same_type
+    assert agreement.largest_difference > 1e-5 and not agreement.same

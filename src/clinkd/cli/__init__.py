@@ -213,6 +213,16 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
     command.add_argument("folder", type=Path)
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="type of the weights (that of the base's weights)"
+    )
+    command.add_argument(
+        "--max-drift", type=float, metavar="PERCENT",
+        help="most answers that rounding to the type may change, of 20 validation questions; without it they are told",
+    )  # fmt: skip
+    command.add_argument(
+        "--adapter", action="store_true", help="write the LoRA of the run for peft, too, into the subfolder adapter"
+    )
 
 
 # ---- the verbs ------------------------------------------------------------------------------------------------------
@@ -489,12 +499,17 @@ def _correct(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from clinkd.workflows.export import export
+    from clinkd.workflows.export import ADAPTER_FOLDER, CARD, CHECKS, ExportOptions, export
 
     end_in_order()
-    model = export(choose_run(args.run, args.runs), args.folder)
+    options = ExportOptions(args.dtype, args.max_drift, args.adapter)
+    model = export(choose_run(args.run, args.runs), args.folder, options)
     stock = f"transformers' own {model.family} class"
     code = stock if model.stock else "clinkd (its positions or its eyes exist in no stock class)"
-    print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
-    print(f"card     {model.folder / 'README.md'}")
+    print(f"model    {model.folder}: of stage {model.stage}, in {model.checks.dtype}, loaded by {code}")
+    for line in model.checks.describe():
+        print(f"checked  {line}")
+    if args.adapter:
+        print(f"adapter  {model.folder / ADAPTER_FOLDER}: for peft, on the base of the run")
+    print(f"card     {model.folder / CARD}; the checks as figures: {CHECKS}")
     return 0

@@ -1,6 +1,6 @@
 """Records to tensors to records: the package that knows transformers."""
 
 __all__ = [
-    "activations", "additions", "encode", "eyes", "families", "flops", "folders", "generate", "positions", "vision",
-    "vlm",
+    "activations", "additions", "encode", "eyes", "families", "flops", "folders", "generate", "licence", "positions",
+    "vision", "vlm", "written",
 ]  # fmt: skip

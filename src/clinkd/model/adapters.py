@@ -79,6 +79,17 @@ def put_beside(network: PreTrainedModel, additions: Additions) -> None:
         head.weight = nn.Parameter((weight_VH.detach() + added_VH).to(weight_VH.dtype))
 
 
+def stack(earlier: Additions, later: Additions) -> Additions:
+    """What equals one addition after the other: A above A and B beside B, so that the ranks add up."""
+    stacked = dict(earlier)
+    for name, (down_RH, up_VR) in later.items():
+        if name in earlier:
+            before_RH, before_VR = (t.to(down_RH.device) for t in earlier[name])
+            down_RH, up_VR = torch.cat((before_RH, down_RH)), torch.cat((before_VR, up_VR), dim=1)
+        stacked[name] = down_RH, up_VR
+    return stacked
+
+
 def merge_additions(network: PreTrainedModel, additions: Additions, scale: float, name: str) -> None:
     """Add `scale` * B @ A to layers of a network, in float32. The layers may be named as transformers named them before
     it put the text under `language_model`: then by the end of their names.

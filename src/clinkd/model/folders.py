@@ -12,6 +12,7 @@ import json
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -60,6 +61,8 @@ WIDEST = 1 << 18  # of what is named a size, a width, or a number of something
 SIZE = re.compile(r".*(size|width|dim|ratio|heads|channels|experts)")
 LARGEST = {"preprocessor_config.json": 1 << 26, "processor_config.json": 1 << 26}  # of any number, as of pixels
 
+WEIGHT_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as headers and as torch name them
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -98,7 +101,7 @@ def read_lora(folder: Path) -> LoraFolder | None:
     path = folder / ADAPTER
     if not path.exists():
         return None
-    _demand_inside(folder, path)
+    demand_inside(folder, path)
     settings = _read_object(path)
     named = str(settings.get("base_model_name_or_path") or "")
     base = Path(named).expanduser()
@@ -120,7 +123,7 @@ def read_lora(folder: Path) -> LoraFolder | None:
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise BadInput(f"{path}: r={rank!r}, lora_alpha={alpha!r}: two numbers are wanted; copy the file there again")
     _refuse_pickles(folder, str(folder), LOW_RANK)
-    _demand_inside(folder, folder / LOW_RANK)
+    demand_inside(folder, folder / LOW_RANK)
     read_header(folder / LOW_RANK)
     return LoraFolder(folder, base, rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
 
@@ -316,11 +319,11 @@ def _list_files(folder: Path) -> list[Path]:
         if path.suffix == ".safetensors" or path.name in (*VOCABULARIES, MODULES) or CONFIGS.fullmatch(path.name)
     ]
     for path in files:
-        _demand_inside(folder, path)
+        demand_inside(folder, path)
     return files
 
 
-def _demand_inside(folder: Path, path: Path) -> None:
+def demand_inside(folder: Path, path: Path) -> None:
     """Raises BadInput unless `path` is a plain file of the folder, or of the store beside it in a cache of the hub."""
     target, whole = path.resolve(), folder.resolve()
     stores = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
@@ -334,7 +337,7 @@ def _list_parts(folder: Path) -> list[str]:
     """The subfolders of a sentence-transformers folder. Raises BadInput for a module that is not one of its own."""
     if not (folder / MODULES).exists():
         return []
-    _demand_inside(folder, folder / MODULES)
+    demand_inside(folder, folder / MODULES)
     modules = _read_json(folder / MODULES)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise BadInput(f"{folder / MODULES}: holds no list of modules; copy the file there again")
@@ -407,8 +410,24 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     files = sorted(folder.glob("*.safetensors"))
     for path in files:
-        _demand_inside(folder, path)
+        demand_inside(folder, path)
     return {name: shape for path in files for name, shape in read_header(path).items()}
+
+
+def read_weight_type(folder: Path) -> str | None:
+    """The type of most numbers in the safetensors of a folder: float32, bfloat16 or float16; None for any other.
+
+    It stands in the headers: config.json may say another, and says what a loader is to make of the weights.
+    """
+    from safetensors import safe_open
+
+    counts: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        shapes = read_header(path)
+        with safe_open(path, framework="np") as file:
+            for name, shape in shapes.items():
+                counts[file.get_slice(name).get_dtype()] += math.prod(shape)
+    return WEIGHT_TYPES.get(max(counts, key=counts.__getitem__, default=""))
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:

@@ -37,8 +37,8 @@ from clinkd.model.encode import (
     encode_rows,
 )
 from clinkd.model.eyes import Eyes
-from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
-from clinkd.model.folders import opened_folder
+from clinkd.model.families import TINY, family_of, load_folder, native_knobs, scheme_knobs
+from clinkd.model.folders import find_not_finite, opened_folder
 from clinkd.model.generate import (
     Choose,
     DecodeLimits,
@@ -286,27 +286,15 @@ class VisionLanguageModel(nn.Module):
         if self.images.eyes is not None:
             self.images.eyes.save(folder)
 
-    @torch.inference_mode()
-    def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
-        """The greatest difference of any logit between this model and the one in `folder`, a question at a time."""
-        with opened_folder(folder, "a model that was just written") as opened:
-            reloaded = load_written(opened, self.dtype).to(self.device).eval()
-        greatest = 0.0
-        for sample in samples:
-            prompt = encode_prompts([sample], self.text, self.images).to(self.device)
-            input_ids_BS, mask_BS = prompt.whole()
-            images = {}  # no tower takes none
-            if sample.images:
-                pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
-                image_BS = input_ids_BS == self.text.image_token
-                images = self.family.pixel_inputs(image_BS, pixels_TD.to(self.dtype), grids_I3)
-            ours, theirs = (
-                network(input_ids=input_ids_BS, attention_mask=mask_BS, **images).logits
-                for network in (self.network, reloaded)
-            )
-            gap = float((ours - theirs).abs().max())
-            greatest = max(greatest, gap) if math.isfinite(gap) else math.inf
-        return greatest
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Round the weights to a type, as a model is that is loaded in it: rotary frequencies stay in float32.
+
+        Raises BadInput for a weight that is too large for the type.
+        """
+        for name, parameter in self.network.named_parameters():
+            parameter.data = parameter.data.to(dtype)
+            if find_not_finite({name: parameter}):
+                raise BadInput(f"{str(dtype).removeprefix('torch.')}: holds no number as large as some of {name}")
 
     @property
     def is_stock(self) -> bool:
@@ -431,9 +419,9 @@ class VisionLanguageModel(nn.Module):
 
     def merge(self) -> None:
         """Put the additions of LoRA into the weights: the model is a plain one again, and knows what was added since
-        the base, if that was all that it learned."""
-        added = adapters.merge(self.network)
-        self.additions = added if added and self.additions == {} else None
+        the base, as long as nothing else has learned."""
+        added, before = adapters.merge(self.network), self.additions
+        self.additions = adapters.stack(before, added) if added and before is not None else None
 
     def cut_head(self, rows: int) -> None:
         """Give logits of the first `rows` entries alone; the input table stays."""

@@ -3,70 +3,240 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
+import torch
+
+from clinkd.model.additions import write_adapter
+from clinkd.model.families import TINY
+from clinkd.model.folders import base_of, read_weight_type
+from clinkd.model.licence import Licence, read_licence
 from clinkd.model.vlm import VisionLanguageModel
+from clinkd.model.written import (
+    ANSWER_TOKENS,
+    ReplyMatch,
+    WrittenMatch,
+    compare_adapter,
+    compare_folder,
+    give_replies,
+)
+from clinkd.pipeline.damage import POINTER, read_stage_json
 from clinkd.pipeline.graph import read_versions, stage_record
 from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.runs import Run, score_table
 from clinkd.records import BadInput, Sample
 from clinkd.settings import K, Knobs, change_knobs, recipe_text
-from clinkd.storage import new_folder, write_atomic
+from clinkd.storage import new_folder, write_atomic, write_json
 
-CARD = "README.md"
+CARD, CHECKS, ADAPTER_FOLDER = "README.md", "export.json", "adapter"
+QUESTIONS = 20  # of the validation split, asked before and after
+DataType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is written. `dtype`: None for the type of the base's weights.
+
+    `max_drift`: the most answers of a hundred that rounding to the type may change. None: told only, as what a changed
+    word costs depends on the task, and a base in this type was rounded just so. `adapter`: LoRA beside the weights.
+    """
+
+    dtype: DataType | None = None
+    max_drift: float | None = None
+    adapter: bool = False
+
+
+@dataclass(frozen=True)
+class ExportChecks:
+    """What a written model answered to validation questions beside the model that it was written from."""
+
+    dtype: str
+    written: WrittenMatch
+    adapter: ReplyMatch | None = None
+    rank: int = 0  # of the adapter
+
+    def describe(self) -> list[str]:
+        """In sentences."""
+        same, drift = self.written
+        fewer = f" (the validation split has no {QUESTIONS})" if same.questions < QUESTIONS else ""
+        gap = f"they differ by {same.largest_difference:.1g} at most" if same.largest_difference else "bit for bit"
+        lines = [
+            f"Loaded again, it gave the same answers to {same.questions} validation questions{fewer}, and the same "
+            f"logits: {gap}. Compared are {ANSWER_TOKENS} tokens of each answer at most."
+        ]
+        if self.dtype != "float32":
+            lines.append(
+                f"Rounding to {self.dtype} left {drift.equal_answers} of {drift.questions} answers as they were in "
+                f"float32, in which it was trained; logits differ by {drift.largest_difference:.2g} at most."
+            )
+        if self.adapter:
+            lines.append(
+                f"The base with the adapter (LoRA, rank {self.rank}, by peft), both in float32, gave the same answers "
+                f"as the model in float32; logits differ by {self.adapter.largest_difference:.1g} at most."
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """As values of JSON."""
+        same, drift = map(asdict, self.written)
+        adapter = {"rank": self.rank, **asdict(self.adapter)} if self.adapter else None
+        about = {"dtype": self.dtype, "answer_tokens": ANSWER_TOKENS}
+        return {**about, "written": same, "against_float32": drift, "adapter": adapter}
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A written model: the stage that made it, and whether the stock class of its family loads it."""
+    """A written model: the stage that made it, whether the stock class of its family loads it, and its checks."""
 
     folder: Path
     stage: str
     stock: bool
     family: str
+    checks: ExportChecks
 
 
-def export(run: Run, out: Path) -> ExportedModel:
-    """Write the last model of a run to a new folder, load it again, and compare logits on questions.
+def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> ExportedModel:
+    """Write the last model of a run to a new folder, load it again, and ask both questions.
 
-    Raises BadInput if `out` is not empty, the run has no finished model, or the written model gives other logits.
+    Raises BadInput if `out` is not empty, the run has no finished model or not the adapter that is asked for, the type
+    of its base is not known, the written model answers otherwise, or rounding changes more than it may.
     """
+    if options.max_drift is not None and not 0 <= options.max_drift <= 100:
+        raise BadInput(f"--max-drift={options.max_drift:g}: a percentage from 0 to 100 is wanted")
     out = out.resolve()
     with new_folder(out) as draft:
         stage = run.last_trained
         prepared = run.stage("prepare")
         open_image, _ = read_data(prepared)
         model = load_model(run.stage(stage), open_image).eval()
-        _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
-    return ExportedModel(out, stage, model.is_stock, model.family.name)
+        base = _find_base(run)
+        if options.adapter:
+            _demand_additions(run, model, stage, base)
+        checks = _write(run, model, base, draft, replace(options, dtype=options.dtype or _find_type(base)))
+        licence = read_licence(base) if base and base.is_dir() else None
+        if licence:
+            licence.copy_files(draft)
+        write_json(draft / CHECKS, {"stage": stage, **checks.to_json()})
+        write_atomic(draft / CARD, card(run, model, stage, checks, _describe_licence(base, licence)))
+    return ExportedModel(out, stage, model.is_stock, model.family.name, checks)
 
 
-def _write(run: Run, model: VisionLanguageModel, questions: list[Sample], draft: Path, stage: str) -> None:
+def _write(
+    run: Run, model: VisionLanguageModel, base: Path | None, draft: Path, options: ExportOptions
+) -> ExportChecks:
+    """Write the weights, and the adapter if it is wanted. Raises BadInput where either answers otherwise."""
+    every = read_split(run.stage("prepare"), "validation")
+    number = min(QUESTIONS, len(every))
+    questions = [every[k * len(every) // number] for k in range(number)]
+    before, rank, adapter = give_replies(model, questions), 0, None
+    if options.adapter:
+        assert base and model.additions
+        rank = write_adapter(model.additions, draft / ADAPTER_FOLDER, base.name)
+        adapter = compare_adapter(model, draft / ADAPTER_FOLDER, base, questions, before)
+        if not adapter.same:
+            raise BadInput(f"the adapter on {base} {_describe_gap(adapter)}; nothing was exported")
+    assert options.dtype
+    model.round_weights(getattr(torch, options.dtype))
     model.save(draft, model.is_stock)
-    difference = model.difference(draft, questions)
-    if difference > 0:
-        raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")
-    write_atomic(draft / CARD, card(run, model, stage))
+    written = compare_folder(model, draft, questions, before)
+    if not written.same_type.same:
+        raise BadInput(f"what was written in {options.dtype} {_describe_gap(written.same_type)}; nothing was exported")
+    drift = written.before
+    changed = 100 * (1 - drift.equal_answers / drift.questions)
+    if options.max_drift is not None and changed > options.max_drift:
+        raise BadInput(
+            f"--max-drift={options.max_drift:g}: rounding to {options.dtype} changes {changed:.3g} % of "
+            f"{drift.questions} answers; nothing was exported; give --dtype float32, or a larger --max-drift"
+        )
+    return ExportChecks(options.dtype, written, adapter, rank)
 
 
-def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
-    """The model card: what the model is, how to load it, its scores, and what it was made from."""
+def _describe_gap(agreement: ReplyMatch) -> str:
+    changed = agreement.questions - agreement.equal_answers
+    if math.isinf(agreement.largest_difference):
+        return "gives logits that are no finite numbers (another --dtype may hold them)"
+    return (
+        f"gives other logits (by {agreement.largest_difference:g}) and {changed} of {agreement.questions} answers that "
+        "are not the model's"
+    )
+
+
+def _find_base(run: Run) -> Path | None:
+    """The folder of the pretrained base, where it was when the run began; None for weights from scratch."""
+    given, pointer = run.config.model.base, run.folder / "stages" / "base" / POINTER
+    if given is None:
+        return None
+    return Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else base_of(given)
+
+
+def _find_type(base: Path | None) -> DataType:
+    """The type of the weights of a base; float32 from scratch. Raises BadInput where it is not known."""
+    dtype = read_weight_type(base) if base and base.is_dir() else None
+    if base and not dtype:
+        raise BadInput(f"{base}: there are no weights there whose type the export could have; give one by --dtype")
+    return cast(DataType, dtype or "float32")
+
+
+def _demand_additions(run: Run, model: VisionLanguageModel, stage: str, base: Path | None) -> None:
+    """Raises BadInput, with the reason, where no adapter can stand for the model."""
+    config, whole = run.config, "--adapter: {}; leave it out and carry the whole model away"
+    line = {"teacher": config.teacher} if stage == "teacher" else {"distill": config.distill, "reflect": config.reflect}
+    if not base or not base.is_dir():
+        what = f"its base is no longer at {base}" if base else "this run has no pretrained base to add anything to"
+        raise BadInput(whole.format(what))
+    if not model.is_stock:
+        knobs = f"positions={model.knobs.positions.name}, layout={model.knobs.layout}"
+        raise BadInput(whole.format(f"{knobs} are not the base's own: with an adapter it would keep those, and err"))
+    if full := [f"{name}.fit.lora=null" for name, part in line.items() if part and not part.fit.lora]:
+        raise BadInput(whole.format(f"with {', '.join(full)} all weights were trained, and no adapter holds that"))
+    if config.model.base and base_of(config.model.base) != config.model.base:
+        raise BadInput(whole.format(f"model.base={config.model.base} is an adapter itself, and merged"))
+    if not model.additions:
+        stages = [run.stage(s["name"]).resolve() for s in run.stages if s["name"].startswith(("distill", "reflect-"))]
+        raise BadInput(
+            f"--adapter: stage {stage} was trained by a version that kept no additions apart; remove "
+            f"{' and '.join(map(str, stages))}, then `{run.command}` trains them anew; or leave --adapter out"
+        )
+
+
+def _describe_licence(base: Path | None, licence: Licence | None) -> tuple[list[str], list[str]]:
+    """Lines for the head of the card, and its section on the licence."""
+    if base is None:
+        return [], ["The weights were trained from scratch: they are under no licence of a base."]
+    texts, head, fields = "", [], licence.fields if licence else {}
+    if licence:
+        texts = (
+            f" Its texts are copied here: {', '.join(f'`{p.name}`' for p in licence.files)}." if licence.files else ""
+        )
+        head = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    link = f" ({fields['license_link']})" if "license_link" in fields else ""
+    if not licence or not licence.name:
+        line = f"The folder of the base, `{base.name}`, names no licence{link}: look it up before passing it on.{texts}"
+        return head, [line]
+    line = f"The base, `{base.name}`, says that it is under `{licence.name}`{link}.{texts}"
+    return head, [line, *(["", licence.restriction] if licence.restriction else [])]
+
+
+def card(
+    run: Run, model: VisionLanguageModel, stage: str, checks: ExportChecks, licence: tuple[list[str], list[str]]
+) -> str:
+    """The model card: what the model is, how to load it, its checks and scores, and what it was made from.
+
+    `licence`: lines for its head, and its section on that.
+    """
     knobs = model.knobs
     parameters = sum(p.numel() for p in model.parameters())
-    record = stage_record(run.stage("prepare"))
-    data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
     loading = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-        "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
+        *_HEAD,
         *([f"base_model: {base.name}"] if base else []),
+        *licence[0],
         "---",
         "",
         f"# {run.folder.name}",
@@ -79,11 +249,19 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         loading,
         "",
+        *([_VLLM, ""] if not model.is_stock and model.family is TINY and not model.images.eyes else []),
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
         *([_EYES] if model.images.eyes else []),
-        "" if model.text.chat.system else "Prompts open with the user's turn: there is no system turn.",
-        "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
+        *([] if model.text.chat.system else ["Prompts open with the user's turn: there is no system turn."]),
+        "",
+        "## Checked when it was written",
+        "",
+        *(f"- {line}" for line in checks.describe()),
+        "",
+        "## Licence",
+        "",
+        *licence[1],
         "",
         "## Scores",
         "",
@@ -93,6 +271,16 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         *_describe_training(run, read_split(run.stage("prepare"), "train")),
         "",
+        *_describe_origin(run),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_origin(run: Run) -> list[str]:
+    """Versions, data, stages and knobs."""
+    record = stage_record(run.stage("prepare"))
+    data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
+    return [
         "## Where it comes from",
         "",
         "- " + ", ".join(f"{k} {v}" for k, v in read_versions().items()),
@@ -107,7 +295,6 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         "</details>",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _describe_training(run: Run, samples: Sequence[Sample]) -> list[str]:
@@ -140,6 +327,12 @@ def _without_paths(config: K) -> K:
     return change_knobs(config, **shorter)
 
 
+_HEAD = (
+    "---",
+    "library_name: transformers",
+    "pipeline_tag: image-text-to-text",
+    "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
+)
 _STOCK = """```python
 from transformers import {0}
 
@@ -149,7 +342,12 @@ _EYES = (
     "In the place of pixels it gets features of EfficientNet-Lite0, trained on photographs (ImageNet), from "
     "`eyes.safetensors` (Apache-2.0; `eyes.LICENSE`). A new image needs no other package."
 )
-_OURS = """Its positions or its patches exist in no stock class, which refuses it; with `pip install clinkd`:
+_VLLM = (
+    "Where ClinkD is installed beside vLLM, its plugin makes this model known to that. It was not run in vLLM: the "
+    "positions, tables and turns of the plugin were compared with this model's code, no more."
+)
+_OURS = """Its positions or its patches exist in no stock class, which refuses it; with ClinKD (on no package index:
+install it from its repository):
 
 ```python
 import clinkd

@@ -68,7 +68,8 @@ class SchemeKnobs:
     eyes: bool = False
 
 
-def _pairs(config: Any) -> RotaryPairs:
+def rotary_pairs_of(config: Any) -> RotaryPairs:
+    """The rotary pairs of a text configuration of ours."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sections = tuple(config.rope_parameters.get("mrope_section", config.sections))
     return rotary_pairs(config.rope_layout, tuple(config.rope_axes or (0, 1, 2)), head_dim // 2, sections)
@@ -79,7 +80,7 @@ def _frequencies(config: Any, *_: Any, **__: Any) -> tuple[Tensor, float]:
     if not isinstance(config, LayoutKnobs):
         raise BadInput("this checkpoint has positions of its own: load it by clinkd.model.load, not by the stock class")
     # The stock expression for the ladder, so that `sections` and `interleaved` give the same bits.
-    exponent_P = torch.tensor(_pairs(config).exponent_P, dtype=torch.float)
+    exponent_P = torch.tensor(rotary_pairs_of(config).exponent_P, dtype=torch.float)
     return 1.0 / (config.rope_parameters["rope_theta"] ** exponent_P), 1.0  # type: ignore[attr-defined]
 
 
@@ -91,7 +92,7 @@ class ClinkdRotaryEmbedding(Qwen2VLRotaryEmbedding):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.axes = list(_pairs(config).axis_P)
+        self.axes = list(rotary_pairs_of(config).axis_P)
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
