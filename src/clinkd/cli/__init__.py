@@ -212,6 +212,10 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
     command.add_argument("folder", type=Path)
+    command.add_argument(
+        "--positions", choices=("doubled",),
+        help="doubled: positions that are halves become whole numbers, for programs that look them up; same logits",
+    )  # fmt: skip
 
 
 # ---- the verbs ------------------------------------------------------------------------------------------------------
@@ -488,9 +492,9 @@ def _export(args: argparse.Namespace) -> int:
     from clinkd.workflows.export import export
 
     end_in_order()
-    model = export(choose_run(args.run, args.runs), args.folder)
-    stock = f"transformers' own {model.family} class"
-    code = stock if model.stock else "clinkd (its positions or its eyes exist in no stock class)"
-    print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
+    model = export(choose_run(args.run, args.runs), args.folder, args.positions == "doubled")
+    loader = f"transformers' own {model.family} class" if model.stock else "transformers (trust_remote_code=True)"
+    loader = loader if model.stock or model.code else "clinkd alone (its eyes exist in no stock class)"
+    print(f"model    {model.folder}: of stage {model.stage}, loaded by {loader}; loaded again, it gave the same logits")
     print(f"card     {model.folder / 'README.md'}")
     return 0

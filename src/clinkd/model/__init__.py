@@ -1,3 +1,3 @@
 """Records to tensors to records: the package that knows transformers."""
 
-__all__ = ["encode", "eyes", "families", "flops", "folders", "generate", "positions", "vision", "vlm"]
+__all__ = ["encode", "eyes", "families", "flops", "folders", "generate", "positions", "served", "vision", "vlm"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clinkd.model.served import double_positions, has_code, write_served
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.graph import read_versions, stage_record
 from clinkd.pipeline.models import load_model
@@ -16,22 +17,27 @@ from clinkd.pipeline.runs import Run, score_table
 from clinkd.records import BadInput, Sample
 from clinkd.settings import K, Knobs, change_knobs, recipe_text
 from clinkd.storage import new_folder, write_atomic
+from clinkd.workflows.loading import describe_loading
 
 CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A written model: the stage that made it, and whether the stock class of its family loads it."""
+    """A written model: the stage that made it, and what loads it: the stock class of its family, or the code in the
+    folder, if there is any; else clinkd alone."""
 
     folder: Path
     stage: str
     stock: bool
+    code: bool
     family: str
 
 
-def export(run: Run, out: Path) -> ExportedModel:
+def export(run: Run, out: Path, doubled: bool = False) -> ExportedModel:
     """Write the last model of a run to a new folder, load it again, and compare logits on questions.
+
+    `doubled`: with positions that are whole numbers (`double_positions`).
 
     Raises BadInput if `out` is not empty, the run has no finished model, or the written model gives other logits.
     """
@@ -41,25 +47,29 @@ def export(run: Run, out: Path) -> ExportedModel:
         prepared = run.stage("prepare")
         open_image, _ = read_data(prepared)
         model = load_model(run.stage(stage), open_image).eval()
-        _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
-    return ExportedModel(out, stage, model.is_stock, model.family.name)
+        _write(run, model, read_split(prepared, "validation")[:4], draft, stage, doubled)
+    return ExportedModel(out, stage, model.is_stock, has_code(model), model.family.name)
 
 
-def _write(run: Run, model: VisionLanguageModel, questions: list[Sample], draft: Path, stage: str) -> None:
+def _write(
+    run: Run, model: VisionLanguageModel, questions: list[Sample], draft: Path, stage: str, doubled: bool
+) -> None:
     model.save(draft, model.is_stock)
+    if doubled:
+        double_positions(model.network.config, draft)
+    write_served(model, draft, run.config.answer.max_new_tokens)
     difference = model.difference(draft, questions)
     if difference > 0:
         raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")
-    write_atomic(draft / CARD, card(run, model, stage))
+    write_atomic(draft / CARD, card(run, model, stage, doubled))
 
 
-def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
+def card(run: Run, model: VisionLanguageModel, stage: str, doubled: bool = False) -> str:
     """The model card: what the model is, how to load it, its scores, and what it was made from."""
     knobs = model.knobs
     parameters = sum(p.numel() for p in model.parameters())
     record = stage_record(run.stage("prepare"))
     data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
-    loading = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
         "---",
@@ -77,11 +87,10 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         "## Load",
         "",
-        loading,
+        *describe_loading(model, doubled),
         "",
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
-        *([_EYES] if model.images.eyes else []),
         "" if model.text.chat.system else "Prompts open with the user's turn: there is no system turn.",
         "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
         "",
@@ -138,26 +147,6 @@ def _without_paths(config: K) -> K:
         for name, value in config
     }
     return change_knobs(config, **shorter)
-
-
-_STOCK = """```python
-from transformers import {0}
-
-model = {0}.from_pretrained(FOLDER)
-```"""
-_EYES = (
-    "In the place of pixels it gets features of EfficientNet-Lite0, trained on photographs (ImageNet), from "
-    "`eyes.safetensors` (Apache-2.0; `eyes.LICENSE`). A new image needs no other package."
-)
-_OURS = """Its positions or its patches exist in no stock class, which refuses it; with `pip install clinkd`:
-
-```python
-import clinkd
-
-model = clinkd.load(FOLDER)
-answer = model.ask("scan.png", "Where is the liver?")
-print(answer.text, answer.boxes)
-```"""
 
 
 def _scores(run: Run) -> list[str]:
