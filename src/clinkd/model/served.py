@@ -44,9 +44,8 @@ def write_served(model: VisionLanguageModel, folder: Path, max_new_tokens: int) 
         do_sample=False,
     ).save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", lambda settings: settings.update(padding_side="left"))
-    if (
-        model.is_stock
-    ):  # stock classes pass over these; `load_foreign` finds its spelling of boxes and its prompts there
+    if model.is_stock:
+        # stock classes pass over these; `load_foreign` takes spelling of boxes, square images and prompts from there
         kept = {"scheme": model.network.config.scheme, "system_turn": model.network.config.system_turn}
         _edit(folder / "config.json", lambda settings: settings.update(kept))
     if has_code(model):
@@ -100,10 +99,10 @@ def copy_code(modules: Iterable[str], folder: Path) -> None:
     while waiting:
         module = waiting.pop()
         name = module.rpartition(".")[2]
-        if copied.setdefault(name, module) != module:
-            raise AssertionError(f"{module} and {copied[name]} would be one file")
-        if (folder / f"{name}.py").exists():
+        assert copied.get(name, module) == module, f"{module} and {copied[name]} would be one file"
+        if name in copied:
             continue
+        copied[name] = module
         spec = find_spec(module)
         assert spec and spec.origin
         code = Path(spec.origin).read_text(encoding="utf-8")

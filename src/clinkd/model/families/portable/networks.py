@@ -67,7 +67,10 @@ def _pairs(config: Any) -> RotaryPairs:
 def _frequencies(config: Any, *_: Any, **__: Any) -> tuple[Tensor, float]:
     """Inverse frequencies [P] for rope type ROPE_TYPE. Raises BadInput for a stock configuration."""
     if not hasattr(config, "sections"):  # a class of ours, of any copy of this file
-        raise BadInput("this checkpoint has positions of its own: load it by clinkd, not by the stock class")
+        raise BadInput(
+            "this checkpoint has positions of its own, which no stock class has: load it by clinkd; or, where code "
+            "lies beside it, by AutoModelForImageTextToText with trust_remote_code=True"
+        )
     # The stock expression for the ladder, so that `sections` and `interleaved` give the same bits.
     exponent_P = torch.tensor(_pairs(config).exponent_P, dtype=torch.float)
     rope = config.rope_parameters
