@@ -14,7 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
 from clinkd.model import families
-from clinkd.model.families import qwen, qwen2_vl, scheme_knobs
+from clinkd.model.families import qwen, scheme_knobs
+from clinkd.model.families.portable.qwen2_vl import ClinkdModel
 from clinkd.model.folders import opened_folder
 from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
@@ -98,7 +99,7 @@ def test_mrope_equals_transformers_exactly(stock, left):
     theirs, their_delta = stock.model.get_rope_index(
         given["input_ids"], given["mm_token_type_ids"], given["image_grid_thw"], attention_mask=given["attention_mask"]
     )
-    ours, delta = qwen2_vl.ClinkdModel.get_rope_index(
+    ours, delta = ClinkdModel.get_rope_index(
         _Shell(MRope()), given["input_ids"], given["mm_token_type_ids"], given["image_grid_thw"],
         attention_mask=given["attention_mask"],
     )  # fmt: skip
@@ -279,7 +280,7 @@ def test_layouts_share_out_every_pair():
 def test_hub_weights_load_completely(stock, folder, positions):
     knobs = ModelConfig(positions=positions, layout="sections")
     ours = load_folder(folder, knobs).eval()
-    assert qwen2_vl.QWEN2_VL.is_stock(ours.config)
+    assert families.FAMILIES[0].is_stock(ours.config)
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
         assert torch.equal(ours(**given).logits, stock(**given).logits)

@@ -264,12 +264,15 @@ def test_the_model_can_be_carried_away_with_its_card(done, tmp_path, capsys):
     for words in ("Research use only", "stage `reflect-2`", "| VG |", "reflect-2: ", "kd_weight:", "torch "):
         assert words in card, words
     assert str(done.runs) not in card and not list(tmp_path.glob(".*"))
-    code = card.partition("```python\n")[2].partition("```")[0]
+    code = card.partition("```python\nimport clinkd\n")[2].partition("```")[0]
     Image.new("RGB", (96, 96)).save(tmp_path / "scan.png")
     code = code.replace("FOLDER", repr(str(out))).replace("scan.png", str(tmp_path / "scan.png"))
-    exec(code, {})  # what the card says is enough to ask the model
+    exec("import clinkd\n" + code, {})  # what the card says is enough to ask the model
     assert main(["export", "--runs", str(done.runs), "--run", "demo", str(out)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+    twice = ["export", "--runs", str(done.runs), "--run", "demo", str(tmp_path / "twice"), "--positions", "doubled"]
+    assert main(twice) == 0 and "gave the same logits" in capsys.readouterr().out
+    assert "Positions are doubled" in (tmp_path / "twice" / "README.md").read_text()
 
 
 def test_a_run_that_is_evaluated_answers_and_chooses_as_it_did(done, tmp_path, capsys):

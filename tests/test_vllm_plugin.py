@@ -12,9 +12,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, ModelConfig, Positions, TinyConfig
-from clinkd.model.families.qwen import rotary_pairs_of
+from clinkd.model.families.portable.networks import rotary_pairs_of
+from clinkd.model.families.vllm_plugin import prompt_rows, register, rotary_table, rotate
 from clinkd.model.positions import Affine
-from clinkd.model.vllm_plugin import prompt_rows, register, rotary_table, rotate
 from clinkd.model.vlm import new_tiny
 from clinkd.records import BadInput
 

@@ -11,23 +11,23 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
+
+from clinkd.boxed_text import BOX_MARK as BOX_MARK
+from clinkd.boxed_text import BadInput as BadInput
+from clinkd.boxed_text import Box as Box
+from clinkd.boxed_text import BoxedText as BoxedText
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-    from pydantic_core import CoreSchema
+    from pydantic import TypeAdapter, ValidationError
 
-BOX_MARK = "[box]"
+T = TypeVar("T")
 # Marks around the images and turns of a conversation, of any family. No text of data and no question may hold one: the
 # tokenizer would take it for the mark itself. (Marks around boxes are read by the codecs.)
 RESERVED = re.compile(
     r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>"
     r"|<(?:start|end)_of_(?:turn|image)>|<image_soft_token>"
 )
-
-
-class BadInput(ValueError):
-    """Wrong input of the user: one line that names the row, knob or path, the value, and the way out."""
 
 
 class Record:
@@ -49,18 +49,23 @@ class Record:
 
         Raises BadInput with the place of the first value that is missing or wrong, such as `turns.0.question`.
         """
-        from pydantic import ValidationError
+        return read_json(cls, value)
 
-        kind: Any = cls  # mypy does not know that a class can be hashed
-        try:
-            record: Self = _adapter(kind).validate_python(value)
-        except ValidationError as error:
-            raise BadInput(_first_error(error)) from None
-        return record
+
+def read_json(kind: type[T], value: Any) -> T:
+    """The record, box or text of a value that its `to_json` returned. Raises BadInput as `Record.from_json`."""
+    from pydantic import ValidationError
+
+    hashable: Any = kind  # mypy does not know that a class can be hashed
+    try:
+        record: T = _adapter(hashable).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(_first_error(error)) from None
+    return record
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
+    if isinstance(value, Record | Box | BoxedText):
         return value.to_json()
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
@@ -121,91 +126,6 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 OPTION_LETTERS = "ABCDEFGHIJ"  # of the options of multiple choice
 Number = int | float  # a 1 that was read stays 1, not 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Box(Record):
-    """A rectangle in fractions of the image: 0 <= x1 < x2 <= 1 (to the right), 0 <= y1 < y2 <= 1 (downwards)."""
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.x1 < self.x2 <= 1 and 0 <= self.y1 < self.y2 <= 1):  # also refuses NaN
-            raise BadInput(
-                f"box ({self.x1:g}, {self.y1:g}, {self.x2:g}, {self.y2:g}) is empty or outside the image: "
-                "fractions with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 are wanted"
-            )
-
-    def to_json(self) -> list[float]:
-        return [round(v, 6) for v in self.corners]
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
-        """In files a box is the list of its corners."""
-        from pydantic_core import core_schema as schemas
-
-        corners = schemas.tuple_schema([schemas.float_schema()] * 4)
-        return schemas.no_info_after_validator_function(lambda corners: cls(*corners), corners)
-
-    @property
-    def width(self) -> float:
-        return self.x2 - self.x1
-
-    @property
-    def height(self) -> float:
-        return self.y2 - self.y1
-
-    @property
-    def area(self) -> float:
-        return self.width * self.height
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
-
-    @property
-    def corners(self) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2."""
-        return self.x1, self.y1, self.x2, self.y2
-
-
-@dataclass(frozen=True, slots=True)
-class BoxedText(Record):
-    """Words with a `[box]` mark at the place of each box, and the boxes in that order.
-
-    Raises BadInput if the numbers of marks and boxes differ.
-    """
-
-    text: str
-    boxes: tuple[Box, ...] = ()
-
-    def __post_init__(self) -> None:
-        marks = self.text.count(BOX_MARK)
-        if marks != len(self.boxes):
-            raise BadInput(f"{marks} {BOX_MARK} marks but {len(self.boxes)} boxes in {self.text!r}")
-
-    def to_json(self) -> Any:
-        return {"text": self.text, "boxes": _plain(self.boxes)} if self.boxes else self.text
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """In files a text without boxes is a string."""
-        from pydantic_core import core_schema as schemas
-
-        boxes = handler.generate_schema(tuple[Box, ...])
-        text = schemas.typed_dict_field(schemas.str_schema())
-        both = schemas.typed_dict_schema({"text": text, "boxes": schemas.typed_dict_field(boxes)})
-        return schemas.no_info_wrap_validator_function(
-            lambda value, read: cls(value) if isinstance(value, str) else cls(**read(value)), both
-        )
-
-    @property
-    def words(self) -> str:
-        """The text without its box marks, white space folded: what a sentence embedding or a CLIP may see."""
-        return " ".join(self.text.replace(BOX_MARK, " ").split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,10 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
     command.add_argument(
         "--adapter", action="store_true", help="write the LoRA of the run for peft, too, into the subfolder adapter"
     )
+    command.add_argument(
+        "--positions", choices=("doubled",),
+        help="doubled: positions that are halves become whole numbers, for programs that look them up; same logits",
+    )  # fmt: skip
 
 
 # ---- the verbs ------------------------------------------------------------------------------------------------------
@@ -502,11 +506,11 @@ def _export(args: argparse.Namespace) -> int:
     from clinkd.workflows.export import ADAPTER_FOLDER, CARD, CHECKS, ExportOptions, export
 
     end_in_order()
-    options = ExportOptions(args.dtype, args.max_drift, args.adapter)
+    options = ExportOptions(args.dtype, args.max_drift, args.adapter, args.positions == "doubled")
     model = export(choose_run(args.run, args.runs), args.folder, options)
-    stock = f"transformers' own {model.family} class"
-    code = stock if model.stock else "clinkd (its positions or its eyes exist in no stock class)"
-    print(f"model    {model.folder}: of stage {model.stage}, in {model.checks.dtype}, loaded by {code}")
+    loader = f"transformers' own {model.family} class" if model.stock else "transformers (trust_remote_code=True)"
+    loader = loader if model.stock or model.code else "clinkd alone (its eyes exist in no stock class)"
+    print(f"model    {model.folder}: of stage {model.stage}, in {model.checks.dtype}, loaded by {loader}")
     for line in model.checks.describe():
         print(f"checked  {line}")
     if args.adapter:

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from clinkd.boxed_text import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.data.grids import Size
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.spelling import suggest
 
 SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "normalised", "digits", "locations")

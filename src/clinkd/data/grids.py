@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from clinkd.records import BadInput
+from clinkd.boxed_text import BadInput
 
 FACTOR = 28  # side in pixels of the square that becomes one token of Qwen2-VL and Qwen2.5-VL
 MIN_PIXELS = 56 * 56

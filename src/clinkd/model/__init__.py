@@ -2,5 +2,5 @@
 
 __all__ = [
     "activations", "additions", "encode", "eyes", "families", "flops", "folders", "generate", "licence", "positions",
-    "vision", "vlm", "written",
+    "served", "vision", "vlm", "written",
 ]  # fmt: skip

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clinkd.config import AffinePositions, Layout, MRopePositions, NativePositions, Positions, SequentialPositions
-from clinkd.records import BadInput
+from clinkd.boxed_text import BadInput
 
 TIME, HEIGHT, WIDTH = 0, 1, 2
 
@@ -93,6 +92,10 @@ class PositionScheme(ABC):
         """Why an image of so many patches finds no place between the text before it and behind it, and the way out
         (docs/POSITIONS.md); None if it does."""
         return None
+
+    def is_whole(self, times: int) -> bool:
+        """Whether each position, `times` itself, is a whole number, whatever the images."""
+        return True
 
     @abstractmethod
     def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
@@ -172,6 +175,12 @@ class Affine(PositionScheme):
             ]
         )
 
+    def is_whole(self, times: int) -> bool:
+        """With equal gaps the middle and the way to it are halves."""
+        if self.gap == "equal":
+            return times % 2 == 0 and (times // 2 * self.stride) % 1 == 0
+        return (times * self.gap) % 1 == 0 and (times * self.stride) % 1 == 0
+
     def explain_overlap(self, height: int, width: int) -> str | None:
         """With equal gaps it has one if gap > 0, hence stride (n - 1) < wh + 1; with a given gap, if
         gap + stride (n - 1) < wh + 1; with resume="extent" always.
@@ -187,16 +196,16 @@ class Affine(PositionScheme):
         )
 
 
-def position_scheme(knobs: Positions, native: PositionScheme) -> PositionScheme:
-    """The scheme that the knobs describe; `native` is the scheme of the base itself."""
-    match knobs:
-        case AffinePositions():
+def position_scheme(knobs: Any, native: PositionScheme) -> PositionScheme:
+    """The scheme that the knobs describe, or an object of the same values; `native`: that of the base itself."""
+    match knobs.kind:
+        case "affine":
             return Affine(knobs.stride, knobs.gap, knobs.resume)
-        case MRopePositions():
+        case "mrope":
             return MRope(knobs.spatial_reset)
-        case SequentialPositions():
+        case "sequential":
             return Sequential()
-        case NativePositions():
+        case _:
             return native
 
 
@@ -208,7 +217,7 @@ class RotaryPairs:
     exponent_P: tuple[float, ...]
 
 
-def rotary_pairs(layout: Layout, axes: tuple[int, ...], num_pairs: int, sections: tuple[int, ...]) -> RotaryPairs:
+def rotary_pairs(layout: str, axes: tuple[int, ...], num_pairs: int, sections: tuple[int, ...]) -> RotaryPairs:
     """The axis and the frequency of each rotary pair of a head.
 
     sections: blocks of `sections` pairs for time, height, width (stock M-RoPE).

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 import torch
 
 from clinkd.model.additions import write_adapter
-from clinkd.model.families import TINY
 from clinkd.model.folders import base_of, read_weight_type
 from clinkd.model.licence import Licence, read_licence
+from clinkd.model.served import double_positions, has_code, write_served
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.model.written import (
     ANSWER_TOKENS,
@@ -32,6 +32,7 @@ from clinkd.pipeline.runs import Run, score_table
 from clinkd.records import BadInput, Sample
 from clinkd.settings import K, Knobs, change_knobs, recipe_text
 from clinkd.storage import new_folder, write_atomic, write_json
+from clinkd.workflows.loading import describe_loading
 
 CARD, CHECKS, ADAPTER_FOLDER = "README.md", "export.json", "adapter"
 QUESTIONS = 20  # of the validation split, asked before and after
@@ -44,11 +45,13 @@ class ExportOptions:
 
     `max_drift`: the most answers of a hundred that rounding to the type may change. None: told only, as what a changed
     word costs depends on the task, and a base in this type was rounded just so. `adapter`: LoRA beside the weights.
+    `doubled`: positions that are whole numbers (`double_positions`).
     """
 
     dtype: DataType | None = None
     max_drift: float | None = None
     adapter: bool = False
+    doubled: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,13 @@ class ExportChecks:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A written model: the stage that made it, whether the stock class of its family loads it, and its checks."""
+    """A written model: the stage that made it, and what loads it: the stock class of its family, or the code in the
+    folder, if there is any; else clinkd alone. And its checks."""
 
     folder: Path
     stage: str
     stock: bool
+    code: bool
     family: str
     checks: ExportChecks
 
@@ -121,9 +126,11 @@ def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> Exp
         licence = read_licence(base) if base and base.is_dir() else None
         if licence:
             licence.copy_files(draft)
+        licence_lines = _describe_licence(base, licence)
         write_json(draft / CHECKS, {"stage": stage, **checks.to_json()})
-        write_atomic(draft / CARD, card(run, model, stage, checks, _describe_licence(base, licence)))
-    return ExportedModel(out, stage, model.is_stock, model.family.name, checks)
+        loading = describe_loading(model, options.doubled)
+        write_atomic(draft / CARD, card(run, model, stage, checks, licence_lines, loading))
+    return ExportedModel(out, stage, model.is_stock, has_code(model), model.family.name, checks)
 
 
 def _write(
@@ -143,6 +150,9 @@ def _write(
     assert options.dtype
     model.round_weights(getattr(torch, options.dtype))
     model.save(draft, model.is_stock)
+    if options.doubled:
+        double_positions(model.network.config, draft)
+    write_served(model, draft, run.config.answer.max_new_tokens)
     written = compare_folder(model, draft, questions, before)
     if not written.same_type.same:
         raise BadInput(f"what was written in {options.dtype} {_describe_gap(written.same_type)}; nothing was exported")
@@ -223,15 +233,15 @@ def _describe_licence(base: Path | None, licence: Licence | None) -> tuple[list[
 
 
 def card(
-    run: Run, model: VisionLanguageModel, stage: str, checks: ExportChecks, licence: tuple[list[str], list[str]]
-) -> str:
+    run: Run, model: VisionLanguageModel, stage: str, checks: ExportChecks, licence: tuple[list[str], list[str]],
+    loading: Sequence[str],
+) -> str:  # fmt: skip
     """The model card: what the model is, how to load it, its checks and scores, and what it was made from.
 
-    `licence`: lines for its head, and its section on that.
+    `licence`: lines for its head, and its section on that; `loading`: its section on that.
     """
     knobs = model.knobs
     parameters = sum(p.numel() for p in model.parameters())
-    loading = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
         *_HEAD,
@@ -247,12 +257,10 @@ def card(
         "",
         "## Load",
         "",
-        loading,
+        *loading,
         "",
-        *([_VLLM, ""] if not model.is_stock and model.family is TINY and not model.images.eyes else []),
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
-        *([_EYES] if model.images.eyes else []),
         *([] if model.text.chat.system else ["Prompts open with the user's turn: there is no system turn."]),
         "",
         "## Checked when it was written",
@@ -333,29 +341,6 @@ _HEAD = (
     "pipeline_tag: image-text-to-text",
     "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
 )
-_STOCK = """```python
-from transformers import {0}
-
-model = {0}.from_pretrained(FOLDER)
-```"""
-_EYES = (
-    "In the place of pixels it gets features of EfficientNet-Lite0, trained on photographs (ImageNet), from "
-    "`eyes.safetensors` (Apache-2.0; `eyes.LICENSE`). A new image needs no other package."
-)
-_VLLM = (
-    "Where ClinkD is installed beside vLLM, its plugin makes this model known to that. It was not run in vLLM: the "
-    "positions, tables and turns of the plugin were compared with this model's code, no more."
-)
-_OURS = """Its positions or its patches exist in no stock class, which refuses it; with ClinKD (on no package index:
-install it from its repository):
-
-```python
-import clinkd
-
-model = clinkd.load(FOLDER)
-answer = model.ask("scan.png", "Where is the liver?")
-print(answer.text, answer.boxes)
-```"""
 
 
 def _scores(run: Run) -> list[str]:

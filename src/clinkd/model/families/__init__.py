@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
-from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
+from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs, write_scheme
 from clinkd.model.families.qwen2_5_vl import QWEN2_5_VL
 from clinkd.model.families.qwen2_vl import QWEN2_VL
 from clinkd.model.families.qwen3_vl import QWEN3_VL
 from clinkd.model.folders import ModelFolder, base_of, read_config
 from clinkd.records import BadInput
+from clinkd.settings import change_knobs
 
 __all__ = [
     "FAMILIES", "TINY", "ChatTemplate", "Family", "ImageGeometry", "family_of", "load_folder", "load_written",
@@ -47,12 +49,14 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | Non
 
 
 def native_knobs(folder: Path) -> ModelConfig | None:
-    """The knobs that leave a stock model, or that of an adapter, as it is; None for a checkpoint of ours, which has its
-    own."""
-    _, kind, family = _read_config(base_of(folder))
+    """The knobs that leave a stock model, or that of an adapter, as it is: those that an export wrote into it, if any.
+    None for a checkpoint of ours, which has its own."""
+    stock, kind, family = _read_config(base_of(folder))
     family = family or FAMILIES[0]  # a type that no family has is refused when the folder is loaded
     if kind == family.own_type:
         return None
+    if "scheme" in stock:
+        return change_knobs(scheme_knobs(SimpleNamespace(**stock)), base=folder)
     settings = {"positions": NAMED_POSITIONS["native"], "layout": family.layout, "boxes": family.boxes, "square": False}
     return ModelConfig.model_validate({"base": folder, **settings})
 
@@ -89,6 +93,7 @@ def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dty
         raise _foreign(folder, kind)
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
+    config.scheme = write_scheme(scheme_knobs(config))  # an older version wrote other names
     network, report = opened.network(cls, config=config, dtype=dtype or TYPES[scheme_knobs(config).dtype])
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:

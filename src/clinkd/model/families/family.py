@@ -5,6 +5,7 @@ Shapes: I images, T vision patches of all images, F merged image tokens of all i
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -54,6 +55,36 @@ class ChatTemplate:
     def opening(self) -> str:
         """What stands before the images of the first turn."""
         return (self.system_turn.format(self.system) if self.system else "") + self.user
+
+    def jinja(self) -> str:
+        """The same as a template of Jinja, for other programs."""
+        before, _, behind = self.system_turn.partition("{}")
+        marks = {
+            "opening": self.opening.removesuffix(self.user),
+            "before_system": before,
+            "behind_system": behind,
+            "before_user": self.user,
+            "image": self.image_start + self.image_token + self.image_end,
+            "before_answer": self.answer,
+            "behind_answer": self.end + self.between,
+        }
+        return "".join(f"{{% set {name} = {json.dumps(text)} %}}" for name, text in marks.items()) + TURNS
+
+
+# Behind the marks of a family. Images of a message stand before its text, wherever they are given.
+TURNS = (
+    "{% macro write(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content if part.type == 'image' %}{{ image }}{% endfor %}"
+    "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
+    "{% if messages[0].role == 'system' %}{% set turns = messages[1:] %}"
+    "{{ before_system }}{{ write(messages[0].content) }}{{ behind_system }}"
+    "{% else %}{% set turns = messages %}{{ opening }}{% endif %}"
+    "{% for message in turns %}{% if message.role != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('user and assistant take turns here, the user first') }}{% endif %}"
+    "{% if message.role == 'user' %}{{ before_user }}{{ write(message.content) }}"
+    "{% else %}{{ before_answer }}{{ write(message.content) }}{{ behind_answer }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ before_answer }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +182,11 @@ class Family(ABC):
         """Merged features [F, H] of patches: tower and merger. A family whose text takes features of several depths
         gives them side by side, [F, depths * H]."""
 
+    def carried_processors(self) -> tuple[type, type] | None:
+        """Image processor and processor whose code, with that of `network_class`, goes into exported folders; None: the
+        code of this family wants more of clinkd, and its folders are loaded by clinkd alone."""
+        return None
+
     def feature_width(self, config: Any) -> int:
         """Numbers of an image token in `vision_features`: the text width, unless a family gives more than one depth."""
         return int(config.text_config.hidden_size)
@@ -205,6 +241,11 @@ def scheme_knobs(config: Any) -> ModelConfig:
     if unknown:
         raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
     return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
+
+
+def write_scheme(knobs: ModelConfig) -> dict[str, Any]:
+    """The inverse of `scheme_knobs`: what a checkpoint must know of its knobs."""
+    return knobs.model_dump(mode="json", exclude=NOT_CARRIED)
 
 
 def drop_keys(settings: dict[str, Any], *keys: str) -> dict[str, Any]:

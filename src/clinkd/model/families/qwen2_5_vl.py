@@ -5,52 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLVisionConfig,
-)
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeKnobs, SchemeModel, register
+from clinkd.model.families.portable.qwen2_5_vl import ClinkdQwen25Config, ClinkdQwen25ForConditionalGeneration
+from clinkd.model.families.qwen import COMMON, Qwen
 
-
-class ClinkdQwen25TextConfig(LayoutKnobs, Qwen2_5_VLTextConfig):
-    """Stock text configuration plus what decides the rotary pairs."""
-
-    model_type = "clinkd_qwen2_5_vl_text"
-
-
-class ClinkdQwen25Config(SchemeKnobs, Qwen2_5_VLConfig):
-    """Stock configuration plus the scheme."""
-
-    model_type = "clinkd_qwen2_5_vl"
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": Qwen2_5_VLVisionConfig, "text_config": ClinkdQwen25TextConfig
-    }  # fmt: skip
-
-
-class ClinkdQwen25Model(SchemeModel, Qwen2_5_VLModel):
-    """Stock model with our positions."""
-
-    config_class = ClinkdQwen25Config
-
-
-class ClinkdQwen25ForConditionalGeneration(SchemeGeneration, Qwen2_5_VLForConditionalGeneration):
-    """Stock head and generation on our model."""
-
-    config_class = ClinkdQwen25Config
-    model_class = ClinkdQwen25Model
-
-
-register(
-    ClinkdQwen25Config,
-    {
-        ClinkdQwen25ForConditionalGeneration: Qwen2_5_VLForConditionalGeneration,
-        ClinkdQwen25Model: Qwen2_5_VLModel,
-    },
-)
+AutoConfig.register(ClinkdQwen25Config.model_type, ClinkdQwen25Config)
 
 
 class Qwen25VL(Qwen):

@@ -5,55 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration, Qwen2VLModel
-from transformers.models.qwen2_vl.configuration_qwen2_vl import (
-    Qwen2VLConfig,
-    Qwen2VLTextConfig,
-    Qwen2VLVisionConfig,
-)
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLVisionConfig
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import (
-    COMMON,
-    LayoutKnobs,
-    Qwen,
-    SchemeGeneration,
-    SchemeKnobs,
-    SchemeModel,
-    count_full_attention,
-    register,
-)
+from clinkd.model.families.portable.qwen2_vl import ClinkdConfig, ClinkdForConditionalGeneration
+from clinkd.model.families.qwen import COMMON, Qwen, count_full_attention
 
 STRAIGHT = 10.0  # from here on GELU is the identity: no normalised value of a tiny tower is far below -10
 
-
-class ClinkdTextConfig(LayoutKnobs, Qwen2VLTextConfig):
-    """Stock text configuration plus what decides the rotary pairs."""
-
-    model_type = "clinkd_text"
-
-
-class ClinkdConfig(SchemeKnobs, Qwen2VLConfig):
-    """Stock configuration plus the scheme."""
-
-    model_type = "clinkd"
-    sub_configs_defaults = {"vision_config": Qwen2VLVisionConfig, "text_config": ClinkdTextConfig}  # noqa: RUF012
-
-
-class ClinkdModel(SchemeModel, Qwen2VLModel):
-    """Stock model with our positions."""
-
-    config_class = ClinkdConfig
-
-
-class ClinkdForConditionalGeneration(SchemeGeneration, Qwen2VLForConditionalGeneration):
-    """Stock head and generation on our model."""
-
-    config_class = ClinkdConfig
-    model_class = ClinkdModel
-
-
-register(ClinkdConfig, {ClinkdForConditionalGeneration: Qwen2VLForConditionalGeneration, ClinkdModel: Qwen2VLModel})
+AutoConfig.register(ClinkdConfig.model_type, ClinkdConfig)
 
 
 class Qwen2VL(Qwen):

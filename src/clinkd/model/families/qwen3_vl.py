@@ -12,71 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration, Qwen3VLModel
+from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_vl.configuration_qwen3_vl import (
-    Qwen3VLConfig,
-    Qwen3VLTextConfig,
-    Qwen3VLVisionConfig,
-)
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, Qwen3VLTextModel
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import (
-    CHAT,
-    COMMON,
-    LayoutKnobs,
-    Qwen,
-    SchemeGeneration,
-    SchemeKnobs,
-    SchemeModel,
-    count_full_attention,
-    register,
-)
+from clinkd.model.families.portable.qwen3_vl import ClinkdQwen3Config, ClinkdQwen3ForConditionalGeneration
+from clinkd.model.families.qwen import CHAT, COMMON, Qwen, count_full_attention
 
 GREY = [0.5] * 3  # mean and deviation of a pixel, as this family normalises it
 
-
-class ClinkdQwen3TextConfig(LayoutKnobs, Qwen3VLTextConfig):
-    """Stock text configuration plus what decides the rotary pairs."""
-
-    model_type = "clinkd_qwen3_vl_text"
-    sections = (24, 20, 20)
-
-
-class ClinkdQwen3Config(SchemeKnobs, Qwen3VLConfig):
-    """Stock configuration plus the scheme."""
-
-    model_type = "clinkd_qwen3_vl"
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": Qwen3VLVisionConfig, "text_config": ClinkdQwen3TextConfig
-    }  # fmt: skip
-
-
-class ClinkdQwen3TextModel(Qwen3VLTextModel):
-    """Stock text model under our configuration, by which the stock model finds it."""
-
-    config_class = ClinkdQwen3TextConfig
-
-
-class ClinkdQwen3Model(SchemeModel, Qwen3VLModel):
-    """Stock model with our positions."""
-
-    config_class = ClinkdQwen3Config
-
-
-class ClinkdQwen3ForConditionalGeneration(SchemeGeneration, Qwen3VLForConditionalGeneration):
-    """Stock head and generation on our model."""
-
-    config_class = ClinkdQwen3Config
-    model_class = ClinkdQwen3Model
-
-
-AutoModel.register(ClinkdQwen3TextConfig, ClinkdQwen3TextModel)
-register(
-    ClinkdQwen3Config,
-    {ClinkdQwen3ForConditionalGeneration: Qwen3VLForConditionalGeneration, ClinkdQwen3Model: Qwen3VLModel},
-)
+AutoConfig.register(ClinkdQwen3Config.model_type, ClinkdQwen3Config)
 
 
 class Qwen3VL(Qwen):

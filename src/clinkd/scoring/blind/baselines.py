@@ -253,7 +253,7 @@ class _AnswerPool:
                 boxes_S4[kept][_find_likeliest(overlap[np.ix_(kept, kept)])]
                 for boxes_S4, overlap in zip(sets.corners, sets.overlaps, strict=True)
             ]
-        return tuple(Box.from_json(row.tolist()) for row in rows)
+        return tuple(Box(*row.tolist()) for row in rows)
 
 
 def _find_likeliest(overlap: NDArray[np.float64]) -> int:

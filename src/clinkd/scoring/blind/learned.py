@@ -188,7 +188,7 @@ def _find_likeliest_box(boxes_K4: Numbers, weights_K: Numbers) -> Box:
         candidates_C4 = boxes_K4  # corners of different boxes need not make one
     overlaps_CK = iou_of_corners(candidates_C4, boxes_K4)
     found_C = ((overlaps_CK >= 0.5) + overlaps_CK) @ weights_K
-    return Box.from_json(candidates_C4[int(found_C.round(9).argmax())].tolist())
+    return Box(*candidates_C4[int(found_C.round(9).argmax())].tolist())
 
 
 def _take_heaviest(weights: Any, row: int, most: int | None = None) -> tuple[NDArray[np.intp], Numbers]:

@@ -65,7 +65,7 @@ def _register() -> None:
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     from clinkd.model.families import TINY, scheme_knobs
-    from clinkd.model.families.qwen import rotary_pairs_of
+    from clinkd.model.families.portable.networks import rotary_pairs_of
 
     class ServedRotary(torch.nn.Module):
         def __init__(self, pairs: RotaryPairs, theta: float, length: int) -> None:
