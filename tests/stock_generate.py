@@ -24,13 +24,11 @@ def generate_stock(
     ids_BS = torch.tensor([[model.text.pad] * (longest - len(ids)) + ids for ids in alone])
     seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in alone])
     pixels_TD, grids_I3 = model.images.patches([ref for s in samples for ref in s.images])
-    shown = {
-        "pixel_values": pixels_TD.to(model.dtype), "image_grid_thw": grids_I3,
-        "mm_token_type_ids": (ids_BS == model.text.image_token).int(),
-    }  # fmt: skip
+    image_BS = ids_BS == model.text.image_token
+    shown = model.family.pixel_inputs(image_BS, pixels_TD.to(model.dtype), grids_I3) if len(grids_I3) else {}
     with torch.inference_mode():
         made = (network or model.network).generate(
-            input_ids=ids_BS, attention_mask=seen_BS, **(shown if len(grids_I3) else {}),
+            input_ids=ids_BS, attention_mask=seen_BS, **shown,
             max_new_tokens=config.max_new_tokens, num_beams=config.beams, num_return_sequences=config.candidates,
             do_sample=False, length_penalty=1.0, early_stopping=False, eos_token_id=model.text.end,
             pad_token_id=model.text.pad, suppress_tokens=model.suppressed_tokens, return_dict_in_generate=True,

@@ -152,10 +152,14 @@ class VisionLanguageModel(nn.Module):
         positions_3BS = self._compute_positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
         features = self.vision_features(batch) if features is None else features
         hidden_BSH = self.network.model(
-            input_ids=batch.input_ids_BS,
-            attention_mask=batch.mask_B1SS,
             use_cache=False,
-            **self.family.inputs(self.network.config, positions_3BS, features if len(batch.grids_I3) else None),
+            **self.family.inputs(
+                self.network.config,
+                batch.input_ids_BS,
+                batch.mask_B1SS,
+                positions_3BS,
+                features if len(batch.grids_I3) else None,
+            ),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
         dummy = () if len(batch.grids_I3) else features
@@ -371,7 +375,15 @@ class VisionLanguageModel(nn.Module):
         self.merge()
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
-        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
+        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table,
+        and for a part without a linear layer."""
+        for part in config.parts:
+            modules = [m for name in self.family.parts[part] for m in self.network.get_submodule(name).modules()]
+            if not any(isinstance(module, nn.Linear) for module in modules):
+                raise BadInput(
+                    f"fit.lora.parts: {part} of {self.family.name} has no linear layer, so it gets no addition; leave "
+                    f"{part} out"
+                )
         prefixes = [name for part in config.parts for name in self.family.parts[part]]
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
@@ -460,6 +472,7 @@ def load(
         network = load_folder(opened, config, dtype)
         family = family_of(network.config)
         tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
+        family.complete_processor(processor, network.config)
         eyes = Eyes.load(opened) if network.config.eyes else None
         if config is not None:
             family.limit_image_tokens(processor, config.max_image_tokens)

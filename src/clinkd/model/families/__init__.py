@@ -9,6 +9,7 @@ import torch
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
+from clinkd.model.families.gemma3 import GEMMA3
 from clinkd.model.families.qwen2_5_vl import QWEN2_5_VL
 from clinkd.model.families.qwen2_vl import QWEN2_VL
 from clinkd.model.families.qwen3_vl import QWEN3_VL
@@ -20,7 +21,7 @@ __all__ = [
     "native_knobs", "no_folder", "scheme_knobs",
 ]  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, GEMMA3)
 TINY = QWEN2_VL  # of the embedded tiny model
 
 
@@ -66,6 +67,11 @@ def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dty
     if knobs is None and (family is None or kind != family.own_type):
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
     if family is None:
+        if relative := next((family for family in FAMILIES if kind in family.blind_types), None):
+            raise BadInput(
+                f"{folder}: model_type is {kind!r}, a model of text alone, which reads no images; take a "
+                f"{relative.name} that does ({relative.stock_type!r})"
+            )
         wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
         raise BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
     cls = family.network_class

@@ -5,12 +5,13 @@ Shapes: I images, T vision patches of all images, F merged image tokens of all i
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; nothing here may reach for a network
@@ -18,7 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.utils import logging as transformers_logging
 
 from clinkd.config import Layout, ModelConfig, TinyConfig
@@ -49,11 +54,12 @@ class ChatTemplate:
     pad: str
     suppressed: tuple[str, ...]  # marks that no answer holds: an undertrained model may else emit image tokens
     words: tuple[str, ...]  # the words among all these, for the vocabulary of a tiny model
+    first: str = ""  # the mark before all else, if there is one
 
     @property
     def opening(self) -> str:
         """What stands before the images of the first turn."""
-        return (self.system_turn.format(self.system) if self.system else "") + self.user
+        return self.first + (self.system_turn.format(self.system) if self.system else "") + self.user
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,17 @@ class ImageGeometry:
     values: int  # numbers that describe a patch
     least_pixels: int
     most_pixels: int
+    square: bool = False  # all images become one square, whatever `model.square` says
 
     @property
     def factor(self) -> int:
         """Pixels a side of what becomes one token."""
         return self.patch * self.merge
+
+    @property
+    def least_side(self) -> int:
+        """Patches a side of the smallest square image."""
+        return math.isqrt(self.least_pixels) // self.patch if self.square else self.merge
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class Family(ABC):
     mergers: tuple[str, ...]
     text: str
     text_blocks: str
+    blind_types: ClassVar[tuple[str, ...]] = ()  # model_types of its relatives that read no images
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -130,6 +143,15 @@ class Family(ABC):
     def stock_settings(self, config: Any) -> dict[str, Any]:
         """The stock configuration from one of `network_class`: the inverse of `configure`."""
 
+    def demand_knobs(self, knobs: ModelConfig) -> None:  # noqa: B027 - most families take all
+        """Raises BadInput, before any work, for knobs that cannot be had with this family."""
+
+    def complete_processor(self, processor: Any, config: Any) -> None:  # noqa: B027
+        """Tell a loaded processor what of `config`, of the network, it needs for `geometry`, but does not hold itself.
+
+        Raises BadInput where the two do not fit.
+        """
+
     @abstractmethod
     def geometry(self, processor: Any) -> ImageGeometry:
         """How the processor cuts an image, as it is set now."""
@@ -156,9 +178,15 @@ class Family(ABC):
         return int(config.text_config.hidden_size)
 
     @abstractmethod
-    def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
-        """Arguments by which the network takes positions and, in the place of pixels, the merged features of each
-        image (None: the text has no image tokens). `config`: of the network."""
+    def inputs(
+        self, config: Any, ids_BS: Tensor, mask: Tensor, positions_3BS: Tensor, features: tuple[Tensor, ...] | None
+    ) -> dict[str, Any]:
+        """Arguments by which the network takes tokens, mask, positions and, in the place of pixels, the merged features
+        of each image (None: the text has no image tokens). `config`: of the network.
+
+        `mask` is [B, 1, S, S], True where query attends to key; or, in decoding, [B, K], 1 at the tokens so far, of
+        which the last S are these.
+        """
 
     @abstractmethod
     def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
@@ -205,6 +233,35 @@ def scheme_knobs(config: Any) -> ModelConfig:
     if unknown:
         raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
     return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class SchemeKnobs:
+    """What a configuration of ours has beside the stock one, under a model type of its own: no Auto class takes it for
+    a stock model.
+
+    `scheme` holds the ModelConfig that the checkpoint was made with, but for NOT_CARRIED. `eyes`: whether its patches
+    are those of the eyes that are saved beside it.
+    """
+
+    scheme: dict[str, Any] | None = None
+    system_turn: bool = True  # whether prompts open with the family's system turn, if it has one
+    eyes: bool = False
+
+
+def register(config_class: type[PreTrainedConfig], ours: Mapping[type, type[PreTrainedModel]]) -> None:
+    """Make our classes known to transformers. `ours`: each of them with the stock class that it stands for."""
+    AutoConfig.register(config_class.model_type, config_class)
+    # Without this, hub-named weights load as random ones, with nothing but a printed report.
+    for our_class, stock_class in ours.items():
+        names = stock_class.__name__, stock_class.config_class.model_type
+        for mapping in filter(None, map(get_checkpoint_conversion_mapping, reversed(names))):
+            register_checkpoint_conversion_mapping(our_class.__name__, mapping, overwrite=True)
+
+
+def count_full_attention(blocks: int, width: int, grids_I3: Tensor) -> int:
+    """Operations of so many blocks in which each patch of an image attends to all of it."""
+    return 4 * blocks * width * sum(n**2 for n in grids_I3.prod(-1).tolist())
 
 
 def drop_keys(settings: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -9,18 +9,14 @@ text part. Everything else, the vision tower, the cache, beam search, is transfo
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -52,20 +48,6 @@ class LayoutKnobs:
     sections: ClassVar[tuple[int, ...]] = (16, 24, 24)  # pairs of time, height, width where a configuration has none
     rope_layout: Layout = "sections"
     rope_axes: list[int] | None = None
-
-
-@dataclass(kw_only=True, repr=False, eq=False)
-class SchemeKnobs:
-    """What a configuration of ours has beside the stock one, under a model type of its own: no Auto class takes it for
-    a stock model.
-
-    `scheme` holds the ModelConfig that the checkpoint was made with, but for NOT_CARRIED. `eyes`: whether its patches
-    are those of the eyes that are saved beside it.
-    """
-
-    scheme: dict[str, Any] | None = None
-    system_turn: bool = True  # whether prompts open with the family's system turn, if it has one
-    eyes: bool = False
 
 
 def _pairs(config: Any) -> RotaryPairs:
@@ -151,21 +133,6 @@ class SchemeGeneration(nn.Module):
         super().__init__(config)
         self.model = self.model_class(config)
         self.post_init()
-
-
-def register(config_class: type[PreTrainedConfig], ours: Mapping[type, type[PreTrainedModel]]) -> None:
-    """Make our classes known to transformers. `ours`: each of them with the stock class that it stands for."""
-    AutoConfig.register(config_class.model_type, config_class)
-    # Without this, hub-named weights load as random ones, with nothing but a printed report.
-    for our_class, stock_class in ours.items():
-        names = stock_class.__name__, stock_class.config_class.model_type
-        for mapping in filter(None, map(get_checkpoint_conversion_mapping, reversed(names))):
-            register_checkpoint_conversion_mapping(our_class.__name__, mapping, overwrite=True)
-
-
-def count_full_attention(blocks: int, width: int, grids_I3: Tensor) -> int:
-    """Operations of so many blocks in which each patch of an image attends to all of it."""
-    return 4 * blocks * width * sum(n**2 for n in grids_I3.prod(-1).tolist())
 
 
 class Qwen(Family):
@@ -278,9 +245,13 @@ class Qwen(Family):
         features_FH: Tensor = visual(pixels_TD, grid_thw=grids_I3).pooler_output
         return features_FH
 
-    def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
+    def inputs(
+        self, config: Any, ids_BS: Tensor, mask: Tensor, positions_3BS: Tensor, features: tuple[Tensor, ...] | None
+    ) -> dict[str, Any]:
         images = None if features is None else {"image": self.encoder_output(config, features)}
-        return {"position_ids": positions_3BS, "mm_encoder_outputs": images}
+        return {
+            "input_ids": ids_BS, "attention_mask": mask, "position_ids": positions_3BS, "mm_encoder_outputs": images,
+        }  # fmt: skip
 
     def encoder_output(self, config: Any, features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         """The features of each image, as the stock class has them from its tower."""

@@ -13,7 +13,8 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
 )
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeKnobs, SchemeModel, register
+from clinkd.model.families.family import SchemeKnobs, register
+from clinkd.model.families.qwen import COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeModel
 
 
 class ClinkdQwen25TextConfig(LayoutKnobs, Qwen2_5_VLTextConfig):

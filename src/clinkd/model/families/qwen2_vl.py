@@ -13,16 +13,8 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import (
 )
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import (
-    COMMON,
-    LayoutKnobs,
-    Qwen,
-    SchemeGeneration,
-    SchemeKnobs,
-    SchemeModel,
-    count_full_attention,
-    register,
-)
+from clinkd.model.families.family import SchemeKnobs, count_full_attention, register
+from clinkd.model.families.qwen import COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeModel
 
 STRAIGHT = 10.0  # from here on GELU is the identity: no normalised value of a tiny tower is far below -10
 

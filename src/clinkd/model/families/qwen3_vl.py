@@ -22,17 +22,8 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, Qwen3VLTextModel
 
 from clinkd.config import TinyConfig
-from clinkd.model.families.qwen import (
-    CHAT,
-    COMMON,
-    LayoutKnobs,
-    Qwen,
-    SchemeGeneration,
-    SchemeKnobs,
-    SchemeModel,
-    count_full_attention,
-    register,
-)
+from clinkd.model.families.family import SchemeKnobs, count_full_attention, register
+from clinkd.model.families.qwen import CHAT, COMMON, LayoutKnobs, Qwen, SchemeGeneration, SchemeModel
 
 GREY = [0.5] * 3  # mean and deviation of a pixel, as this family normalises it
 
