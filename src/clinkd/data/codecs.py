@@ -391,7 +391,7 @@ class _Relative(_Answering):
         return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
 
-class _Rows(_Answering, key="box_2d"):
+class _RowsFirst(_Answering, key="box_2d"):
     """As `_Relative`, but rows before columns, and decimals are read. There are no marks."""
 
     frame = "thousandths 0..1000"
@@ -500,7 +500,7 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
     if name == "gemma3":
         one = r"(\d{1,4}(?:\.\d+)?)"
         bare = rf'\{{"box_2d": \[{one},\s*{one},\s*{one},\s*{one}\]\}}'
-        return _Rows(name, 1000, (), 0, bare, (), True)
+        return _RowsFirst(name, 1000, (), 0, bare, (), True)
     if name == "normalised":
         listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
         loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"
