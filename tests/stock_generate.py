@@ -1,9 +1,10 @@
-"""Answers by transformers' own `generate`, for tests of ours."""
+"""Answers by transformers' own `generate`, for tests of ours, and how a written folder differs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from clinkd.config import AnswerConfig
 from clinkd.model.encode import encode_prompts
 from clinkd.model.generate import DecodeLimits, Hypothesis, beams, run_to_end
 from clinkd.model.vlm import VisionLanguageModel
+from clinkd.model.written import compare_folder, give_replies
 from clinkd.records import Candidate, Sample
 
 
@@ -24,13 +26,11 @@ def generate_stock(
     ids_BS = torch.tensor([[model.text.pad] * (longest - len(ids)) + ids for ids in alone])
     seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in alone])
     pixels_TD, grids_I3 = model.images.patches([ref for s in samples for ref in s.images])
-    shown = {
-        "pixel_values": pixels_TD.to(model.dtype), "image_grid_thw": grids_I3,
-        "mm_token_type_ids": (ids_BS == model.text.image_token).int(),
-    }  # fmt: skip
+    image_BS = ids_BS == model.text.image_token
+    shown = model.family.pixel_inputs(image_BS, pixels_TD.to(model.dtype), grids_I3) if len(grids_I3) else {}
     with torch.inference_mode():
         made = (network or model.network).generate(
-            input_ids=ids_BS, attention_mask=seen_BS, **(shown if len(grids_I3) else {}),
+            input_ids=ids_BS, attention_mask=seen_BS, **shown,
             max_new_tokens=config.max_new_tokens, num_beams=config.beams, num_return_sequences=config.candidates,
             do_sample=False, length_penalty=1.0, early_stopping=False, eos_token_id=model.text.end,
             pad_token_id=model.text.pad, suppress_tokens=model.suppressed_tokens, return_dict_in_generate=True,
@@ -59,3 +59,10 @@ def end_here_and_there(model: VisionLanguageModel, samples: Sequence[Sample], mo
     said = list_hypotheses(model, samples, AnswerConfig(beams=3, candidates=3, max_new_tokens=most))
     late = Counter(t for one in said for w in one for t in set(w.ids[2:]) - set(w.ids[:2]))
     model.text.end = late.most_common(1)[0][0]
+
+
+def difference(model: VisionLanguageModel, folder: Path, questions: Sequence[Sample]) -> float:
+    """The largest difference of a logit between a model and what lies in a folder, along the model's own answers."""
+    match = compare_folder(model, folder, questions, give_replies(model, questions)).same_type
+    assert match.questions == len(questions)
+    return match.largest_difference

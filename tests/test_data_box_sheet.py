@@ -82,6 +82,7 @@ def test_a_view_resamples_as_the_model_does(size: tuple[int, int], tmp_path: Pat
         ({"model_type": "qwen2_vl"}, "<|box_start|>(250,250),(500,750)<|box_end|>"),
         ({"model_type": "qwen2_5_vl"}, "<|box_start|>(28,28),(56,84)<|box_end|>"),
         ({"model_type": "qwen3_vl"}, '{"bbox_2d": [250, 250, 500, 750]}'),
+        ({"model_type": "gemma3"}, '{"box_2d": [250, 250, 750, 500]}'),
         ({"model_type": "clinkd", "scheme": {"boxes": "digits", "box_bins": 100}}, "<|box_start|>25255075"),
     ],
 )

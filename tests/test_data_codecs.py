@@ -17,7 +17,7 @@ CODECS = [
     make_codec("digits", 100),
     make_codec("locations", 2), make_codec("locations", 16), make_codec("locations", 100),
     make_codec("locations", 1000),
-    make_codec("qwen2.5-vl"), make_codec("qwen3-vl"), make_codec("normalised"),
+    make_codec("qwen2.5-vl"), make_codec("qwen3-vl"), make_codec("gemma3"), make_codec("normalised"),
 ]  # fmt: skip
 SIZES = (Size(504, 364), Size(28, 28), Size(1092, 28), Size(1000, 1000), Size(3, 12345))
 each_codec = pytest.mark.parametrize("c", CODECS, ids=lambda c: f"{c.name}-{c.bins}")
@@ -221,6 +221,9 @@ def test_brackets_without_end_are_reported() -> None:
         (make_codec("qwen-vl"), "<ref>lung</ref><box>(1,2),(3,4)</box>", [Box(0.001, 0.002, 0.003, 0.004)]),
         (make_codec("qwen3-vl"), 'at {"bbox_2d": [100, 200, 300, 1000]}.', [Box(0.1, 0.2, 0.3, 1)]),
         (make_codec("qwen3-vl"), "at <|box_start|>(100,200),(300,1000)<|box_end|>.", [Box(0.1, 0.2, 0.3, 1)]),
+        (make_codec("gemma3"), 'at {"box_2d": [200, 100, 1000, 300]}.', [Box(0.1, 0.2, 0.3, 1)]),
+        (make_codec("gemma3"), '```json\n[{"box_2d": [200.5, 100, 400, 300], "label": "lung"}]\n```',
+         [Box(0.1, 0.2005, 0.3, 0.4)]),
         (make_codec("normalised"), "at [0, .25, 5e-1, 1.0].", [Box(0, 0.25, 0.5, 1)]),
         (make_codec("normalised"), "<ref>a</ref><box>(0.1,0.2),(0.3,0.4)</box>", [Box(0.1, 0.2, 0.3, 0.4)]),
         (make_codec("normalised"), "<|box_start|>(0.1, 0.2), (0.3, 0.4)<|box_end|>", [Box(0.1, 0.2, 0.3, 0.4)]),
@@ -314,6 +317,9 @@ def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: 
         ("qwen2.5-vl", "<|box_start|>(1,2),(3,365)<|box_end|>", "beyond the resized image of 504x364"),
         ("qwen2.5-vl", "<|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", "fractions 0..1 where pixels"),
         ("qwen2.5-vl", "<box>(1,2),(3,4)</box>", "give --boxes qwen-vl"),
+        ("gemma3", '{"box_2d": [100, 300, 200, 300]}', r"x2 <= x1 \(300 <= 300\)"),
+        ("gemma3", '{"box_2d": [0.1, 0.2, 0.3, 0.4], "label": "a"}', "fractions 0..1 where thousandths 0..1000"),
+        ("gemma3", '{"box_2d": [100.5, 0, 200, 1001.5], "label": "a"}', "beyond the grid of 1000"),
         ("normalised", "<box>(100,200),(300,400)</box>", "thousandths are --boxes qwen-vl"),
         ("normalised", "[100, 200, 300, 400]", "beyond 1 where fractions 0..1 are declared"),
         ("normalised", "[0.5, 0.2, 0.3, 0.4]", "x2 <= x1"),

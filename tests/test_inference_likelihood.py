@@ -122,7 +122,7 @@ def test_the_places_of_coordinates_hold_them_and_no_mark(name: str):
         whole = codec.encode(BoxedText("[box]", (box,)), Size(56, 28))
         inside = encoded[start:end]
         assert inside in whole and inside[0].isdigit() and inside[-1].isdigit() and "box" not in inside
-        assert not any(c.isdigit() for c in whole.replace("bbox_2d", "").replace(inside, ""))
+        assert not any(c.isdigit() for c in whole.replace("box_2d", "").replace(inside, ""))
 
 
 def test_what_is_there_is_kept_and_goes_on(model, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.stock_generate import difference
 
 from clinkd.clip.model import new_tiny_clip
 from clinkd.config import ClipConfig, ModelConfig, PhantomConfig, TinyConfig
@@ -51,12 +52,6 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
         return open_image(folder, ref)
 
     return new_tiny(config, spell_samples(samples, config), 0, opened).eval()
-
-
-def difference(model: VisionLanguageModel, folder: Path, questions: list[Sample]) -> float:
-    agreement = compare_folder(model, folder, questions, give_replies(model, questions)).same_type
-    assert agreement.questions == len(questions)
-    return agreement.largest_difference
 
 
 def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.test_families_stock import make_twin
 from torch import Tensor, nn
 
 from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig, TinyConfig
 from clinkd.experiments import demo, laptop
 from clinkd.model.additions import read_additions, write_additions
 from clinkd.model.encode import group_by_images
-from clinkd.model.families import FAMILIES, Family
+from clinkd.model.families import FAMILIES, Family, native_knobs
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny
 from clinkd.objectives import Distillation
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Task, Turn
@@ -255,10 +256,9 @@ def test_equal_fixed_weights_of_two_models_become_one_and_no_bit_changes(base, t
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_no_tower_is_held_where_its_features_are_on_the_disk(family: Family, base, tmp_path, monkeypatch):
-    monkeypatch.setattr("clinkd.model.vlm.TINY", family)
-    knobs = {"positions": "native", "layout": family.layout, "boxes": "digits"}
-    new_tiny(ModelConfig(tiny=TINY, **knobs), ["Where is the liver? It is here"] * 2, 0, picture).save(tmp_path / "m")
+def test_no_tower_is_held_where_its_features_are_on_the_disk(family: Family, tmp_path):
+    make_twin(family, tmp_path / "stock")
+    load(tmp_path / "stock", picture, native_knobs(tmp_path / "stock")).save(tmp_path / "m")
     whole, model = load(tmp_path / "m", picture).eval(), load(tmp_path / "m", picture).eval()
     cache_features(tmp_path / "features", whole, [s.images[0] for s in SAMPLES[:3]], "see")
     cache = FeatureCache(tmp_path / "features", model)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests.stock_generate import difference
 from tests.test_families_stock import SHAPE, make_twin
 from tests.test_model_positions import KNOBS, STOCK, run
 
@@ -28,7 +29,6 @@ from clinkd.model.families.portable.networks import NATIVE, ClinkdRotaryEmbeddin
 from clinkd.model.positions import Affine, position_scheme
 from clinkd.model.served import double_positions, has_code, write_served
 from clinkd.model.vlm import VisionLanguageModel
-from clinkd.model.written import compare_folder, give_replies
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.settings import change_knobs
 from clinkd.workflows.loading import describe_loading
@@ -247,8 +247,7 @@ def test_no_code_runs_without_the_word(serving: Served) -> None:
 def test_clinkd_loads_the_folder_as_it_was_trained(serving: Served, name: str) -> None:
     root, models, _ = serving
     model = models[name]
-    match = compare_folder(model, root / name, ASKED[:1], give_replies(model, ASKED[:1]))
-    assert match.same_type.largest_difference == 0 and match.same_type.equal_answers == 1
+    assert difference(model, root / name, ASKED[:1]) == 0
     again = vlm.load_foreign(root / name, model.images.open_image).eval()
     assert again.knobs == model.knobs and again.text.chat == model.text.chat
     ours, theirs = (one.generate(ASKED[:2], ANSWERS) for one in (model, again))

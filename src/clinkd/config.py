@@ -334,7 +334,9 @@ class ModelConfig(Knobs):
     }  # fmt: skip
 
     base: FolderPath | None = knob(
-        None, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL folder (Hugging Face layout); None trains a tiny one from scratch"
+        None,
+        "a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Gemma 3 (MedGemma) folder (Hugging Face layout); None trains a tiny one "
+        "from scratch",
     )
     positions: Positions = knob(
         NAMED_POSITIONS["tied"],
@@ -343,7 +345,7 @@ class ModelConfig(Knobs):
         words=NAMED_POSITIONS,
     )
     layout: Layout = knob("halves", "rotary pairs of each axis; `interleaved` for pretrained text", paper="halves")
-    boxes: Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "digits", "locations"] = knob(
+    boxes: Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "digits", "locations"] = knob(
         "locations", "how boxes are spelled; `qwen2.5-vl`: in pixels of the resampled image; a pretrained base knows "
         "the spelling of its name", paper="qwen2-vl",
     )  # fmt: skip

@@ -4,6 +4,7 @@
     qwen-vl       <box>(x1,y1),(x2,y2)</box>                thousandths 0..999
     qwen2.5-vl    <|box_start|>(x1,y1),(x2,y2)<|box_end|>   pixels of the resized image, so its size must be given
     qwen3-vl      {"bbox_2d": [x1, y1, x2, y2]}             thousandths 0..1000
+    gemma3        {"box_2d": [y1, x1, y2, x2]}              thousandths 0..1000, decimals are read
     normalised    [x1,y1,x2,y2]                             fractions 0..1, three decimals
     digits        <|box_start|>03050912                     two digits for each coordinate, middles of bins
     locations     <x_03><y_05><x_09><y_12>                  special tokens, middles of bins
@@ -12,7 +13,8 @@ A codec converts between `BoxedText` (words with `[box]` marks, boxes in fractio
 the special tokens for the tokenizer and the step of its grid. A coordinate comes back within half a step, with two
 exceptions: a box thinner than a step is widened to one step, and the grid [0,1000) of qwen2-vl and qwen-vl ends one
 step early. Qwen2.5-VL and Qwen3-VL like to answer with JSON, a list of objects with "bbox_2d" and "label", often
-between ``` fences: both codecs read it, as "label[box], label[box]".
+between ``` fences: both codecs read it, as "label[box], label[box]". So does MedGemma 1.5 with "box_2d" (its notebook
+cxr_anatomy_localization, github.com/Google-Health/medgemma).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from clinkd.boxed_text import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.data.grids import Size
 from clinkd.spelling import suggest
 
-SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "normalised", "digits", "locations")
+SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "normalised", "digits", "locations")
 Corners = tuple[int, int, int, int]  # x1, y1, x2, y2 on a codec's grid
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -112,7 +114,7 @@ class Codec(ABC):
         encoded, places = words[0], list[tuple[int, int]]()
         for box, after in zip(text.boxes, words[1:], strict=True):
             spelled, start = self._spell_box(self._snap_box(box, grid)), len(encoded)
-            digits = [m.start() for m in re.finditer(r"(?<!bbox_)\d", spelled)]
+            digits = [m.start() for m in re.finditer(r"(?<!box_)\d", spelled)]
             places.append((start + digits[0], start + digits[-1] + 1))
             encoded += self._join_after(spelled, after)
         return encoded, places
@@ -272,23 +274,26 @@ class _Points(Codec):
         return None
 
 
-_OBJECT = r'\{(?=[^{}]*bbox_2d)(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}'
-_LIST = rf"\[\s*{_OBJECT}(?:\s*,\s*{_OBJECT})*(?:\s*,?\s*\])?"
-_BBOX = r"""["']?bbox_2d\b["']?(?:\s*:\s*\[(?P<bare>[^\[\]{}"]*\]?))?"""
-
-
 class _Answering(_Points):
     """Reads the JSON answers of Qwen2.5-VL and Qwen3-VL, beside boxes between marks."""
 
-    extras = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
-    _object: ClassVar[re.Pattern[str]] = re.compile(_OBJECT)
-    _bbox: ClassVar[re.Pattern[str]] = re.compile(_BBOX)
+    numbers: ClassVar[tuple[type, ...]] = (int,)
+    key: ClassVar[str]  # of the coordinates in an object
+    _object: ClassVar[re.Pattern[str]]
+    _bbox: ClassVar[re.Pattern[str]]
+
+    def __init_subclass__(cls, key: str = "bbox_2d") -> None:
+        one = rf'\{{(?=[^{{}}]*(?<!b){key})(?:[^{{}}"]|"(?:[^"\\]|\\.)*")*\}}'
+        several = rf"\[\s*{one}(?:\s*,\s*{one})*(?:\s*,?\s*\])?"
+        bare = rf"""["']?(?<!b){key}\b["']?(?:\s*:\s*\[(?P<bare>[^\[\]{{}}"]*\]?))?"""
+        cls.key, cls._object, cls._bbox = key, re.compile(one), re.compile(bare)
+        cls.extras = rf"(?P<json>```(?:json)?\s*(?:{several}|{one})\s*```|{several}|{one})|(?P<bbox>{bare})|"
 
     def _has_no_box(self, words: str) -> bool:
-        return super()._has_no_box(words) and "bbox_2d" not in words
+        return super()._has_no_box(words) and self.key not in words
 
     def _reads_as_box(self, match: re.Match[str]) -> bool:
-        return super()._reads_as_box(match) or "bbox_2d" in match.group()
+        return super()._reads_as_box(match) or self.key in match.group()
 
     def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
         if match["json"]:
@@ -319,27 +324,30 @@ class _Answering(_Points):
         except ValueError:
             return _leave_unread(piece)
         corners = values[0] if values else None
-        if not isinstance(corners, list) or len(corners) != 4 or any(type(c) is not int or c < 0 for c in corners):
+        if not isinstance(corners, list) or len(corners) != 4 or any(map(self._is_no_number, corners)):
             return _leave_unread(piece)
         box = self._read_box(corners, grid)
         return Decoded(BoxedText(label + BOX_MARK, (box,))) if box else _leave_unread(piece)
 
+    def _is_no_number(self, value: Any) -> bool:
+        return type(value) not in self.numbers or value < 0
+
     def _parse_object(self, piece: str) -> tuple[list[Any], str]:
-        """The values of "bbox_2d", and the label beside them. Raises ValueError with the reason why it is no box."""
+        """The values of `key`, and the label beside them. Raises ValueError with the reason why it is no box."""
         try:
             pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error}); write it anew") from None
-        values = [value for key, value in pairs if key == "bbox_2d"]
+        values = [value for key, value in pairs if key == self.key]
         if len(values) > 1:
-            raise ValueError("bbox_2d stands twice in one object; give each box an object")
-        label = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
+            raise ValueError(f"{self.key} stands twice in one object; give each box an object")
+        label = ", ".join(str(value) for key, value in pairs if key != self.key and value not in (None, ""))
         if "[" in label or "]" in label or self._finder.search(label):
             raise ValueError("brackets or a box beside its own; take them out")
         return values, label
 
     def _explain_torn(self, piece: str) -> str | None:
-        if "bbox_2d" not in piece:
+        if self.key not in piece:
             return super()._explain_torn(piece)
         if "]" not in piece:
             return "cut off before its end; write it anew"
@@ -381,6 +389,32 @@ class _Relative(_Answering):
     def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = corners
         return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
+
+
+class _RowsFirst(_Answering, key="box_2d"):
+    """As `_Relative`, but rows before columns, and decimals are read. There are no marks."""
+
+    frame = "thousandths 0..1000"
+    numbers = (int, float)
+
+    def _spell_box(self, corners: Corners) -> str:
+        x1, y1, x2, y2 = corners
+        return f'{{"{self.key}": [{y1}, {x1}, {y2}, {x2}]}}'
+
+    def _read_box(self, coordinates: Sequence[Any], grid: Size) -> Box | None:
+        numbers = [float(c) for c in coordinates]
+        if max(numbers) <= 1 and any(n % 1 for n in numbers):  # fractions, not a box of a thousandth
+            return None
+        top, left, bottom, right = (n / self.bins for n in numbers)
+        return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
+
+    def _find_numbers(self, piece: str) -> list[str] | None:
+        found = super()._find_numbers(piece)
+        return [found[k] for k in (1, 0, 3, 2)] if found and len(found) == 4 else found
+
+    def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+        whole = all("." not in v for v in values) or max(map(float, values)) > 1
+        return super()._explain_misfit([v.partition(".")[0] for v in values] if whole else values, piece, grid)
 
 
 _REAL = r"(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
@@ -463,6 +497,10 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
         return _Pixels(name, 0, _QWEN2, 0, _build_points_pattern(_QWEN2, digits=5), _REFS, True, (_QWEN2,))
     if name == "qwen3-vl":
         return _Relative(name, 1000, (), 0, _build_points_pattern(_QWEN2), _REFS, True, (_QWEN2,))
+    if name == "gemma3":
+        one = r"(\d{1,4}(?:\.\d+)?)"
+        bare = rf'\{{"box_2d": \[{one},\s*{one},\s*{one},\s*{one}\]\}}'
+        return _RowsFirst(name, 1000, (), 0, bare, (), True)
     if name == "normalised":
         listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
         loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"

@@ -128,7 +128,15 @@ class ImageEncoder:
         self.feature_lookup: FeatureLookup | None = None
 
     def limit_tokens(self, ref: ImageRef, tokens: int) -> None:
-        """From now on, let an image have at most `tokens` tokens; of several limits the lowest counts."""
+        """From now on, let an image have at most `tokens` tokens; of several limits the lowest counts.
+
+        Raises BadInput where all images have the same number.
+        """
+        if self.geometry.square:
+            raise BadInput(
+                f"image {ref.path}: {self.family.name} makes as many tokens of every image, so overlong=shrink cannot "
+                "make it smaller; raise fit.max_tokens, or set fit.overlong=drop"
+            )
         self.limits[ref] = min(tokens, self.limits.get(ref, tokens))
         if (kept := self.cache.pop(ref, None)) is not None:
             self.free_bytes += kept.nbytes
@@ -150,7 +158,7 @@ class ImageEncoder:
         cut = self.geometry
         limit = self.limits.get(ref)
         most = cut.most_pixels if limit is None else min(cut.most_pixels, limit * cut.factor**2)
-        resize = square_resize if self.square else smart_resize
+        resize = square_resize if self.square or cut.square else smart_resize
         try:
             size = resize(ref.width, ref.height, cut.factor, min(cut.least_pixels, most), most)
         except BadInput as error:
@@ -193,7 +201,7 @@ class ImageEncoder:
         return self.family.order_patches(self.eyes.cells(self.picture(ref)), self.geometry.merge)
 
     def _resample(self, ref: ImageRef, size: Size) -> np.ndarray:
-        return np.asarray(self.open_image(ref).resize(size, Image.Resampling.BICUBIC))
+        return np.asarray(self.open_image(ref).resize(size, Image.Resampling(self.processor.resample)))
 
     def _remember(self, ref: ImageRef, make: Callable[[], Kept]) -> Kept:
         """What is kept of an image, or is made now."""
@@ -210,7 +218,7 @@ class ImageEncoder:
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
         if not refs:
-            return self.dummy_image()[0][:0], torch.zeros((0, 3), dtype=torch.long)
+            return torch.zeros((0, self.geometry.values)), torch.zeros((0, 3), dtype=torch.long)
         if self.eyes is None:
             return self.family.patches(self.processor, [self.pixels(r) for r in refs])
         sizes, patch = [self.resampled_size(r) for r in refs], self.geometry.patch
@@ -231,12 +239,12 @@ class ImageEncoder:
             return (*self.patches(refs), None)
         merge = self.geometry.merge
         grids_I3 = torch.tensor([(1, t * merge, w * merge) for t, w in grids], dtype=torch.long).reshape(-1, 3)
-        return self.dummy_image()[0][:0], grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
+        return torch.zeros((0, self.geometry.values)), grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
 
     def dummy_image(self) -> tuple[Tensor, Tensor]:
         """Patches, all zeros, and grid of the smallest possible image."""
-        merge = self.geometry.merge
-        return torch.zeros((merge**2, self.geometry.values)), torch.tensor([[1, merge, merge]])
+        side = self.geometry.least_side
+        return torch.zeros((side**2, self.geometry.values)), torch.tensor([[1, side, side]])
 
 
 class TextEncoder:
@@ -250,6 +258,7 @@ class TextEncoder:
         self.pad = int(tokenizer.pad_token_id)
         self.end = int(tokenizer.convert_tokens_to_ids(chat.end))
         self.frame = self.ids([chat.opening, chat.image_start, chat.image_end])
+        self.fronts: dict[int, list[int]] = {}  # by the number of images
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         try:
@@ -264,9 +273,11 @@ class TextEncoder:
 
     def prefix(self, grids: Sequence[tuple[int, int]]) -> list[int]:
         """The tokens before the question: system turn, start of the user's turn, images."""
-        before, opened, closed = self.frame
-        images = [t for tall, wide in grids for t in (*opened, *[self.image_token] * (tall * wide), *closed)]
-        return [*before, *images]
+        if len(grids) not in self.fronts:  # in one piece: words of neighbouring marks may be one token
+            image = self.chat.image_start + self.chat.image_token + self.chat.image_end
+            (self.fronts[len(grids)],) = self.ids([self.chat.opening + image * len(grids)])
+        numbers = iter([tall * wide for tall, wide in grids])
+        return [t for t in self.fronts[len(grids)] for _ in range(next(numbers) if t == self.image_token else 1)]
 
     def box_frame(self, refs: Sequence[ImageRef]) -> Size | None:
         """The size that the codec needs for a text about these images; None if it needs none."""

@@ -89,9 +89,10 @@ def count_vision(family: Family, visual: nn.Module, grids_I3: Tensor, merge: int
 
 
 def count_linear(module: nn.Module, tokens: int, flows: bool) -> Operations:
-    """Operations of a module's linear layers, additions of LoRA among them, on so many tokens. `flows`: whether their
+    """Operations of a module's matrices, additions of LoRA among them, on so many tokens. `flows`: whether their
     inputs need a gradient."""
-    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    layers = (m for m in module.modules() if not isinstance(m, nn.Embedding))
+    weights = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 2]
     every = sum(w.numel() for w in weights)
     learning = sum(w.numel() for w in weights if w.requires_grad)
     return Operations(2 * tokens * every, 2 * tokens * (learning + every * flows))

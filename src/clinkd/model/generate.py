@@ -81,7 +81,7 @@ class Rows:
     ) -> None:
         self.network = network
         self.inputs = partial(family_of(network.config).inputs, network.config)
-        self.cache = DynamicCache(config=network.config)
+        self.cache = DynamicCache()  # of all columns: a window of tokens is none of columns where rows have padding
         self.mask_RS = prompts.front_mask_US
         self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3US, features)
         self.keep(prompts.front_B)
@@ -103,12 +103,10 @@ class Rows:
     ) -> tuple[Tensor, Tensor]:
         """The logits of the next token, and the position of the newest one."""
         output = self.network(
-            input_ids=token_RN,
-            attention_mask=self.mask_RS,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-            **self.inputs(positions_3RN, features),
+            **self.inputs(token_RN, self.mask_RS, positions_3RN, features),
         )
         return output.logits[:, -1].float(), positions_3RN[..., -1:]
 

@@ -104,7 +104,9 @@ class VisionLanguageModel(nn.Module):
         self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
         self.additions: adapters.Additions | None = None  # what LoRA added to the base; None: no low rank, or unknown
-        self.vision_aside: tuple[nn.Module, ...] = ()  # tower and merger, where `VisionLeftOut` is in their place
+        # by path, what `VisionLeftOut` stands for; tower and merger as one are kept beside it
+        self.vision_aside: dict[str, nn.Module] = {}
+        self.visual_aside: tuple[nn.Module, ...] = ()
         self.line_tokens = 0  # length of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square, eyes)
         chat = self.family.chat
@@ -168,10 +170,14 @@ class VisionLanguageModel(nn.Module):
         positions_3BS = self._compute_positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
         features = self.vision_features(batch) if features is None else features
         hidden_BSH = self.network.model(
-            input_ids=batch.input_ids_BS,
-            attention_mask=batch.mask_B1SS,
             use_cache=False,
-            **self.family.inputs(self.network.config, positions_3BS, features if len(batch.grids_I3) else None),
+            **self.family.inputs(
+                self.network.config,
+                batch.input_ids_BS,
+                batch.mask_B1SS,
+                positions_3BS,
+                features if len(batch.grids_I3) else None,
+            ),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
         dummy = () if len(batch.grids_I3) else features
@@ -275,9 +281,9 @@ class VisionLanguageModel(nn.Module):
         The eyes, where the model has any, lie beside. `stock`: for the family's stock class. Raises BadInput where no
         stock class has these positions or these patches.
         """
-        aside, self.vision_aside = self.vision_aside, ()
-        for visual in aside:
-            self.network.set_submodule(self.family.visual, visual)
+        aside, self.vision_aside, self.visual_aside = self.vision_aside, {}, ()
+        for path, part in aside.items():
+            self.network.set_submodule(path, part)
         network = self.family.as_stock(self.network) if stock else self.network
         for part in (network, self.tokenizer, self.processor):
             part.save_pretrained(folder)
@@ -333,13 +339,15 @@ class VisionLanguageModel(nn.Module):
     def visual(self) -> nn.Module:
         """Tower and merger, on the disk or not."""
         visual: nn.Module = self.network.get_submodule(self.family.visual)
-        return next(iter(self.vision_aside), visual)
+        return next(iter(self.visual_aside), visual)
 
     def put_vision_aside(self) -> None:
         """Keep tower and merger out of the network until it is saved: nothing moves, changes or uses them. What was
         loaded in the type of its file so stays on the disk."""
-        self.vision_aside = (self.visual.requires_grad_(False),)
-        self.network.set_submodule(self.family.visual, VisionLeftOut())
+        self.visual_aside = (self.visual.requires_grad_(False),)
+        self.vision_aside = {path: self.network.get_submodule(path) for path in self.family.vision_modules}
+        for path in self.vision_aside:
+            self.network.set_submodule(path, VisionLeftOut())
 
     def with_additions(self, additions: adapters.Additions) -> VisionLanguageModel:
         """A model with these weights, not copied, and additions of LoRA beside them. It is of no use any more once
@@ -348,7 +356,7 @@ class VisionLanguageModel(nn.Module):
         network = copy.deepcopy(self.network, shared | {id(t): t for t in self.network.buffers()})
         adapters.put_beside(network, additions)
         twin = VisionLanguageModel(network, self.tokenizer, self.processor, self.images.open_image, self.images.eyes)
-        twin.vision_aside = self.vision_aside
+        twin.vision_aside, twin.visual_aside = self.vision_aside, self.visual_aside
         return twin
 
     def share_fixed_weights(self, other: nn.Module) -> None:
@@ -372,7 +380,7 @@ class VisionLanguageModel(nn.Module):
             if part not in modules:
                 raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(modules)}")
             for name in modules[part]:
-                if not (self.vision_aside and name.startswith(self.family.visual)):  # what is aside is fixed
+                if not name.startswith(tuple(self.vision_aside)):  # what is aside is fixed
                     self.network.get_submodule(name).requires_grad_(False)
 
     def explain_freeze(self, parts: Sequence[str]) -> str | None:
@@ -413,7 +421,15 @@ class VisionLanguageModel(nn.Module):
             parameter.data = parameter.data.to(dtype)
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
-        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
+        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table,
+        and for a part without a linear layer."""
+        for part in config.parts:
+            modules = [m for name in self.family.parts[part] for m in self.network.get_submodule(name).modules()]
+            if not any(isinstance(module, nn.Linear) for module in modules):
+                raise BadInput(
+                    f"fit.lora.parts: {part} of {self.family.name} has no linear layer, so it gets no addition; leave "
+                    f"{part} out"
+                )
         prefixes = [name for part in config.parts for name in self.family.parts[part]]
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
@@ -514,6 +530,7 @@ def load(
         network = load_folder(opened, config, dtype)
         family = family_of(network.config)
         tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
+        family.complete_processor(processor, network.config)
         eyes = Eyes.load(opened) if network.config.eyes else None
         if config is not None:
             family.limit_image_tokens(processor, config.max_image_tokens)

@@ -23,7 +23,8 @@ def caution_base(model: ModelConfig) -> list[str]:
     """Cautions, before any work, about a pretrained base that gets other positions, another layout or another spelling
     of boxes than its own.
 
-    Of a folder that is no stock one, there is nothing to tell. Raises BadInput if its config.json cannot be read.
+    Of a folder that is no stock one, there is nothing to tell. Raises BadInput if its config.json cannot be read, or
+    its family cannot have these knobs.
     """
     base = model.base and base_of(model.base)
     if base is None or not (base / "config.json").is_file():
@@ -35,6 +36,7 @@ def caution_base(model: ModelConfig) -> list[str]:
     family = next((family for family in FAMILIES if family.stock_type == settings.get("model_type")), None)
     if family is None:
         return []
+    family.demand_knobs(model)
     cautions = []
     scheme = position_scheme(model.positions, family.native)
     if scheme != family.native:

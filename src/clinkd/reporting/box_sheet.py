@@ -54,6 +54,8 @@ class ModelView:
         else:
             codec = make_codec(_name_spelling(base, settings))
         size = processor.get("size") or {}
+        if side := size.get("height"):  # one square for all images
+            return cls(codec, side, side**2, side**2, True)
         factor = processor.get("patch_size", _PATCH) * processor.get("merge_size", _MERGE)
         most = size.get("longest_edge") or processor.get("max_pixels") or MAX_PIXELS
         least = size.get("shortest_edge") or processor.get("min_pixels") or MIN_PIXELS

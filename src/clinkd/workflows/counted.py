@@ -11,6 +11,8 @@ from clinkd.config import FitConfig, RunConfig
 FLOAT = 4  # bytes of a weight that learns
 FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
 STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of optimiser state for a weight; muon's: of matrices
+# words in the names of weights, in the order in which they are looked for; all others are of the text
+NAMED = {"head": ("lm_head",), "merger": ("merger", "projector"), "vision": ("visual.", "vision_tower.")}
 
 
 def list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
@@ -26,10 +28,10 @@ def count_weights(base: Path) -> dict[str, int]:
     """How many weights each part of the model has, from the headers of its files."""
     from clinkd.model.folders import base_of, read_shapes
 
-    weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
+    weights = dict.fromkeys((*NAMED, "text"), 0)
     for name, shape in read_shapes(base_of(base)).items():
-        part = "text" if "visual." not in name else "merger" if "merger" in name else "vision"
-        weights["head" if "lm_head" in name else part] += math.prod(shape)
+        part = next((part for part, words in NAMED.items() if any(word in name for word in words)), "text")
+        weights[part] += math.prod(shape)
     return weights
 
 

@@ -10,6 +10,7 @@ import torch
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs, write_scheme
+from clinkd.model.families.gemma3 import GEMMA3
 from clinkd.model.families.qwen2_5_vl import QWEN2_5_VL
 from clinkd.model.families.qwen2_vl import QWEN2_VL
 from clinkd.model.families.qwen3_vl import QWEN3_VL
@@ -22,7 +23,7 @@ __all__ = [
     "native_knobs", "no_folder", "read_family", "scheme_knobs",
 ]  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+FAMILIES: tuple[Family, ...] = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, GEMMA3)
 TINY = QWEN2_VL  # of the embedded tiny model
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # by the word of `model.dtype`
 
@@ -73,6 +74,11 @@ def read_family(folder: Path, knobs: ModelConfig) -> tuple[Family, Any]:
 
 
 def _foreign(folder: Path, kind: str | None) -> BadInput:
+    if relative := next((family for family in FAMILIES if kind in family.blind_types), None):
+        return BadInput(
+            f"{folder}: model_type is {kind!r}, a model of text alone, which reads no images; take a {relative.name} "
+            f"that does ({relative.stock_type!r})"
+        )
     wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
     return BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
 

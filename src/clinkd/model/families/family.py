@@ -6,12 +6,13 @@ Shapes: I images, T vision patches of all images, F merged image tokens of all i
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; nothing here may reach for a network
@@ -50,11 +51,13 @@ class ChatTemplate:
     pad: str
     suppressed: tuple[str, ...]  # marks that no answer holds: an undertrained model may else emit image tokens
     words: tuple[str, ...]  # the words among all these, for the vocabulary of a tiny model
+    first: str = ""  # the mark before all else, if there is one
+    image_mark: str = ""  # what the stock processor turns into all marks of an image; "": it takes these
 
     @property
     def opening(self) -> str:
         """What stands before the images of the first turn."""
-        return (self.system_turn.format(self.system) if self.system else "") + self.user
+        return self.first + (self.system_turn.format(self.system) if self.system else "") + self.user
 
     def jinja(self) -> str:
         """The same as a template of Jinja, for other programs."""
@@ -64,7 +67,8 @@ class ChatTemplate:
             "before_system": before,
             "behind_system": behind,
             "before_user": self.user,
-            "image": self.image_start + self.image_token + self.image_end,
+            "image": self.image_mark or self.image_start + self.image_token + self.image_end,
+            "system_turn": self.system_turn,
             "before_answer": self.answer,
             "behind_answer": self.end + self.between,
         }
@@ -77,6 +81,7 @@ TURNS = (
     "{% for part in content if part.type == 'image' %}{{ image }}{% endfor %}"
     "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
     "{% if messages[0].role == 'system' %}{% set turns = messages[1:] %}"
+    "{% if not system_turn %}{{ raise_exception('this model has no system turn') }}{% endif %}"
     "{{ before_system }}{{ write(messages[0].content) }}{{ behind_system }}"
     "{% else %}{% set turns = messages %}{{ opening }}{% endif %}"
     "{% for message in turns %}{% if message.role != ['user', 'assistant'][loop.index0 % 2] %}"
@@ -96,11 +101,17 @@ class ImageGeometry:
     values: int  # numbers that describe a patch
     least_pixels: int
     most_pixels: int
+    square: bool = False  # all images become one square, whatever `model.square` says
 
     @property
     def factor(self) -> int:
         """Pixels a side of what becomes one token."""
         return self.patch * self.merge
+
+    @property
+    def least_side(self) -> int:
+        """Patches a side of the smallest square image."""
+        return math.isqrt(self.least_pixels) // self.patch if self.square else self.merge
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,12 @@ class Family(ABC):
     mergers: tuple[str, ...]
     text: str
     text_blocks: str
+    blind_types: ClassVar[tuple[str, ...]] = ()  # model_types of its relatives that read no images
+
+    @property
+    def vision_modules(self) -> tuple[str, ...]:
+        """The modules in the network that tower and merger are."""
+        return (self.visual,)
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -161,6 +178,15 @@ class Family(ABC):
     def stock_settings(self, config: Any) -> dict[str, Any]:
         """The stock configuration from one of `network_class`: the inverse of `configure`."""
 
+    def demand_knobs(self, knobs: ModelConfig) -> None:  # noqa: B027 - most families take all
+        """Raises BadInput, before any work, for knobs that cannot be had with this family."""
+
+    def complete_processor(self, processor: Any, config: Any) -> None:  # noqa: B027
+        """Tell a loaded processor what of `config`, of the network, it needs for `geometry`, but does not hold itself.
+
+        Raises BadInput where the two do not fit.
+        """
+
     @abstractmethod
     def geometry(self, processor: Any) -> ImageGeometry:
         """How the processor cuts an image, as it is set now."""
@@ -192,9 +218,15 @@ class Family(ABC):
         return int(config.text_config.hidden_size)
 
     @abstractmethod
-    def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
-        """Arguments by which the network takes positions and, in the place of pixels, the merged features of each
-        image (None: the text has no image tokens). `config`: of the network."""
+    def inputs(
+        self, config: Any, ids_BS: Tensor, mask: Tensor, positions_3BS: Tensor, features: tuple[Tensor, ...] | None
+    ) -> dict[str, Any]:
+        """Arguments by which the network takes tokens, mask, positions and, in the place of pixels, the merged features
+        of each image (None: the text has no image tokens). `config`: of the network.
+
+        `mask` is [B, 1, S, S], True where query attends to key; or, in decoding, [B, K], 1 at the tokens so far, of
+        which the last S are these.
+        """
 
     @abstractmethod
     def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
@@ -246,6 +278,11 @@ def scheme_knobs(config: Any) -> ModelConfig:
 def write_scheme(knobs: ModelConfig) -> dict[str, Any]:
     """The inverse of `scheme_knobs`: what a checkpoint must know of its knobs."""
     return knobs.model_dump(mode="json", exclude=NOT_CARRIED)
+
+
+def count_full_attention(blocks: int, width: int, grids_I3: Tensor) -> int:
+    """Operations of so many blocks in which each patch of an image attends to all of it."""
+    return 4 * blocks * width * sum(n**2 for n in grids_I3.prod(-1).tolist())
 
 
 def drop_keys(settings: dict[str, Any], *keys: str) -> dict[str, Any]:

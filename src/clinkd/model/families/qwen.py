@@ -31,11 +31,6 @@ from clinkd.model.positions import position_scheme
 from clinkd.records import BadInput
 
 
-def count_full_attention(blocks: int, width: int, grids_I3: Tensor) -> int:
-    """Operations of so many blocks in which each patch of an image attends to all of it."""
-    return 4 * blocks * width * sum(n**2 for n in grids_I3.prod(-1).tolist())
-
-
 class Qwen(Family):
     """The hooks that these families share; COMMON holds the names."""
 
@@ -152,9 +147,13 @@ class Qwen(Family):
         features_FH: Tensor = visual(pixels_TD, grid_thw=grids_I3).pooler_output
         return features_FH
 
-    def inputs(self, config: Any, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
+    def inputs(
+        self, config: Any, ids_BS: Tensor, mask: Tensor, positions_3BS: Tensor, features: tuple[Tensor, ...] | None
+    ) -> dict[str, Any]:
         images = None if features is None else {"image": self.encoder_output(config, features)}
-        return {"position_ids": positions_3BS, "mm_encoder_outputs": images}
+        return {
+            "input_ids": ids_BS, "attention_mask": mask, "position_ids": positions_3BS, "mm_encoder_outputs": images,
+        }  # fmt: skip
 
     def encoder_output(self, config: Any, features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         """The features of each image, as the stock class has them from its tower."""

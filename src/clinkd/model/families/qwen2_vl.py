@@ -9,8 +9,9 @@ from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLVisionConfig
 
 from clinkd.config import TinyConfig
+from clinkd.model.families.family import count_full_attention
 from clinkd.model.families.portable.qwen2_vl import ClinkdConfig, ClinkdForConditionalGeneration
-from clinkd.model.families.qwen import COMMON, Qwen, count_full_attention
+from clinkd.model.families.qwen import COMMON, Qwen
 
 STRAIGHT = 10.0  # from here on GELU is the identity: no normalised value of a tiny tower is far below -10
 

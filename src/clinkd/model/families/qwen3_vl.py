@@ -18,8 +18,9 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from clinkd.config import TinyConfig
+from clinkd.model.families.family import count_full_attention
 from clinkd.model.families.portable.qwen3_vl import ClinkdQwen3Config, ClinkdQwen3ForConditionalGeneration
-from clinkd.model.families.qwen import CHAT, COMMON, Qwen, count_full_attention
+from clinkd.model.families.qwen import CHAT, COMMON, Qwen
 
 GREY = [0.5] * 3  # mean and deviation of a pixel, as this family normalises it
 

@@ -64,6 +64,7 @@ FAMILIES: Mapping[str, BoxFamily] = {
     "ernie-vl": BoxFamily(1000),
     "gemini": BoxFamily(1000, "yxyx"),
     "medgemma": BoxFamily(1000, "yxyx"),
+    "gemma3": BoxFamily(1000, "yxyx"),
     "deepseek-vl2": BoxFamily(999),
     "chexagent": BoxFamily(100),
     "minigpt-v2": BoxFamily(100),
