@@ -119,7 +119,10 @@ class FitConfig(Knobs):
         speed_only=True,
     )  # fmt: skip
     questions: Whole = knob(0, "questions of a row in one pass, chosen anew each epoch; 0 = all")
-    optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: Muon for matrices, AdamW for the rest", paper="adamw")
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = knob(
+        "adamw", "adamw8bit: AdamW with a quarter of the memory for its states (the extra `bitsandbytes`); muon: Muon "
+        "for matrices, AdamW for the rest", paper="adamw",
+    )  # fmt: skip
     learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
     muon_learning_rate: Positive = knob(0.02, "peak for matrices under muon")
     weight_decay: NonNegative = knob(0.01, "decoupled")
@@ -835,6 +838,9 @@ class RunConfig(Knobs):
     @model_validator(mode="after")
     def _muon_needs_whole_matrices(self) -> Self:
         muon = next((name for name, fit in self.fits().items() if fit.optimizer == "muon"), None)
+        eight = next((name for name, fit in self.fits().items() if fit.optimizer == "adamw8bit"), None)
+        if self.shard and eight:
+            raise ValueError(f"shard=true: {eight}.optimizer=adamw8bit needs whole weights; set adamw, or shard=false")
         if self.shard and muon:
             raise ValueError(f"shard=true: Muon needs whole matrices; set {muon}.optimizer=adamw, or shard=false")
         return self

@@ -45,10 +45,16 @@ class Machine:
 
     @staticmethod
     def demand(config: RunConfig) -> None:
-        """Raises BadInput, naming the knob, if a tracker is not installed."""
+        """Raises BadInput, naming the knob, if a tracker or an optimizer's package is not installed."""
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
+        eight = next((name for name, fit in config.fits().items() if fit.optimizer == "adamw8bit"), None)
+        if eight and importlib.util.find_spec("bitsandbytes") is None:
+            raise BadInput(
+                f"{eight}.optimizer=adamw8bit: bitsandbytes is not installed; pip install 'clinkd[bitsandbytes]', or "
+                "set adamw"
+            )
 
     def ready(self) -> str:
         """Set torch's threads, and return the name of this process's device: "cpu", "cuda:1".

@@ -229,14 +229,16 @@ def _compare_weights(trained: Mapping[str, Tensor], weights: Mapping[str, Tensor
 
 
 def _compare_states(optimizers: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> str | None:
-    """The first saved tensor that belongs to no parameter, or has neither its shape nor a single number; or None."""
+    """The first saved tensor that belongs to no parameter, or has neither its shape nor a single number, nor is a scale
+    or table of eight-bit states (`eight_bit.py`); or None."""
     parameters = {
         f"{number}.{index}": parameter.shape
         for number, optimizer in enumerate(optimizers)
         for index, parameter in enumerate(_parameters(optimizer))
     }
     for name, tensor in flat.items():
-        shape = parameters.get(name.rpartition(".")[0])
-        if shape is None or (tensor.ndim and tensor.shape != shape):
+        owner, _, key = name.rpartition(".")
+        shape = parameters.get(owner)
+        if shape is None or (tensor.ndim and tensor.shape != shape and not key.startswith(("absmax", "qmap"))):
             return f"the optimiser's {name} is {list(tensor.shape)} there and {shape and list(shape)} here"
     return None

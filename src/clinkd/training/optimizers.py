@@ -15,7 +15,8 @@ TABLES = ("embed_tokens", "lm_head", "pos_embed", "slots")
 
 
 def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; or with `muon`, Muon for weight matrices and AdamW for the rest.
+    """AdamW for all parameters, with `adamw8bit` its states in eight bits; or with `muon`, Muon for weight matrices and
+    AdamW for the rest.
 
     Only matrices get weight decay. Muon: Jordan et al. 2024, with their scale sqrt(max(1, rows / columns)) of the
     learning rate.
@@ -28,9 +29,13 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
     betas = (config.adam_beta1, config.adam_beta2)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
-    ]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "adamw8bit":
+        from clinkd.training.eight_bit import EightBitAdamW
+
+        optimizers: list[torch.optim.Optimizer] = [EightBitAdamW(groups, lr=config.learning_rate, betas=betas)]
+    else:
+        optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)]
     if by_muon:
         optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95))
     for optimizer in optimizers:

@@ -10,7 +10,8 @@ from clinkd.config import FitConfig, RunConfig
 
 FLOAT = 4  # bytes of a weight that learns
 FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
-STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of optimiser state for a weight; muon's: of matrices
+# bytes of optimiser state for a weight: in eight bits with a scale for 256; muon's: of matrices
+STATES = {"adamw": 2 * FLOAT, "adamw8bit": 2 + 2 * FLOAT / 256, "muon": FLOAT}
 # words in the names of weights, in the order in which they are looked for; all others are of the text
 NAMED = {"head": ("lm_head",), "merger": ("merger", "projector"), "vision": ("visual.", "vision_tower.")}
 
@@ -35,7 +36,7 @@ def count_weights(base: Path) -> dict[str, int]:
     return weights
 
 
-def trained_bytes(fit: FitConfig) -> int:
+def trained_bytes(fit: FitConfig) -> float:
     """Bytes of a trained weight: gradient and optimiser in memory; as many for weight and optimiser in a checkpoint."""
     return FLOAT + STATES[fit.optimizer]
 
