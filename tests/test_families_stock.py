@@ -120,19 +120,19 @@ ROWS = [ASKED[:2], ASKED[2:3], ASKED[3:]]
 WORDS = tuple(t.text for s in ASKED for turn in s.turns for t in (turn.question, turn.answer))
 
 
-def make_twin(family: Family, folder: Path) -> Any:
+def make_twin(family: Family, folder: Path, shape: TinyConfig = SHAPE) -> Any:
     """A network of the stock class with random weights; `folder` gets it with tokenizer and image processor."""
-    tokenizer = tiny.train_tokenizer([*WORDS, *family.chat.words] * 2, SHAPE.vocabulary, family.special_tokens)
+    tokenizer = tiny.train_tokenizer([*WORDS, *family.chat.words] * 2, shape.vocabulary, family.special_tokens)
     tokenizer.pad_token = family.chat.pad
     torch.manual_seed(0)
-    stock = family.stock_class(family.stock_class.config_class(**family.tiny_settings(SHAPE, tokenizer))).eval()
+    stock = family.stock_class(family.stock_class.config_class(**family.tiny_settings(shape, tokenizer))).eval()
     with torch.no_grad():
         for name, weight in stock.named_parameters():  # as it starts, Gemma 3 sees nothing and repeats the last token
             if weight.dim() == 2 and not weight.any():
-                weight.normal_(std=SHAPE.init_std)
+                weight.normal_(std=shape.init_std)
             elif "post_" in name and not weight.any():
                 weight.normal_(mean=4)
-    processor = family.tiny_processor(SHAPE)
+    processor = family.tiny_processor(shape)
     if not family.geometry(processor).square:
         processor.size = {"shortest_edge": 32**2, "longest_edge": 112**2}
     for part in (stock, tokenizer, processor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,17 @@ from clinkd.model.families import FAMILIES, Family
 from clinkd.model.vlm import load
 from clinkd.objectives import CrossEntropy
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Task, Turn
-from clinkd.settings import override
+from clinkd.settings import change_knobs, override
 from clinkd.training.optimizers import make_optimizers
 from clinkd.training.step import LossModule
-from clinkd.workflows.gpus import GIB, GpuCount, Gpus, RowTokens, StageMemory
+from clinkd.workflows.counted import count_weights, list_trainings
+from clinkd.workflows.gpus import GIB, GpuCount, Gpus, LongestRow, StageMemory
 
 IMAGE = ImageRef("a.png", 112, 112)
 ROW = [Sample("a", (IMAGE,), Modality.CT, (Turn(Task.QA, BoxedText("What is it? " * 9), BoxedText("A lung")),), "a")]
 
 
-@pytest.fixture(scope="module", params=FAMILIES[:3], ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     folder = tmp_path_factory.mktemp("base")
     make_twin(request.param, folder)
@@ -39,8 +41,8 @@ def knobs_of(family: Family, folder: Path) -> ModelConfig:
     return ModelConfig(base=folder, positions=native, layout=family.layout, boxes=family.boxes, square=False)
 
 
-def train_a_step(knobs: ModelConfig, fit: FitConfig) -> tuple[dict[str, int], int, int]:
-    """Bytes of weights, gradients, optimizer states and kept tensors of a step on `ROW`; its tokens and patches."""
+def train_a_step(knobs: ModelConfig, fit: FitConfig) -> tuple[dict[str, int], int]:
+    """Bytes of weights, gradients, optimizer states and kept tensors of a step on `ROW`; its tokens."""
     assert knobs.base
     model = load(knobs.base, lambda ref: Image.new("RGB", (112, 112)), knobs)
     batch = model.encode([ROW])
@@ -67,7 +69,7 @@ def train_a_step(knobs: ModelConfig, fit: FitConfig) -> tuple[dict[str, int], in
             "optimizer": sum(t.nbytes for t in states),
             "activations": sum(size for size, _ in kept.values()),
         }
-    return sizes, batch.input_ids_BS.numel(), len(batch.pixels_TD)
+    return sizes, batch.input_ids_BS.numel()
 
 
 @pytest.mark.parametrize("freeze", [(), ("vision", "merger")])
@@ -75,11 +77,11 @@ def test_the_parts_are_those_of_a_real_step(base: tuple[Family, Path], freeze: t
     family, folder = base
     fit = FitConfig(rows=1, freeze=freeze)  # type: ignore[arg-type]
     knobs = knobs_of(family, folder)
-    real, tokens, patches = train_a_step(knobs, fit)
+    real, tokens = train_a_step(knobs, fit)
     run = RunConfig(model=knobs, teacher=TeacherConfig(fit=fit), distill=None, reflect=None)
     count = GpuCount(run)
-    merged = patches // count._keep("float32").patches
-    count.row = RowTokens(merged * count._keep("float32").side ** 2, ((tokens - merged) * 3,))
+    seen = count_activations(knobs, "float32").image_tokens((IMAGE,))
+    count.row = LongestRow((IMAGE,), ((tokens - seen) * 3,))
     parts = count._count_training(run, "teacher", fit, Gpus(1, 1.0)).parts
     for part in ("weights", "gradients", "optimizer"):
         assert parts[part] == real[part], part
@@ -99,7 +101,7 @@ def test_blocks_that_are_computed_again_keep_their_inputs_and_one_block(base: tu
 def test_the_nearest_knobs_are_the_fewest_that_fit(base: tuple[Family, Path]) -> None:
     run = override(laptop(base=base[1]), ["teacher.fit.lora=null", "distill.fit.lora=null", "reflect=null"])
     count = GpuCount(run)
-    count.row = RowTokens(896**2, (3000,))
+    count.row = LongestRow((ImageRef("a.png", 896, 896),), (3000,))
     worst = count.worst(run, Gpus(1, 80.0))
     room = (worst.whole - 1) / GIB
     assert not worst.fits(Gpus(1, room)) and worst.stage in ("teacher", "distill")
@@ -110,6 +112,26 @@ def test_the_nearest_knobs_are_the_fewest_that_fit(base: tuple[Family, Path]) ->
     assert count.nearest(Gpus(1, 0.001)) is None
     shared = count.worst(override(run, ["shard=true"]), Gpus(4, 80.0))
     assert shared.parts["optimizer"] == worst.parts["optimizer"] / 4
+    assert worst.parts["weights"] / 4 < shared.parts["weights"] < worst.parts["weights"], "tables stay whole"
+
+
+def test_a_teacher_of_its_own_base_is_counted_by_that(base: tuple[Family, Path], tmp_path: Path) -> None:
+    family, folder = base
+    large = tmp_path / "large"
+    make_twin(family, large, change_knobs(SHAPE, mlp=4 * SHAPE.mlp))
+    live = ["distill.teacher_as=live", "model.vision_features=live", "reflect=null"]
+    run = override(RunConfig(model=knobs_of(family, folder)), [*live, f"teacher.base={large}"])
+    count = GpuCount(run)
+    sizes = {path: sum(count_weights(path).values()) for path in (folder, large)}
+    stages = {s: count._count_training(run, s, f, Gpus(1, 80.0)).parts for s, f in list_trainings(run)}
+    assert stages["teacher"]["weights"] == 4 * sizes[large] > stages["distill"]["weights"] == 4 * sizes[folder]
+    assert stages["distill"]["teacher"] == 4 * sizes[large] and not stages["teacher"]["teacher"]
+    lora = override(run, ["teacher.fit.lora={}", "distill.fit.lora={rank: 2}"])
+    parts = count._count_training(lora, "distill", lora.distill.fit, Gpus(1, 80.0)).parts  # type: ignore[union-attr]
+    model = load(folder, lambda ref: Image.new("RGB", (112, 112)), lora.model)
+    model.adapt(lora.distill.fit.lora, 0)  # type: ignore[union-attr, arg-type]
+    assert parts["gradients"] == sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    assert parts["teacher"] == 4 * sizes[large], "another base shares nothing"
 
 
 @pytest.mark.parametrize("words", ["", "80", "0x80", "ax40", "1x80 6x40"])
@@ -120,10 +142,18 @@ def test_what_is_no_machine_is_refused(words: str) -> None:
 
 
 def test_the_table_says_what_fits_and_what_would(base: tuple[Family, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for knob in ("positions=native", f"base={base[1]}") for word in ("--set", f"model.{knob}")]
+    words = [
+        word
+        for knob in ("positions=native", f"base={base[1]}", f"layout={base[0].layout}")
+        for word in ("--set", f"model.{knob}")
+    ]
     assert main(["plan", "small", *words, "--gpus", "1x80,2x3", "--set", "teacher.fit.optimizer=adamw"]) == 0
     printed = capsys.readouterr().out
     assert "1 x 80 GB" in printed and "2 x 3 GB" in printed and " no " in printed
     assert "2 x 3 GB: " in printed and "logits" in printed
     assert main(["plan", "small", "--gpus", "1x80"]) == 2
     assert "--gpus: a tiny model takes next to nothing; give model.base" in capsys.readouterr().err
+    assert main(["plan", "small", *words, "--gpus", "1x80", "--measure"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert main(["plan", "small", *words, "--gpus", "1x80", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"]["rows"][0][0] == "1 x 80 GB"

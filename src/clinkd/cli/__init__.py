@@ -320,6 +320,9 @@ def _plan(args: argparse.Namespace) -> int:
     folds = config.fold_runs()
     if folds and args.measure:
         raise BadInput("--measure: measures one fold, and the others take about as much; add --set data.fold=1")
+    if args.gpus and args.measure:
+        raise BadInput("--gpus counts for other machines, --measure takes steps on this one: give one of them")
+    on_gpus = tabulate_gpus(config, args.gpus) if args.gpus else None
     parts = [(part, plan_stages(pipeline.plan(part), args.runs)) for part in (*folds, config)]
     counted, counted_stages = parts[-2 if folds else -1]  # the last fold: it is done after the others
     least_cost = count_least(counted, [stage.status for stage in counted_stages])
@@ -338,13 +341,13 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         unknown = dict.fromkeys(("steps", "seconds", "memory_mb", "disk_mb"))
         rows = [{"stage": s.name, "state": s.state, **unknown, "measured": False} for s in states]
-        print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost)}, indent=1))
+        machines = {"gpus": on_gpus and asdict(on_gpus)} if on_gpus else {}
+        print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost), **machines}, indent=1))
     else:
         _show_plan(stages, least_cost, " of a fold" if folds else "")
-    if args.gpus:
-        show(tabulate_gpus(config, args.gpus))
-        return 0
-    if least_cost:
+    if on_gpus and not args.json:
+        show(on_gpus)
+    if least_cost and not on_gpus:
         least_cost.demand_room(config, args.runs)
     return 0
 

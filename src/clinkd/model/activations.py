@@ -6,8 +6,10 @@ images, on numbers that mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +24,7 @@ from clinkd.records import ImageRef
 
 TOKENS = 128  # of the text that is tried
 BLANK = ImageRef("", 112, 112)
-FLOAT = 4  # bytes of a key or a value, and of what stands between blocks
+FLOAT = 4  # bytes of what stands between blocks
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,17 @@ class KeptBytes:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a training keeps of a text token and of a vision patch. `patches`: of them are an image token, `side` pixels
-    wide; `cached`: bytes of keys and values of a token while an answer is written."""
+    """What a training keeps of a text token and of a vision patch. `cached`: numbers of a token's keys and values while
+    an answer is written."""
 
     text: KeptBytes
     vision: KeptBytes
-    patches: int
-    side: int
     cached: int
+    images: ImageEncoder
+
+    def image_tokens(self, refs: Sequence[ImageRef]) -> int:
+        """The tokens of images, together."""
+        return sum(math.prod(self.images.grid(ref)) for ref in refs)
 
 
 def count_activations(knobs: ModelConfig, precision: str) -> Activations:
@@ -57,30 +62,35 @@ def count_activations(knobs: ModelConfig, precision: str) -> Activations:
     family, config = read_family(knobs.base, knobs)
     with opened_folder(knobs.base, "a vision-language model", adapters=True) as opened:
         processor = opened.processor(family.processor_class)
-    images = ImageEncoder(family, processor, lambda ref: Image.new("RGB", (BLANK.width or 0, BLANK.height or 0)), False)
+    family.complete_processor(processor, config)
+    family.limit_image_tokens(processor, knobs.max_image_tokens)
+
+    def show_blank(ref: ImageRef) -> Image.Image:
+        return Image.new("RGB", (ref.width or 1, ref.height or 1))
+
+    images = ImageEncoder(family, processor, show_blank, knobs.square)
     with torch.device("meta"):
         network = family.network_class(config)
     text = config.text_config
     heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return Activations(
-            _count_text(network.get_submodule(family.text), family.text_blocks.removeprefix(f"{family.text}.")),
+            _count_text(network.get_submodule(family.text), family, config),
             _count_vision(network.get_submodule(family.visual), family, images),
-            images.geometry.merge**2,
-            images.geometry.factor,
-            2 * text.num_hidden_layers * text.num_key_value_heads * heads * FLOAT,
+            2 * text.num_hidden_layers * text.num_key_value_heads * heads,
+            images,
         )
 
 
-def _count_text(text: nn.Module, blocks: str) -> KeptBytes:
-    width: int = text.config.hidden_size  # type: ignore[assignment, union-attr]
+def _count_text(text: nn.Module, family: Family, config: Any) -> KeptBytes:
+    blocks = family.text_blocks.removeprefix(f"{family.text}.")
 
     def run() -> Tensor:
-        hidden_BSH = torch.zeros(1, TOKENS, width, requires_grad=True)
-        mask_B1SS = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool)
-        states: Tensor = text(
-            inputs_embeds=hidden_BSH, attention_mask=mask_B1SS, position_ids=torch.zeros(3, 1, TOKENS), use_cache=False
-        ).last_hidden_state
+        hidden_BSH = torch.zeros(1, TOKENS, config.text_config.hidden_size, requires_grad=True)
+        ids_BS, mask_B1SS = torch.zeros(1, TOKENS, dtype=torch.long), torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool)
+        given = family.inputs(config, ids_BS, mask_B1SS, torch.zeros(3, 1, TOKENS), None)
+        places = {name: given[name] for name in ("attention_mask", "position_ids")}
+        states: Tensor = text(inputs_embeds=hidden_BSH, use_cache=False, **places).last_hidden_state
         return states
 
     with FakeTensorMode(allow_non_fake_inputs=True):  # weights on `meta` become fake ones
@@ -101,6 +111,8 @@ def _count_a_block(module: nn.Module, path: str, run: Callable[[], Tensor], toke
         module.set_submodule(path, nn.ModuleList(blocks[:number]))
         if number == 2:
             module.to_empty(device="cpu").train()
+            for buffer in module.buffers():  # some are indices
+                buffer.zero_()
         kept.append(_count_kept(module, run, tokens))
     with torch.no_grad():
         blocks[0].register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[-1]))

@@ -12,7 +12,7 @@ from bitsandbytes.optim import AdamW8bit
 STEP, NESTED = "step", "__bnb_optimizer_quant_state__"  # how bitsandbytes keeps torch from changing the states' types
 
 
-class EightBitAdamW(AdamW8bit):  # type: ignore[misc]
+class EightBitAdamW(AdamW8bit):
     """Its states are flat, a tensor a key, as those of other optimizers are."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clinkd.config import FitConfig, RunConfig
+from clinkd.config import FitConfig, LoraConfig, RunConfig
 
 FLOAT = 4  # bytes of a weight that learns
 FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
@@ -27,13 +27,34 @@ def list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
 
 def count_weights(base: Path) -> dict[str, int]:
     """How many weights each part of the model has, from the headers of its files."""
-    from clinkd.model.folders import base_of, read_shapes
-
     weights = dict.fromkeys((*NAMED, "text"), 0)
-    for name, shape in read_shapes(base_of(base)).items():
-        part = next((part for part, words in NAMED.items() if any(word in name for word in words)), "text")
+    for part, _, shape in _list_weights(base):
         weights[part] += math.prod(shape)
     return weights
+
+
+def count_whole(base: Path) -> int:
+    """How many weights are in no block: tables, head and merger, which are whole in each process where others are
+    shared out."""
+    return sum(math.prod(shape) for part, table, shape in _list_weights(base) if table or part in ("head", "merger"))
+
+
+def count_additions(base: Path, lora: LoraConfig) -> int:
+    """How many weights the additions of LoRA have."""
+    return sum(
+        lora.rank * sum(shape)
+        for part, table, shape in _list_weights(base)
+        if part in lora.parts and len(shape) == 2 and not table
+    )
+
+
+def _list_weights(base: Path) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
+    """Of each weight its part, whether it is the table of the text's tokens, and its shape."""
+    from clinkd.model.folders import base_of, read_shapes
+
+    for name, shape in read_shapes(base_of(base)).items():
+        part = next((part for part, words in NAMED.items() if any(word in name for word in words)), "text")
+        yield part, "embed_tokens" in name, shape
 
 
 def trained_bytes(fit: FitConfig) -> float:
@@ -54,6 +75,8 @@ def count_teacher(config: RunConfig, stage: str, weights: Mapping[str, int]) -> 
     if not has_live_teacher(config, stage):
         return 0
     assert config.teacher and config.distill
+    if config.teacher.base:
+        return sum(count_weights(config.teacher.base).values())
     fits = [
         config.teacher.fit,
         config.distill.fit,

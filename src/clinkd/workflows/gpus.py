@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd.config import FitConfig, RunConfig
@@ -19,9 +20,18 @@ from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.objectives import CHUNK_BYTES
 from clinkd.pipeline.machine import share_rows
-from clinkd.records import BadInput, Sample, Table
-from clinkd.settings import override
-from clinkd.workflows.counted import FIXED, FLOAT, STATES, count_teacher, count_weights, list_trainings
+from clinkd.records import BadInput, ImageRef, Sample, Table
+from clinkd.settings import change_knobs, override
+from clinkd.workflows.counted import (
+    FIXED,
+    FLOAT,
+    STATES,
+    count_additions,
+    count_teacher,
+    count_weights,
+    count_whole,
+    list_trainings,
+)
 
 if TYPE_CHECKING:
     from clinkd.model.activations import Activations
@@ -67,15 +77,37 @@ class StageMemory:
 
 
 @dataclass(frozen=True)
-class RowTokens:
-    """Of the longest row of the training split: tokens of its images at any limit, and characters of its questions with
-    their answers, the longest first."""
+class LongestRow:
+    """Of the training split: the images with the most pixels that a row has, and characters of the questions of the
+    longest one with their answers, the longest first."""
 
-    pixels: int
+    images: tuple[ImageRef, ...]
     characters: tuple[int, ...]
 
-    def text(self, questions: int) -> float:
+    def text_tokens(self, questions: int) -> float:
         return sum(self.characters[: questions or None]) / CHARACTERS
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """Weights of a pretrained base by part, and those that are whole in each process (`count_whole`)."""
+
+    parts: Mapping[str, int]
+    whole: int
+
+    @classmethod
+    def of(cls, base: Path) -> BaseSizes:
+        return cls(count_weights(base), count_whole(base))
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def held(self, share: int, blocks: int) -> float:
+        """Weights in one of `share` processes that share them out: two blocks are whole at a time."""
+        if share == 1:
+            return self.total
+        return self.whole + (self.total - self.whole) / share + 2 * self.parts["text"] / blocks
 
 
 @dataclass
@@ -83,13 +115,14 @@ class GpuCount:
     """Counts a run, and the same with other knobs. Raises BadInput for files of base or data that cannot be read."""
 
     config: RunConfig
-    row: RowTokens = field(init=False)
-    weights: Mapping[str, int] = field(init=False)
-    kept: dict[str, Activations] = field(default_factory=dict, init=False)  # by precision
+    row: LongestRow = field(init=False)
+    bases: dict[Path, BaseSizes] = field(init=False)
+    kept: dict[tuple[Path, str], Activations] = field(default_factory=dict, init=False)  # by base and precision
 
     def __post_init__(self) -> None:
-        assert self.config.model.base
-        self.row, self.weights = find_longest_row(self.config), count_weights(self.config.model.base)
+        model, teacher = self.config.model.base, self.config.teacher and self.config.teacher.base
+        self.row = find_longest_row(self.config)
+        self.bases = {base: BaseSizes.of(base) for base in (model, teacher) if base}
 
     def worst(self, config: RunConfig, gpus: Gpus) -> StageMemory:
         """The stage that takes most of each GPU."""
@@ -111,44 +144,59 @@ class GpuCount:
                     return settings, worst
         return None
 
-    def _keep(self, precision: str) -> Activations:
+    def _keep(self, config: RunConfig, base: Path, precision: str) -> Activations:
         from clinkd.model.activations import count_activations
 
-        if precision not in self.kept:
-            self.kept[precision] = count_activations(self.config.model, precision)
-        return self.kept[precision]
+        if (base, precision) not in self.kept:
+            self.kept[base, precision] = count_activations(change_knobs(config.model, base=base), precision)
+        return self.kept[base, precision]
 
     def _count_training(self, config: RunConfig, stage: str, fit: FitConfig, gpus: Gpus) -> StageMemory:
-        fixed, kept = FIXED[config.model.dtype], self._keep(fit.precision)
-        total, share = sum(self.weights.values()), gpus.number if config.shard else 1
-        trained = 0 if fit.lora else sum(n for part, n in self.weights.items() if fit.trains(part))
-        rows = math.ceil(fit.rows / (fit.accumulate * gpus.number))
-        images = rows * self._image_tokens(config, kept)
-        tokens, recompute = images + rows * self.row.text(fit.questions), fit.recompute == "blocks"
-        activations = kept.text.whole(min(tokens, rows * fit.max_tokens or math.inf), recompute)
-        if fit.trains("vision") and config.model.vision_features == "live":
-            activations += kept.vision.whole(images * kept.patches, recompute)
-        # autocast keeps what learns in bfloat16, too, for a forward; of shards two blocks are whole at a time
-        copies = trained * 2 if fit.precision == "bf16" else 0
-        whole_blocks = 2 * self.weights["text"] / kept.text.blocks * FLOAT if share > 1 else 0
+        own = config.teacher.base if config.teacher and stage == "teacher" else None
+        base = own or config.model.base
+        assert base
+        sizes, kept, share = self.bases[base], self._keep(config, base, fit.precision), self._share(config, gpus)
+        fixed, blocks = FIXED[config.model.dtype], kept.text.blocks
+        trained = 0 if fit.lora else sum(n for part, n in sizes.parts.items() if fit.trains(part))
+        held = sizes.held(share, blocks)
+        learning = count_additions(base, fit.lora) if fit.lora else trained / sizes.total * held
+        # autocast keeps what learns in bfloat16, too, for a forward
+        copies = 2 if fit.precision == "bf16" else 0
         parts = {
-            "weights": ((total - trained) * fixed + trained * FLOAT + copies) / share + whole_blocks,
-            "teacher": count_teacher(config, stage, self.weights) * fixed,
-            "gradients": trained * FLOAT / share,
-            "optimizer": trained * STATES[fit.optimizer] / share,
-            "activations": activations,
+            "weights": held * fixed + learning * (FLOAT - fixed * (not fit.lora) + copies),
+            "teacher": self._count_teacher(config, stage, sizes, share, blocks) * fixed,
+            "gradients": learning * FLOAT,
+            "optimizer": (learning if fit.lora else trained / share) * STATES[fit.optimizer],
+            "activations": self._count_activations(config, fit, kept, gpus),
             "logits": CHUNKS * CHUNK_BYTES["cuda"],
         }
         return StageMemory(stage, parts)
 
-    def _count_answers(self, config: RunConfig) -> StageMemory:
-        kept, answer = self._keep("float32"), config.answer
-        tokens = self._image_tokens(config, kept) + self.row.text(1) + answer.rows * answer.max_new_tokens
-        held = sum(self.weights.values()) * FIXED[config.model.dtype]
-        return StageMemory("answer", {"weights": held, "cache": answer.batch * tokens * kept.cached})
+    def _count_activations(self, config: RunConfig, fit: FitConfig, kept: Activations, gpus: Gpus) -> float:
+        rows = math.ceil(fit.rows / (fit.accumulate * gpus.number))
+        images, recompute = rows * kept.image_tokens(self.row.images), fit.recompute == "blocks"
+        tokens = images + rows * self.row.text_tokens(fit.questions)
+        activations = kept.text.whole(min(tokens, rows * fit.max_tokens or math.inf), recompute)
+        if fit.trains("vision") and config.model.vision_features == "live":
+            activations += kept.vision.whole(images * kept.images.geometry.merge**2, recompute)
+        return activations
 
-    def _image_tokens(self, config: RunConfig, kept: Activations) -> float:
-        return min(config.model.max_image_tokens, math.ceil(self.row.pixels / kept.side**2))
+    def _count_teacher(self, config: RunConfig, stage: str, sizes: BaseSizes, share: int, blocks: int) -> float:
+        """Weights of a live teacher in one process."""
+        other = config.teacher and config.teacher.base
+        number = count_teacher(config, stage, sizes.parts)
+        return (self.bases[other] if other else sizes).held(share, blocks) if number and share > 1 else number
+
+    def _count_answers(self, config: RunConfig) -> StageMemory:
+        assert config.model.base
+        kept, answer = self._keep(config, config.model.base, "float32"), config.answer
+        tokens = kept.image_tokens(self.row.images) + self.row.text_tokens(1) + answer.max_new_tokens
+        fixed = FIXED[config.model.dtype]
+        cache = answer.batch * answer.rows * tokens * kept.cached * fixed
+        return StageMemory("answer", {"weights": self.bases[config.model.base].total * fixed, "cache": cache})
+
+    def _share(self, config: RunConfig, gpus: Gpus) -> int:
+        return gpus.number if config.shard else 1
 
 
 def tabulate_gpus(config: RunConfig, words: str) -> Table:
@@ -169,26 +217,26 @@ def tabulate_gpus(config: RunConfig, words: str) -> Table:
             notes.append(f"{gpus}: fits ({then.whole / GIB:.1f}) with {' '.join(f'--set {s}' for s in settings)}")
         else:
             notes.append(f"{gpus}: no knobs make it fit; a smaller base, or a larger machine, is needed")
-    notes += ["whole: with 1 GiB of CUDA; rows are counted as if each were the longest", "additions of LoRA: about 1 %"]
+    notes.append("whole: with 1 GiB of CUDA; rows are counted as if each were the longest")
     columns = ("GPUs", "stage", *PARTS, "whole", "fits")
     return Table("memory of each GPU, GiB", columns, tuple(rows), tuple(notes))
 
 
-def find_longest_row(config: RunConfig) -> RowTokens:
+def find_longest_row(config: RunConfig) -> LongestRow:
     """The most pixels and the most text of an image with its questions. Of phantoms, which are not drawn yet: the size
     that they will have, and no text. Raises BadInput as `read_samples`."""
-    data, by_image = config.data, dict[tuple[object, ...], list[Sample]]()
+    data, by_images = config.data, dict[tuple[ImageRef, ...], list[Sample]]()
     if data.path is None:
-        return RowTokens(data.phantoms.image_pixels**2, ())
+        return LongestRow((ImageRef("", data.phantoms.image_pixels, data.phantoms.image_pixels),), ())
     source = Source(data.path, max_questions=data.max_questions, max_boxes=data.max_boxes, seed=config.seed)
     for sample in read_samples(source, Counter()):
-        by_image.setdefault(sample.images, []).append(sample)
+        by_images.setdefault(sample.images, []).append(sample)
     texts = [
         sorted((sum(len(t.question.text) + len(t.answer.text) for t in s.turns) for s in samples), reverse=True)
-        for samples in by_image.values()
+        for samples in by_images.values()
     ]
-    pixels = max(sum((i.width or 0) * (i.height or 0) for i in s[0].images) for s in by_image.values())
-    return RowTokens(pixels, tuple(max(texts, key=sum)))
+    images = max(by_images, key=lambda refs: sum((i.width or 0) * (i.height or 0) for i in refs))
+    return LongestRow(images, tuple(max(texts, key=sum)))
 
 
 def _list_changes(config: RunConfig, gpus: Gpus) -> Iterator[list[str]]:
