@@ -22,6 +22,7 @@ from clinkd.model.encode import group_by_images
 from clinkd.model.families import FAMILIES, Family, native_knobs
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny
 from clinkd.objectives import Distillation
+from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.settings import change_knobs, override
 from clinkd.storage import sha256_file
@@ -136,7 +137,8 @@ def test_weights_that_are_not_finite_missing_or_left_over_are_refused_in_bf16_to
 
 def test_only_a_pretrained_base_whose_products_are_bf16_is_bf16():
     with pytest.raises(BadInput, match="a tiny model is float32; give model.base"):
-        override(demo(), ["model.dtype=bf16"])
+        bf16 = [f"{name}.precision=bf16" for name in demo().fits()]
+        plan(override(demo(), ["model.dtype=bf16", *bf16]))
     with pytest.raises(BadInput, match=r"teacher.fit.precision=float32 needs weights in float32; set teacher.fit"):
         override(laptop(base=Path("x")), ["model.dtype=bf16"])
     kinds = ("teacher", "distill", "reflect")

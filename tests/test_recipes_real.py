@@ -85,7 +85,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     new_tiny(knobs, spell_samples(samples, knobs), 0, opened).save(home / "base", stock=True)
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
-    make_twin(QWEN3_VL, home / "qwen3")
+    make_twin(QWEN3_VL, home / "qwen3").bfloat16().save_pretrained(home / "qwen3")  # as it is published
     return home / "set", home / "base"
 
 
@@ -163,4 +163,4 @@ def test_eight_processes_do_a_recipe_as_it_stands(given: tuple[Path, Path], tmp_
 
 def weights(folder: Path) -> dict[str, bytes]:
     with safe_open(folder / "model.safetensors", "pt") as file:
-        return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118 - no dict
+        return {key: file.get_tensor(key).view(torch.uint8).numpy().tobytes() for key in file.keys()}  # noqa: SIM118

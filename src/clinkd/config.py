@@ -389,12 +389,6 @@ class ModelConfig(Knobs):
         return self
 
     @model_validator(mode="after")
-    def _a_tiny_model_is_float32(self) -> Self:
-        if self.dtype == "bf16" and self.base is None:
-            raise ValueError("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
-        return self
-
-    @model_validator(mode="after")
     def _eyes_stay_as_they_are(self) -> Self:
         if not self.sees_by_eyes:
             return self

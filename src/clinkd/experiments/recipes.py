@@ -208,7 +208,7 @@ def modern(data: Path | None = None, base: Path | None = None) -> RunConfig:
         data=DataConfig(path=data),
         model=ModelConfig(
             base=base, positions=NAMED_POSITIONS["native"], layout="interleaved", boxes="qwen3-vl", square=False,
-            vision_features="cached",
+            vision_features="cached", dtype="bf16",
         ),
         teacher=None,
         distill=DistillConfig(kd_weight=0, fit=fit),

@@ -76,6 +76,8 @@ def _add_base(
     stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, suffix: Literal["", "-teacher"] = ""
 ) -> tuple[Stage, Stage | None]:
     """Add what makes the base, and the features of images by its tower if they are cached."""
+    if model.base is None and model.dtype == "bf16":  # not of the knobs: a recipe has no base before it is given one
+        raise BadInput("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
     stage = partial(_add_stage, stages, config.seed)
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     cached, eyes, tower, features, general = model.vision_features == "cached", None, None, None, None
