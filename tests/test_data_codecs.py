@@ -211,6 +211,36 @@ def test_brackets_without_end_are_reported() -> None:
     assert "not JSON" in c.explain_unread(piece)
 
 
+HUGE = (
+    "1" * 330,
+    "1" * 400,
+    "1" * 5000,
+    "-" + "1" * 400,
+    "1" * 400 + ".5",
+    "1e308",
+    "1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+)
+
+
+@each_codec
+@pytest.mark.parametrize("number", HUGE, ids=lambda n: n if len(n) < 10 else f"{n[:2]}-{len(n)}")
+def test_a_number_beyond_all_images_is_no_box(c: Codec, number: str) -> None:
+    dice = random.Random(number)
+    spelled = c.encode(BoxedText("[box]", (Box(0.1, 0.2, 0.3, 0.4),)), RESIZED)
+    forms = ['{"bbox_2d": [%s]}', '{"box_2d": [%s], "label": "a"}', '"bbox_2d": [%s]', "[%s]", "<box>(%s)</box>"]
+    listed = [dice.sample([number, "1", "2", "3"], 4), [number] * 4, ["0.1", "0.2", number, "0.4"]]
+    raws = [form % ", ".join(numbers) for form in forms for numbers in listed]
+    raws += [spelled[: m.start()] + number + spelled[m.end() :] for m in re.finditer(r"\d+(?:\.\d+)?", spelled)]
+    for raw in raws:
+        found = c.decode(f"at {raw} there", RESIZED)
+        assert found.answer.boxes == (), raw[:40]
+        for piece in found.unparsed_boxes:
+            assert "\n" not in c.explain_unread(piece, RESIZED)
+
+
 @pytest.mark.parametrize(
     ("c", "raw", "boxes"),
     [

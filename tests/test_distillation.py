@@ -47,6 +47,7 @@ from clinkd.training.checkpoint import checkpoints
 from clinkd.training.step import LossModule
 from clinkd.training.teachers import WeightAverage
 from clinkd.workflows import ablate
+from processes import run_together
 
 TINY = TinyConfig(
     hidden=32, layers=1, heads=2, mlp=48, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
@@ -339,6 +340,31 @@ def test_each_phase_trains_on_answers_drawn_from_the_student_as_it_is(
     assert seen[0][2] != seen[1][2]
     assert same(seen[0][0], weights(bench.model())) and not same(seen[0][0], seen[1][0])
     assert [bench.recorded[f"fit-distill-{k}"]["steps"] for k in (1, 2)] == [2, 2]
+
+
+def distill_in_phases(out: Path, bench: Path, shard: bool) -> None:
+    """One process of those that distill the student of a `Bench` in two phases, tower and merger frozen."""
+    torch.set_num_threads(1)
+    distilling.OWN_ANSWERS = AnswerConfig(method="sampling", candidates=1, max_new_tokens=3)
+    out.mkdir(exist_ok=True)
+    stages = {name: bench / name for name in ("prepare", "base", "teacher")}
+    work = steps.StageInputs(StageContext(out, stages, 0, lambda *_: None), Machine("cpu", 1, shard))
+    fixed = change_knobs(ONCE, epochs=2, freeze=("vision", "merger"))
+    steps.distill(work, DistillConfig(on_policy=0.5, phases=2, fit=fixed), TeacherConfig())
+
+
+def test_weights_that_are_shared_out_go_through_phases_as_whole_ones(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilling, "OWN_ANSWERS", distilling.OWN_ANSWERS)
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log.txt"
+    assert run_together(log, distill_in_phases, two, bench.folder, True) == [0, 0], log.read_text()[-3000:]
+    distill_in_phases(one, bench.folder, False)
+    found, wanted = (weights(load(folder / steps.MODEL, bench.open_image)) for folder in (two, one))
+    moved = max((wanted[n] - p).abs().max() for n, p in weights(bench.model()).items())
+    assert moved > 1e-4 and {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0.05 * float(moved))
 
 
 # ---- the arms -------------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ READ = [  # file, task, declared family, score, words of a caution
     ("deepseek_99999", "VG", None, 0, "no box was read in any of 6"),
     ("empty_counts", "VG", None, 0, "give --boxes fractions"), ("normalised_undeclared", "VG", "normalised", 100, ""),
     ("norm_answer_thousandth_truth", "VG", "fractions", 100, ""), ("gemini", "VG", "gemini", 100, ""),
-    ("gemini", "VG", None, 0, "as gemini, medgemma) by 100%"), ("paligemma", "VG", "paligemma", 100, ""),
+    ("gemini", "VG", None, 0, "as gemini, medgemma, gemma3) by 100%"), ("paligemma", "VG", "paligemma", 100, ""),
     ("paligemma", "VG", None, 0, "give --boxes paligemma"), ("qwen25", "VG", None, 0, "--boxes pixels or"),
     ("pixels_undeclared", "VG", None, 0, "--boxes pixels or"),
 ]  # fmt: skip

@@ -285,6 +285,10 @@ REFUSED: dict[str, tuple[list[Change], str]] = {
     ),
     "no processor": ([drop("preprocessor_config.json")], "cannot be read as a vision-language model"),
     "processor a list": ([write("preprocessor_config.json", "[]")], "preprocessor_config.json: holds no JSON object"),
+    "resampled by nothing": (
+        [setting("preprocessor_config.json", resample=None)], "preprocessor_config.json: resample is None; one of",
+    ),
+    "resampled by nobody": ([setting("preprocessor_config.json", resample=17)], "resample is 17; one of Pillow's"),
     "patches of nothing": ([setting("preprocessor_config.json", patch_size=0)], "cannot be read as a vision-language"),
     "patches of another size": ([setting("preprocessor_config.json", patch_size=4)], "cannot be read as a vision-lang"),
     "merged otherwise": ([setting("preprocessor_config.json", merge_size=1)], "cannot be read as a vision-language"),

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from clinkd.config import RunConfig
 from clinkd.experiments import demo, laptop, modern, paper
+from clinkd.pipeline import run
 from clinkd.pipeline.cautions import caution_base, caution_few_groups, list_cautions, read_cautions
-from clinkd.records import BoxedText, ImageRef, Modality, Sample, Task, Turn
+from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting.report import RunSummary, write_shared
 from clinkd.settings import override
 from clinkd.training.fit import is_falling
@@ -105,6 +106,21 @@ def test_a_base_that_gets_other_positions_than_its_own_is_told_as_a_run_begins(t
     assert spelled == "model.boxes=digits in the place of what the base was taught (qwen2-vl)"
     (tmp_path / "config.json").write_text("{}")
     assert told(paper()) == []
+
+
+def test_what_a_pretrained_teacher_gets_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", "teacher"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(QWEN2_VL_2B))
+    folders = [f"model.base={tmp_path / 'base'}", f"teacher.base={tmp_path / 'teacher'}", "model.positions=sequential"]
+    config = override(laptop(), [*folders, f"data.path={tmp_path}"])
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match=r"^model\.base="):
+        run(config, tmp_path / "runs")
+    err = capsys.readouterr().err
+    assert "caution  teacher.base: model.positions=sequential in the place of the base's own" in err
 
 
 def test_the_base_of_an_adapter_is_told_of_too(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from clinkd.records import BadInput
 from clinkd.settings import change_knobs, override
 from clinkd.training import LiveTeacher, match_student
 
+LIVE = ("distill.teacher_as=states",)
 SMALL, LARGE = 8, 24  # rows of the heads beyond the tokenizer
 
 
@@ -55,13 +56,13 @@ def models(bench: Bench, *names: str) -> list[VisionLanguageModel]:
 
 def test_the_rows_of_no_token_are_cut_from_the_teachers_head(bench: Bench) -> None:
     student, teacher, whole = models(bench, "small", "large", "large")
-    match_student(teacher, student, live=True)
+    match_student(teacher, student, LIVE)
     batch = student.encode([[s] for s in bench.samples[:2]])
     targets, uncut = (LiveTeacher(m).targets(batch) for m in (teacher, whole))
     logits, wanted = (t.hidden_NG @ t.weight_VG.T for t in (targets, uncut))
     assert logits.shape[1] == len(student.head.weight_VH) == len(student.tokenizer) + SMALL
     assert torch.equal(logits, wanted[:, : logits.shape[1]]), "the tokens' own logits stay"
-    match_student(student, whole, live=True)
+    match_student(student, whole, LIVE)
     assert len(student.head.weight_VH) == logits.shape[1], "the smaller head stays as it is"
 
 
@@ -69,12 +70,30 @@ def test_a_teacher_of_another_tokenizer_or_grid_is_refused_by_what_differs(bench
     (student,) = models(bench, "small")
     other = write_base(tmp_path / "words", SHAPE, SMALL, ("no", "word", "in", "common"))
     finer = write_base(tmp_path / "finer", change_knobs(SHAPE, image_pixels=128), SMALL)
-    with pytest.raises(BadInput, match=r"teacher\.base: its vocabulary is not that of the student"):
-        match_student(load(other, bench.open_image, knobs(other)), student, live=False)
+    with pytest.raises(BadInput, match=r"the teacher: its vocabulary is not that of the student"):
+        match_student(load(other, bench.open_image, knobs(other)), student)
     teacher = load(finer, bench.open_image, knobs(finer))
     with pytest.raises(BadInput, match=r"its image processor is not .*, or set distill\.teacher_as=states"):
-        match_student(teacher, student, live=True)
-    match_student(teacher, student, live=False)
+        match_student(teacher, student, LIVE)
+    match_student(teacher, student)
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(bench: Bench, tmp_path: Path) -> None:
+    other = write_base(tmp_path / "words", SHAPE, SMALL, ("no", "word", "in", "common"))
+    finer = write_base(tmp_path / "finer", change_knobs(SHAPE, image_pixels=128), SMALL)
+    base = bench.work(tmp_path / "base")
+    steps.base(base, knobs(bench.folder / "small"))
+
+    def make(name: str, folder: Path, live: tuple[str, ...] = ()) -> None:
+        steps.base(bench.work(tmp_path / name, base=base.folder), knobs(folder), "base", live)
+
+    with pytest.raises(BadInput, match=r"teacher\.base=.*words: its vocabulary is not that of the student"):
+        make("1", other)
+    with pytest.raises(BadInput, match=r"its image processor is .*, or set reflect\.objective=ce$"):
+        make("2", finer, ("reflect.objective=ce",))
+    make("3", finer)
+    make("4", bench.folder / "large")
+    assert bench.recorded["parameters"] == sum(p.numel() for p in models(bench, "large")[0].parameters())
 
 
 @pytest.mark.parametrize("kept_as", ["live", "states", "draws"])
@@ -101,8 +120,22 @@ def test_such_a_teacher_sees_by_its_own_tower(bench: Bench) -> None:
     ours, others = ({s.name: s for s in plan(c)} for c in (config, override(config, [theirs])))
     assert [need.name for need in ours["teacher"].needs] == ["prepare", "base", "see"]
     assert [need.name for need in others["teacher"].needs] == ["prepare", "base-teacher"]
+    assert [need.name for need in others["base-teacher"].needs] == ["prepare", "base"]
     assert {"see", "teacher"} <= {need.name for need in others["distill"].needs}
     with pytest.raises(BadInput, match=r"not cached: set distill\.teacher_as=states"):
         override(config, [theirs, "distill.teacher_as=live"])
     with pytest.raises(BadInput, match=r"give model\.base"):
         override(laptop(), [theirs, "model.vision_features=live"])
+    with pytest.raises(BadInput, match=r"^teacher\.base=.*nowhere: no config\.json there"):
+        plan(override(config, [f"teacher.base={bench.folder / 'nowhere'}"]))
+
+
+def test_the_settings_that_end_a_live_teacher() -> None:
+    live = override(laptop(), ["model.vision_features=live", "distill.teacher_as=live"])
+    assert live.no_live_teacher[:1] == ("distill.teacher_as=states",)
+    drawn = override(live, ["distill.on_policy=0.5"]).no_live_teacher
+    assert drawn[:2] == ("distill.on_policy=0", "distill.teacher_as=states")
+    assert override(live, ["distill.kd_weight=0", "reflect.objective=ce"]).no_live_teacher == ()
+    assert override(live, ["distill.kd_weight=0", "reflect.objective=distill"]).no_live_teacher == (
+        "reflect.objective=ce",
+    )

@@ -249,6 +249,11 @@ def test_another_tower_or_size_of_images_is_refused(bench, filled):
     model.images.processor.size = {"shortest_edge": 32**2, "longest_edge": 32**2}
     with pytest.raises(BadInput, match="the gallery is of something else: processor"):
         FeatureCache(filled, model)
+    smooth = bench.model()
+    smooth.images.processor.resample = Image.Resampling.BILINEAR
+    with pytest.raises(BadInput, match="the gallery is of something else: processor"):
+        FeatureCache(filled, smooth)
+    assert "resample" not in feature_cache.image_identity(bench.model().images)["processor"], "older stores stay valid"
 
 
 def test_a_damaged_file_is_found(bench, tmp_path):

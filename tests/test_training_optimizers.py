@@ -64,6 +64,14 @@ def test_adamw_has_the_betas_of_its_knobs():
     assert {group["betas"] for group in stock.param_groups} == {(0.8, 0.999)}
 
 
+def test_muon_is_alone_where_all_that_learns_is_matrices():
+    added = torch.nn.Sequential(torch.nn.Linear(8, 2, bias=False), torch.nn.Linear(2, 8, bias=False))  # as LoRA's
+    (alone,) = make_optimizers(added, FitConfig(optimizer="muon", muon_learning_rate=0.25))
+    assert isinstance(alone, Muon) and [group["peak"] for group in alone.param_groups] == [0.25]
+    rest, muon = make_optimizers(torch.nn.Linear(8, 2), FitConfig(optimizer="muon"))
+    assert isinstance(rest, torch.optim.AdamW) and isinstance(muon, Muon)
+
+
 def test_the_warm_up_starts_where_its_knob_says_and_never_passes_the_peak():
     assert share_of_peak(0, FitConfig(warmup=0.04)) == pytest.approx(1 / 40)
     assert share_of_peak(0, FitConfig(warmup=0.04, warmup_start=0.01)) == pytest.approx(1 / 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,12 +13,15 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
+from clinkd import vllm_plugin
 from clinkd.config import NAMED_POSITIONS, AffinePositions, ModelConfig, Positions, TinyConfig
+from clinkd.model.families import TINY as TINY_FAMILY
 from clinkd.model.families.portable.networks import rotary_pairs_of
-from clinkd.model.families.vllm_plugin import prompt_rows, register, rotary_table, rotate
+from clinkd.model.families.vllm_plugin import prompt_rows, rotary_table, rotate
 from clinkd.model.positions import Affine
 from clinkd.model.vlm import new_tiny
 from clinkd.records import BadInput
+from clinkd.vllm_plugin import SERVED, register
 
 LENGTH = 128
 GRIDS = torch.tensor([[3, 5], [4, 4]])
@@ -98,8 +103,36 @@ def test_where_vllm_has_other_parts_it_goes_on_without_us(
     monkeypatch.setitem(sys.modules, "vllm", None)
     register()
     assert "clinkd: this vLLM cannot serve its models" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="clinkd: this vLLM cannot serve its models"):
+        getattr(vllm_plugin, SERVED)
 
 
-def test_the_entry_point_is_there() -> None:
+LOADED = """
+import importlib, importlib.metadata, json, os, sys, types
+from transformers.utils import logging
+logging.set_verbosity_info()
+places, before = {}, dict(os.environ)
+registry = types.SimpleNamespace(register_model=places.__setitem__)
+sys.modules["vllm"] = types.SimpleNamespace(ModelRegistry=registry)
+importlib.metadata.EntryPoint("clinkd", sys.argv[1], "vllm.general_plugins").load()()
+idle = [name for name in sys.modules if name.startswith("clinkd.")]
+[(name, place)] = places.items()
+module, _, attribute = place.partition(":")
+try:
+    getattr(importlib.import_module(module), attribute)
+except ImportError as error:
+    print(json.dumps([name, idle, "clinkd.model.families" in sys.modules, str(error), dict(os.environ) == before,
+                      logging.get_verbosity() == logging.INFO, logging.is_progress_bar_enabled()]))
+"""
+
+
+def test_the_entry_point_leaves_a_process_of_vllm_as_it_was() -> None:
+    """It is loaded as vLLM loads it, and a model is asked for; what stands for vLLM has none of its parts."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["vllm.general_plugins"] == {"clinkd": f"{register.__module__}:{register.__name__}"}
+    value = project["entry-points"]["vllm.general_plugins"]["clinkd"]
+    words = [sys.executable, "-c", LOADED, value]
+    told = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    name, idle, imported, refusal, *unchanged = told
+    assert name == SERVED == TINY_FAMILY.network_class.__name__
+    assert sorted(idle) == ["clinkd.version", "clinkd.vllm_plugin"], "nothing heavy before a model is asked for"
+    assert imported and "this vLLM cannot serve its models (" in refusal and unchanged == [True] * 3

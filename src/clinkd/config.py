@@ -785,7 +785,7 @@ class RunConfig(Knobs):
             )
         if teacher and teacher.base and self.model.base is None:
             raise ValueError("teacher.base is of a pretrained base: give model.base, or set teacher.base=null")
-        if teacher and teacher.base and fixed and self._asks_teacher_live:
+        if teacher and teacher.base and fixed and self.no_live_teacher:
             raise ValueError(
                 "teacher.base sees images by a tower of its own, which is not cached: set "
                 "distill.teacher_as=states (or draws) and reflect.objective=ce, or model.vision_features=live"
@@ -808,10 +808,15 @@ class RunConfig(Knobs):
         return self
 
     @property
-    def _asks_teacher_live(self) -> bool:
-        distill, reflect = self.distill, self.reflect
-        beside = bool(distill and distill.needs_teacher and distill.teacher_as == "live")
-        return beside or bool(reflect and reflect.objective == "distill")
+    def no_live_teacher(self) -> tuple[str, ...]:
+        """The settings by which no trained teacher would run beside a student; none where it does not."""
+        distill, reflect, settings = self.distill, self.reflect, list[str]()
+        if distill and distill.needs_teacher and distill.teacher_as == "live":
+            settings += ["distill.on_policy=0"] if distill.on_policy else []
+            settings += ["distill.teacher_as=states"]
+        if reflect and reflect.objective == "distill":
+            settings += ["reflect.objective=ce"]
+        return tuple(settings)
 
     @model_validator(mode="after")
     def _averaged_weights_are_whole(self) -> Self:

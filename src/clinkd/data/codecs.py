@@ -31,6 +31,7 @@ from clinkd.data.grids import Size
 from clinkd.spelling import suggest
 
 SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "normalised", "digits", "locations")
+MOST = 10**6  # beyond all images: what is larger, of however many digits, is no coordinate
 Corners = tuple[int, int, int, int]  # x1, y1, x2, y2 on a codec's grid
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -330,7 +331,7 @@ class _Answering(_Points):
         return Decoded(BoxedText(label + BOX_MARK, (box,))) if box else _leave_unread(piece)
 
     def _is_no_number(self, value: Any) -> bool:
-        return type(value) not in self.numbers or value < 0
+        return type(value) not in self.numbers or not 0 <= value <= MOST
 
     def _parse_object(self, piece: str) -> tuple[list[Any], str]:
         """The values of `key`, and the label beside them. Raises ValueError with the reason why it is no box."""

@@ -193,8 +193,18 @@ class ModelFolder(NamedTuple):
             ) from None
 
     def processor(self, cls: Any) -> Any:
-        """The image processor, of a given class."""
-        return cls.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        """The image processor, of a given class. Raises BadInput where it names no way of resampling that there is."""
+        from PIL import Image
+
+        processor = cls.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        try:
+            Image.Resampling(processor.resample)
+        except ValueError:
+            raise BadInput(
+                f"{self.folder / 'preprocessor_config.json'}: resample is {processor.resample!r}; one of Pillow's "
+                "numbers is wanted (2 bilinear, 3 bicubic), that with which the model was trained"
+            ) from None
+        return processor
 
     def eyes(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors in the file of EYES, and what the file says of itself. Raises BadInput where it is missing, or

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -367,11 +367,14 @@ class VisionLanguageModel(nn.Module):
             if fixed is not None and _is_alike(fixed, parameter) and torch.equal(fixed, parameter):
                 parameter.data = fixed.data
 
-    def shares_vision_with(self, visual: nn.Module) -> bool:
-        """Whether `visual`, tower and merger, has the same weights as these, and neither gets a gradient."""
+    def shares_vision_with(self, visual: nn.Module, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> bool:
+        """Whether `visual`, tower and merger, has the same weights as these, and neither gets a gradient. `whole`: puts
+        a tensor together that processes share out."""
         ours, theirs = (dict(v.named_parameters()) for v in (self.visual, visual))
         frozen = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
-        return frozen and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
+        if not frozen or ours.keys() != theirs.keys():
+            return False
+        return all(torch.equal(whole(p), whole(theirs[n])) for n, p in ours.items())
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""

@@ -14,7 +14,7 @@ from clinkd.pipeline.graph import CACHE, Stage, execute
 from clinkd.pipeline.machine import Machine, share_rows
 from clinkd.pipeline.pace import estimate_left, spell_left
 from clinkd.pipeline.runs import RUN_RECORD, Run, begin_run, finish_run, open_run
-from clinkd.pipeline.stages import plan
+from clinkd.pipeline.stages import make_teacher_base, plan
 
 __all__ = [
     "cautions",
@@ -47,6 +47,8 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     Machine.demand(config)
     config, lines = share_rows(config, distributed.size())
     lines += [f"caution  {line}" for line in caution_base(config.model)]  # each process: a refusal ends them all
+    if config.teacher and config.teacher.base and (theirs := make_teacher_base(config)):
+        lines += [f"caution  teacher.base: {line}" for line in caution_base(theirs)]
     if distributed.is_main():
         print(*(f"{line}\n" for line in lines), sep="", end="", file=sys.stderr, flush=True)
     return _run(config, runs, replace)

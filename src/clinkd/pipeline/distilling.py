@@ -72,7 +72,7 @@ def distill(work: StageInputs, config: DistillConfig, teacher: TeacherConfig | N
         objective = Distillation(config.kd_weight, config.temperature)
         kd_teacher = _open_teacher(work, student, _show_teacher(train, teacher, work.seed), config, teacher)
         if config.on_policy:
-            _fit_on_policy(work, student, train, config, objective, kd_teacher)
+            student = _fit_on_policy(work, student, train, config, objective, kd_teacher)
         else:
             work.fit(student, train, config.fit, "distill", objective=objective, teacher=kd_teacher)
     else:
@@ -105,10 +105,11 @@ def _label_samples(work: StageInputs, config: DistillConfig) -> list[Sample]:
 def _fit_on_policy(
     work: StageInputs, student: VisionLanguageModel, train: Sequence[Sample], config: DistillConfig,
     objective: Distillation, kd_teacher: Teacher,
-) -> None:  # fmt: skip
-    """Train in phases. At the start of each, answers to another share of the questions are sampled from the student; in
-    the place of the labels they get the teacher's KL alone (GKD, Agarwal et al. 2024)."""
+) -> VisionLanguageModel:  # fmt: skip
+    """The student, trained in phases. At the start of each, answers to another share of the questions are sampled from
+    it; in the place of the labels they get the teacher's KL alone (GKD, Agarwal et al. 2024)."""
     for phase in range(config.phases):
+        student = work.reopen(student) if phase else student
         number = f"{phase + 1}/{config.phases}"
         asked = choose_share(train, config.on_policy, work.seed, f"on-policy {phase}")
         file, title = f"own-{phase + 1}.jsonl", f"own answers {number}"
@@ -120,12 +121,13 @@ def _fit_on_policy(
             student, samples, config.phase_fit, f"distill-{phase + 1} {number}", objective=objective,
             teacher=kd_teacher, schedule_part=(phase, config.phases), unlabelled={f"{i}+own" for i in own},
         )  # fmt: skip
+    return student
 
 
 def load_teacher(
-    work: StageInputs, student: VisionLanguageModel, live: bool = False, cached: bool = True
+    work: StageInputs, student: VisionLanguageModel, live: Sequence[str] = (), cached: bool = True
 ) -> VisionLanguageModel:
-    """The tuned teacher, as `match_student` makes it; `cached`: as `StageInputs.model`."""
+    """The tuned teacher, as `match_student` makes it; `live`: as there; `cached`: as `StageInputs.model`."""
     model = work.model("teacher", cached)
     match_student(model, student, live)
     return model
@@ -142,7 +144,7 @@ def _open_teacher(
     if config.teacher_as == "live":
         # of one base, it may be what LoRA added, on the student's weights; but they are merged after each phase
         if config.on_policy or (teacher and teacher.base):
-            return LiveTeacher(load_teacher(work, student, live=True))
+            return LiveTeacher(load_teacher(work, student, live=["distill.teacher_as=states"]))
         return work.live_teacher(student, config.fit)
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
     identity = identify_store(

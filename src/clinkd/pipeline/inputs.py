@@ -20,7 +20,7 @@ from clinkd.model.additions import read_additions
 from clinkd.model.eyes import Eyes
 from clinkd.model.folders import opened_folder
 from clinkd.model.vision import VisionPretrainer
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Objective
 from clinkd.pipeline.correcting import CorrectionContext
 from clinkd.pipeline.damage import MODEL, demand_whole_model
@@ -32,6 +32,7 @@ from clinkd.records import SPLITS, ImageRef, Prediction, Sample, Split
 from clinkd.training import CellCache, FeatureCache, FitRun, LiveTeacher, Teacher, fit
 
 FEATURES = "gallery"
+REOPENED = "reopened"  # a model between two trainings
 
 
 class StageInputs:
@@ -79,7 +80,27 @@ class StageInputs:
 
     def model(self, stage: str, cached: bool = True) -> VisionLanguageModel:
         """The model of a stage before; `cached`: with the features of the run's tower, if they are cached."""
-        model = load_model(self.inputs[stage], self.open_image).eval()
+        return self._make_ready(load_model(self.inputs[stage], self.open_image).eval(), cached)
+
+    def reopen(self, model: VisionLanguageModel) -> VisionLanguageModel:
+        """A trained model, to be asked or trained again in each process. Where they shared its weights out, it is read
+        anew: only the main process has put it together, and FSDP takes no module twice."""
+        if not self.machine.shard or distributed.size() == 1:
+            return model
+        folder = self.folder / REOPENED
+
+        def save() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            model.save(folder)
+
+        distributed.on_main_process(save)
+        whole = load(folder, self.open_image).eval()
+        whole.additions = model.additions
+        distributed.wait_for_all()
+        distributed.on_main_process(lambda: shutil.rmtree(folder))
+        return self._make_ready(whole, cached=True)
+
+    def _make_ready(self, model: VisionLanguageModel, cached: bool) -> VisionLanguageModel:
         self._serve_cells(model)
         if cached and "see" in self.inputs:
             features_folder = self.inputs["see"]

@@ -26,7 +26,7 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, read_images
 from clinkd.records import ImageRef, Sample
 from clinkd.storage import progress, publish, write_json, write_lines
-from clinkd.training import cache_cells, cache_features
+from clinkd.training import cache_cells, cache_features, match_student
 
 WHITENED = 256  # most training images, spread over all, whose features decide the whitening
 DRAWINGS = "drawn"
@@ -96,8 +96,9 @@ def see(work: StageInputs) -> None:
     work.record("bytes", num_bytes)
 
 
-def base(work: StageInputs, config: ModelConfig) -> None:
-    """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
+def base(work: StageInputs, config: ModelConfig, student: str | None = None, live: Sequence[str] = ()) -> None:
+    """Make the model before any training: random weights, or a check that pretrained weights load with the knobs, and
+    that a teacher's fit the model of the stage `student`; `live`: as `match_student`."""
     if general_stage := next((name for name in work.inputs if name.startswith("general")), None):
         model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
         _demand_places(work, model)
@@ -120,6 +121,8 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         _demand_places(work, model)
         _keep_pretrained(work, model, config)
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+    if student:  # what does not fit is found out before the teacher is trained
+        match_student(model, work.model(student), live, f"teacher.base={config.base}")
 
 
 def _keep_pretrained(work: StageInputs, model: VisionLanguageModel, config: ModelConfig) -> None:

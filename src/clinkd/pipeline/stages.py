@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clinkd.config import (
     ClipConfig,
@@ -73,11 +73,13 @@ def _add_stage(
 
 
 def _add_base(
-    stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, suffix: Literal["", "-teacher"] = ""
+    stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, student: Stage | None = None
 ) -> tuple[Stage, Stage | None]:
-    """Add what makes the base, and the features of images by its tower if they are cached."""
+    """Add what makes the base, and the features of images by its tower if they are cached. `student`: what makes the
+    base of the student, where this is another one, of the teacher."""
     if model.base is None and model.dtype == "bf16":  # not of the knobs: a recipe has no base before it is given one
         raise BadInput("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
+    suffix, knob = ("-teacher", "teacher.base") if student else ("", "model.base")
     stage = partial(_add_stage, stages, config.seed)
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     cached, eyes, tower, features, general = model.vision_features == "cached", None, None, None, None
@@ -96,13 +98,17 @@ def _add_base(
         tower = stage("tower", _identify_model(alone), data, eyes, config=alone, **machine)
         features = stage("see", {}, data, eyes, tower, **machine)
     start = (tower, features) if tower else (general, eyes)
-    base = stage(f"base{suffix}", _identify_model(model), data, *start, step="base", config=model, **machine)
+    needs, arguments = [data, *start], {"config": model, **machine}
+    if student and model.base:
+        needs.append(student)
+        arguments |= {"student": student.name, "live": config.no_live_teacher}
+    base = stage(f"base{suffix}", _identify_model(model, knob), *needs, step="base", **arguments)
     if cached and not features:
         features = stage("see", {}, data, eyes, base, **machine)
     return base, features
 
 
-def _make_teacher_base(config: RunConfig) -> ModelConfig | None:
+def make_teacher_base(config: RunConfig) -> ModelConfig | None:
     """The knobs of the teacher's base, where it is no copy of the student's."""
     teacher, model = config.teacher, config.model
     if teacher and teacher.size:
@@ -120,8 +126,8 @@ def _add_student(stages: list[Stage], config: RunConfig, data: Stage, base: Stag
     model = base
     if config.teacher:
         own_base, seen = base, features
-        if other := _make_teacher_base(config):
-            own_base, _ = _add_base(stages, config, other, data, "-teacher")
+        if other := make_teacher_base(config):
+            own_base, _ = _add_base(stages, config, other, data, base)
             seen = None  # the features are those of the student's tower
         arguments = {"config": config.teacher, "base": own_base.name, **machine}
         teacher = stage("teacher", config.teacher, data, own_base, seen, **arguments)
@@ -222,8 +228,8 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
     return {**knobs, **dataset_identity(config.path, Source(config.path).root), **rules}
 
 
-def _identify_model(config: ModelConfig) -> dict[str, Any]:
-    """The knobs if the base is tiny, else the files of its folder, and of that of an adapter's base.
+def _identify_model(config: ModelConfig, knob: str = "model.base") -> dict[str, Any]:
+    """The knobs if the base is tiny, else the files of its folder (named by `knob`), and of that of an adapter's base.
 
     `model.vision_features` is left out: the stages that use stored features differ by their need `see`.
     """
@@ -234,7 +240,7 @@ def _identify_model(config: ModelConfig) -> dict[str, Any]:
     if not (base / "config.json").is_file():
         from clinkd.model.families import no_folder
 
-        raise no_folder(f"model.base={base}")
+        raise no_folder(f"{knob}={base}")
     adapter = {"adapter": _describe_model_files(config.base)} if base != config.base else {}
     return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(base), **adapter}
 

@@ -136,7 +136,9 @@ def reflect(
     corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
     counts = describe_review(corrections, work.lexicon.names)
     work.record("reviewed", {"asked": len(questions), "of": len(train), **counts})
-    kd_teacher = LiveTeacher(load_teacher(work, model, live=True)) if config.objective == "distill" else None
+    kd_teacher = None
+    if config.objective == "distill":
+        kd_teacher = LiveTeacher(load_teacher(work, model, live=["reflect.objective=ce"]))
     work.fit(
         model,
         work.vary([*train, *make_corrected_samples(questions, corrections)]),
@@ -148,6 +150,7 @@ def reflect(
     )
     work.save(model)
     if config.recheck:
+        model = work.reopen(model)
         rechecked, title = _choose_rechecked(questions, corrections, config.recheck, work.seed), f"recheck {number}"
         with record_seconds(work, "rechecks", len(rechecked)):
             predictions = work.answer(model.eval(), rechecked, answers.first, "rechecked.jsonl", title, title)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clinkd.model.encode import ImageEncoder
@@ -139,6 +140,8 @@ def image_identity(images: ImageEncoder) -> dict[str, Any]:
     """All that decides the patches of an image: its preparation, and the eyes where there are any."""
     processor = json.loads(images.processor.to_json_string())
     prepared = {name: value for name, value in processor.items() if name in PREPARED_BY}
+    if images.processor.resample != Image.Resampling.BICUBIC:  # older caches, all of them bicubic, do not name it
+        prepared["resample"] = int(images.processor.resample)
     eyes = {} if images.eyes is None else {"eyes": images.eyes.identity()}
     return {"processor": prepared, "square": images.square, **eyes}
 

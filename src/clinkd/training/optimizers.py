@@ -34,8 +34,10 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         from clinkd.training.eight_bit import EightBitAdamW
 
         optimizers: list[torch.optim.Optimizer] = [EightBitAdamW(groups, lr=config.learning_rate, betas=betas)]
-    else:
+    elif groups or not by_muon:
         optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)]
+    else:  # what LoRA adds to the text is matrices alone
+        optimizers = []
     if by_muon:
         optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95))
     for optimizer in optimizers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput
 from clinkd.training.feature_cache import image_identity
+from clinkd.training.fsdp import full_tensor
 
 Learner = VisionLanguageModel | VisionPretrainer
 MATCHED = {  # what a teacher has in common with its student, by the names of their identities
@@ -37,22 +38,23 @@ class Teacher(Protocol):
         ...
 
 
-def match_student(teacher: VisionLanguageModel, student: VisionLanguageModel, live: bool) -> None:
+def match_student(
+    teacher: VisionLanguageModel, student: VisionLanguageModel, live: Sequence[str] = (), knob: str = "the teacher"
+) -> None:
     """Cut the teacher's head to the rows of the student's, where both have more rows than the tokenizer has entries:
     sizes of one family fill it up differently (Qwen2-VL has 151,936 rows in the 2B and 152,064 in the 7B).
 
-    Raises BadInput naming what else differs of what both must have in common: the vocabulary, the chat template, the
-    spelling of boxes and, if the teacher is `live` and gets the student's patches, how images are cut.
+    Raises BadInput, after the `knob` that names the teacher, with what else differs of what both must have in common:
+    the vocabulary, the chat template, the spelling of boxes and, where it runs beside the student and gets its patches,
+    how images are cut. `live`: the settings by which it would not run so; none where it does not.
     """
     ours, theirs = (
         template_identity(model.text) | (image_identity(model.images) if live else {}) for model in (student, teacher)
     )
     for name, what in MATCHED.items():
         if ours.get(name) != theirs.get(name):
-            way_out = ", or set distill.teacher_as=states" if live and name in image_identity(teacher.images) else ""
-            raise BadInput(
-                f"teacher.base: its {what} is not that of the student; take a teacher of its family{way_out}"
-            )
+            way_out = f", or set {' and '.join(live)}" if live and name in image_identity(teacher.images) else ""
+            raise BadInput(f"{knob}: its {what} is not that of the student; take a teacher of its family{way_out}")
     rows, least = len(student.head.weight_VH), len(student.tokenizer)
     if len(teacher.head.weight_VH) > rows >= least:
         teacher.cut_head(rows)
@@ -76,7 +78,7 @@ class LiveTeacher:
 
     def shares_vision_with(self, model: Learner) -> bool:
         """Whether tower and merger of both models are equal and frozen."""
-        return self.model.shares_vision_with(model.visual)
+        return self.model.shares_vision_with(model.visual, full_tensor)
 
     def operations(self, batch: Batch, vision: bool) -> int | None:
         """Operations of one forward."""

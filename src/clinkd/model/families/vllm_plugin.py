@@ -1,4 +1,4 @@
-"""Our positions for vLLM, which calls `register`. Not run in vLLM: the functions alone are tested, by our own model.
+"""Our positions for vLLM (`clinkd.vllm_plugin`). Not run in vLLM: the functions alone are tested, by our own model.
 
 vLLM looks cosines up in a table by whole positions, and counts on by one a token. So text keeps its whole positions,
 and those between two of them (half steps of tied images) are further blocks of the table.
@@ -7,8 +7,8 @@ Shapes: S tokens of a prompt, P rotary pairs of a head, H heads, R rows of the t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,16 +51,9 @@ def rotate(heads: Tensor, rows_3S: Tensor, table_R2P: Tensor, axes: Sequence[int
     return torch.cat(turned, dim=-1).view_as(heads)
 
 
-def register() -> None:
-    """Make our Qwen2-VL known to vLLM. One whose parts are named otherwise serves all its other models as before."""
-    try:
-        _register()
-    except (ImportError, AttributeError, TypeError) as error:
-        print(f"clinkd: this vLLM cannot serve its models ({error})", file=sys.stderr)
-
-
-def _register() -> None:
-    from vllm import ModelRegistry
+@cache
+def define_served_model() -> Any:
+    """The class of vLLM for our Qwen2-VL, which exists where vLLM is installed alone."""
     from vllm.model_executor.models import qwen2_vl as stock
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -97,4 +90,4 @@ def _register() -> None:
 
     parts = {"info": stock.Qwen2VLProcessingInfo, "dummy_inputs": stock.Qwen2VLDummyInputsBuilder}
     MULTIMODAL_REGISTRY.register_processor(stock.Qwen2VLMultiModalProcessor, **parts)(ServedQwen2VL)
-    ModelRegistry.register_model("ClinkdForConditionalGeneration", ServedQwen2VL)
+    return ServedQwen2VL
