@@ -85,10 +85,10 @@ class ExportChecks:
             )
         if self.adapter:
             sum_, model = self.adapter
-            same = "the model" if self.kept == "float32" else "the base with what was added, computed without peft"
+            what = "the model" if self.kept == "float32" else "the base with what was added, computed without peft"
             lines.append(
                 f"The base with the adapter (LoRA, rank {self.rank}, by peft), both in float32, gave the same answers "
-                f"as {same}, in float32; logits differ by {sum_.largest_difference:.1g} at most."
+                f"as {what}, in float32; logits differ by {sum_.largest_difference:.1g} at most."
             )
             if self.kept != "float32":
                 lines.append(
