@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from clinkd.cli import main
-from clinkd.config import LoraConfig, ModelConfig, TinyConfig
+from clinkd.config import LoraConfig, ModelConfig, TeacherConfig, TinyConfig
 from clinkd.model.additions import ADDITIONS, read_additions, write_adapter, write_additions
 from clinkd.model.folders import ADAPTER, read_weight_type
 from clinkd.model.licence import RESTRICTED, read_licence
@@ -27,7 +27,7 @@ from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, ImageRef
 from clinkd.settings import change_knobs
 from clinkd.storage import MANIFEST, Manifest, digest_file, write_json
-from clinkd.workflows.export import _demand_additions, _describe_licence, _find_base
+from clinkd.workflows.export import _demand_additions, _describe_licence, _find_base, _pass_licences_on
 
 TINY = TinyConfig(
     hidden=48, layers=1, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400,
@@ -68,9 +68,22 @@ def runs(one_meteor: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "runs"
 
 
-def export(capsys: pytest.CaptureFixture[str], runs: Path, *words: str) -> tuple[int, str, str]:
+@pytest.fixture(scope="module")
+def bf16_run(runs: Path) -> Path:
+    """A run `bf16` on the same base, which keeps it in bfloat16 and rounds what it learned."""
+    knobs = [
+        f"model.base={runs.parent / 'twin'}", *RUN, "model.dtype=bf16", "distill.fit.precision=bf16", "reflect=null",
+        "distill.fit.learning_rate=0.05",
+    ]  # fmt: skip
+    knobs = [knob for knob in knobs if not knob.startswith("reflect.")]
+    words = (word for knob in knobs for word in ("--set", knob))
+    assert main(["run", "demo", "--runs", str(runs), "--name", "bf16", *words]) == 0
+    return runs
+
+
+def export(capsys: pytest.CaptureFixture[str], runs: Path, *words: str, name: str = "lora") -> tuple[int, str, str]:
     capsys.readouterr()
-    status = main(["export", "--runs", str(runs), "--run", "lora", *words])
+    status = main(["export", "--runs", str(runs), "--run", name, *words])
     return status, *capsys.readouterr()
 
 
@@ -87,7 +100,7 @@ def test_a_model_is_written_in_the_type_of_its_base_with_its_adapter(
 ) -> None:
     status, out, err = export(capsys, runs, str(tmp_path / "out"), "--adapter")
     assert status == 0, err
-    assert "in bfloat16, loaded by transformers' own Qwen2-VL" in out and "Rounding to bfloat16 left" in out
+    assert "in bfloat16, loaded by transformers' own Qwen2-VL" in out and "Weights were rounded to bfloat16" in out
     model, kept = tmp_path / "out", runs / "lora" / "stages" / "reflect-1" / "model"
     assert (
         read_weight_type(model) == "bfloat16" and json.loads((model / "config.json").read_text())["dtype"] == "bfloat16"
@@ -129,11 +142,41 @@ def test_a_model_is_written_in_the_type_of_its_base_with_its_adapter(
 def test_another_type_on_request(dtype: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = export(capsys, runs, str(tmp_path / "out"), "--dtype", dtype, "--max-drift", "100")
     assert status == 0, err
-    assert read_weight_type(tmp_path / "out") == dtype and ("Rounding" in out) == (dtype == "float16")
+    assert read_weight_type(tmp_path / "out") == dtype and ("rounded to" in out) == (dtype == "float16")
     checks = json.loads((tmp_path / "out" / "export.json").read_text())
     drift = checks["against_float32"]["largest_difference"]
     assert drift == 0 if dtype == "float32" else 0 < drift < 0.1
     assert checks["adapter"] is None and not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_run_that_keeps_bfloat16_is_compared_with_its_own_weights_in_float32(
+    bf16_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = export(capsys, bf16_run, str(tmp_path / "out"), "--adapter", name="bf16")
+    assert status == 0, err
+    assert "No weight was rounded (the run keeps them in bfloat16)" in out and "trained" not in out
+    checks = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (checks["dtype"], checks["kept"]) == ("bfloat16", "bfloat16")
+    assert checks["against_float32"]["largest_difference"] > 0  # by arithmetic alone
+    adapter = checks["adapter"]
+    assert adapter["largest_difference"] <= 1e-5 * adapter["largest_logit"]
+    assert adapter["against_model"]["largest_difference"] > 1e-3
+    assert "The run rounded that sum to bfloat16" in (tmp_path / "out" / "README.md").read_text()
+    status, _, err = export(capsys, bf16_run, str(tmp_path / "wide"), "--dtype", "float32", name="bf16")
+    assert status == 0, err
+    kept = load_file(bf16_run / "bf16" / "stages" / "distill" / "model" / "model.safetensors")
+    written = load_file(tmp_path / "wide" / "model.safetensors")
+    assert all(weight.dtype == torch.bfloat16 and weight.float().equal(written[n]) for n, weight in kept.items())
+    for folder, dtype in (("out", torch.bfloat16), ("wide", torch.float32)):
+        assert load_foreign(tmp_path / folder, no_image).dtype == dtype
+
+
+def test_a_folder_of_ours_is_loaded_in_the_type_that_was_written(tmp_path: Path) -> None:
+    model = fresh(positions="tied")
+    for dtype, loaded in (("bfloat16", "bfloat16"), ("float16", "float32")):
+        model.round_weights(getattr(torch, dtype))
+        model.save(tmp_path / dtype)
+        assert load_foreign(tmp_path / dtype, no_image).dtype == getattr(torch, loaded)
 
 
 def test_a_failed_check_leaves_no_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,15 +225,37 @@ def test_what_no_adapter_holds_is_told(copy: Path, capsys: pytest.CaptureFixture
         f"its base is no longer at {tmp_path}/gone": (run, model, "reflect-1", tmp_path / "gone"),
         "positions=tied, layout=sections are not the base's own": (run, fresh(positions="tied"), "reflect-1", base),
         "with reflect.fit.lora=null all weights were trained": (replace(run, config=whole), model, "reflect-1", base),
+        f"this run trained nothing: its model is {base}": (run, model, "base", base),
     }.items():
         with pytest.raises(BadInput, match=re.escape(told) + ".*leave it out"):
             _demand_additions(*given)
 
 
 def runs_base(copy: Path) -> Path:
-    base = _find_base(open_run(copy / "lora"))
+    base = _find_base(open_run(copy / "lora"), "reflect-1")
     assert base and base.name == "twin"
     return base
+
+
+def test_a_teacher_has_a_base_and_a_licence_of_its_own(copy: Path, tmp_path: Path) -> None:
+    run, base = open_run(copy / "lora"), runs_base(copy)
+    teachers = tmp_path / "large"
+    teachers.mkdir()
+    (teachers / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\n---\n")
+    (teachers / "LICENSE.txt").write_text("Other terms")
+    fit = change_knobs(run.config.distill.fit, lora=None) if run.config.distill else None
+    taught = replace(run, config=change_knobs(run.config, teacher=TeacherConfig(base=teachers, fit=fit)))
+    (tmp_path / "draft").mkdir()
+    head, section = _pass_licences_on(taught, "reflect-1", base, tmp_path / "draft")
+    assert head == ['base_model: "twin"', 'license: "gemma"']
+    words = "\n".join(section)
+    assert "The teacher's base, `large`, says that it is under `qwen-research`" in words
+    assert RESTRICTED["gemma"] in words and RESTRICTED["qwen-research"] in words
+    texts = {path.name: path.read_text() for path in (tmp_path / "draft").iterdir()}
+    assert texts == {"LICENSE.txt": "Terms", "teacher-LICENSE.txt": "Other terms"} and "`teacher-LICENSE.txt`" in words
+    assert _find_base(taught, "teacher") == teachers
+    with pytest.raises(BadInput, match=r"with teacher\.fit\.lora=null all weights were trained"):
+        _demand_additions(taught, fresh(), "teacher", teachers)
 
 
 def test_without_its_base_a_run_is_exported_in_a_given_type(
@@ -205,7 +270,7 @@ def test_without_its_base_a_run_is_exported_in_a_given_type(
     assert status == 2 and f"{tmp_path / 'gone'}: there are no weights there whose type" in err and "--dtype" in err
     assert export(capsys, copy, str(tmp_path / "out"), "--dtype", "float32")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "The folder of the base, `gone`, names no licence: look it up before passing it on." in card
+    assert "The folder of the base, `gone`, was not there any more when this was written, so its licence is not" in card
 
 
 def test_stacked_additions_are_their_sum(tmp_path: Path) -> None:

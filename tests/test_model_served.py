@@ -40,7 +40,7 @@ PICTURES = {  # odd sides, grey, a strip
     "strip": Image.fromarray(DRAWN.integers(0, 255, (21, 400, 3), dtype=np.uint8)),
 }
 BOXES = (Box(0.25, 0.125, 0.75, 0.5), Box(0, 0, 1, 1))
-QWEN2, QWEN2_5, QWEN3 = FAMILIES[:3]
+QWEN2, QWEN2_5, QWEN3, GEMMA = FAMILIES
 SCALED = AffinePositions(stride=0.75, gap=1.5, resume="extent")
 CASES: dict[str, tuple[Family | None, dict[str, Any]]] = {  # no family: the embedded tiny model
     "tiny": (None, {}),
@@ -49,7 +49,12 @@ CASES: dict[str, tuple[Family | None, dict[str, Any]]] = {  # no family: the emb
     "deep": (QWEN3, {"positions": "tied", "layout": "halves", "boxes": "qwen3-vl"}),
     "square": (QWEN2, {"positions": "native", "layout": "sections", "boxes": "qwen2-vl"}),
     "stock": (QWEN3, {"positions": "native", "layout": "interleaved", "boxes": "qwen3-vl", "square": False}),
+    "gemma": (GEMMA, {"positions": "native", "layout": "sections", "boxes": "gemma3"}),  # square by itself
 }
+MARKS = {  # of a published Gemma's tokenizer_config.json
+    "bos_token": "<bos>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}  # fmt: skip
 ANSWERS = AnswerConfig(beams=1, candidates=1, max_new_tokens=8)
 STRANGER = """
 import json, sys
@@ -100,7 +105,7 @@ def look(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     images = AutoImageProcessor.from_pretrained(folder, backend="pil")(pictures["odd"], return_tensors="pt")
-    save_file({k: v.contiguous() for k, v in images.items()}, root / "stock.safetensors")
+    save_file({k: v.contiguous() for k, v in images.items()}, root / f"{folder.name}.safetensors")
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     return {"prompt": prompt, "class": type(AutoModelForImageTextToText.from_pretrained(folder)).__name__}
 
@@ -111,10 +116,14 @@ def refuse(load):
         return "trust_remote_code=True" in str(error)
 
 asked = json.loads((root / "asked.json").read_text())
-card = {}
-exec(asked.pop("card"), card)
+cards = {}
+for name, code in asked.pop("cards").items():
+    exec(code, cards.setdefault(name, {}))
+    given = {**cards[name]["inputs"], "tokens": cards[name]["tokens"]}
+    save_file({k: v.contiguous() for k, v in given.items()}, root / f"card-{name}.safetensors")
+card = cards["tiny"]
 said = {name: answer(name, root / name, ask) for name, ask in asked.items()}
-said["stock"] = look(root / "stock")
+said |= {name: look(root / name) for name in ("stock", "gemma")}
 said["card"] = [card["answer"], card["words"]]
 said["refused"] = [
     refuse(lambda: auto.from_pretrained(root / name, trust_remote_code=False))
@@ -145,9 +154,13 @@ def make_model(folder: Path, family: Family | None, knobs: dict[str, Any]) -> Vi
     if family is None:
         return vlm.new_tiny(ModelConfig(tiny=change_knobs(SHAPE, layers=2)), words, 0, opened).eval()
     make_twin(family, folder / "twin")
+    if family is GEMMA:
+        settings = folder / "twin" / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | MARKS))
     return vlm.load(folder / "twin", opened, ModelConfig(base=folder / "twin", **knobs)).eval()
 
 
+WITH_CODE = [name for name in CASES if name not in ("stock", "gemma")]
 Served = tuple[Path, dict[str, VisionLanguageModel], dict[str, Any]]
 
 
@@ -161,7 +174,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Served:
         if name == "doubled":
             double_positions(model.network.config, root / name)
         write_served(model, root / name, ANSWERS.max_new_tokens)
-        if name != "stock":
+        if name in WITH_CODE:
             asked[name] = [
                 [
                     [r.path for r in s.images],
@@ -169,8 +182,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Served:
                 ]
                 for s in ASKED
             ]
-    code = "\n".join(describe_loading(models["tiny"])).partition("```python\n")[2].partition("```")[0]
-    asked["card"] = code.replace("FOLDER", repr(str(root / "tiny"))).replace("scan.png", str(root / "odd.png"))
+    asked["cards"] = {}
+    for name in ("tiny", "gemma"):
+        code = "\n".join(describe_loading(models[name])).partition("```python\n")[2].partition("```")[0]
+        code = code.replace("FOLDER", repr(str(root / name))).replace("scan.png", str(root / "odd.png"))
+        asked["cards"][name] = code
     for name, picture in PICTURES.items():
         picture.save(root / f"{name}.png")
     (root / "asked.json").write_text(json.dumps(asked))
@@ -181,9 +197,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Served:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return root, models, json.loads((root / "said.json").read_text())
-
-
-WITH_CODE = [name for name in CASES if name != "stock"]
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
@@ -239,6 +252,26 @@ def test_the_lines_of_the_card_are_enough(serving: Served) -> None:
     assert said["card"] == [ours.raw, ours.answer.text]
 
 
+def test_the_card_of_a_family_that_makes_squares_itself_is_enough(serving: Served) -> None:
+    """No code, the stock classes alone, and the pixels of training."""
+    root, models, said = serving
+    model = models["gemma"]
+    assert model.knobs.square and not list((root / "gemma").glob("*.py"))
+    assert said["gemma"]["class"] == GEMMA.stock_class.__name__
+    sample = ask("s", ("odd",), ("Where is the liver?", "", ()))
+    theirs, prompt = load_file(root / "card-gemma.safetensors"), encode_prompts([sample], model.text, model.images)
+    assert torch.equal(theirs["input_ids"], prompt.whole()[0])
+    pixels_TD, grids_I3 = model.images.patches(sample.images)
+    shown = GEMMA.pixel_inputs(theirs["input_ids"] == model.text.image_token, pixels_TD, grids_I3)
+    assert torch.equal(theirs["pixel_values"], shown["pixel_values"])
+    [[ours]] = model.generate([sample], ANSWERS)
+    tokens = [t for t in theirs["tokens"][0].tolist() if t not in (model.text.end, model.text.pad)]
+    assert model.tokenizer.decode(tokens, skip_special_tokens=False) == ours.raw
+    card = "\n".join(describe_loading(model))
+    assert "trust_remote_code" not in card and "grids.py" not in card and "needs torchvision" not in card
+    assert "made square before" in "\n".join(describe_loading(models["tiny"]))  # the plugin takes the stock processor
+
+
 def test_no_code_runs_without_the_word(serving: Served) -> None:
     assert serving[2]["refused"] == [True] * 4
 
@@ -262,7 +295,7 @@ def test_the_code_is_ours_but_for_its_imports_and_asks_for_nothing_else(serving:
         for file in files:
             ours = [path.read_text() for path in source.rglob(file.name)]
             assert re.sub(r"^from \.", "", file.read_text(), flags=re.M) in [
-                re.sub(r"^from clinkd\.(?:\w+\.)*", "", text, flags=re.M) for text in ours
+                served.LICENCE + re.sub(r"^from clinkd\.(?:\w+\.)*", "", text, flags=re.M) for text in ours
             ]
             for node in ast.walk(ast.parse(file.read_text())):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -271,7 +271,7 @@ def test_the_model_can_be_carried_away_with_its_card(done, tmp_path, capsys):
     assert main(["export", "--runs", str(done.runs), "--run", "demo", str(out)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     twice = ["export", "--runs", str(done.runs), "--run", "demo", str(tmp_path / "twice"), "--positions", "doubled"]
-    assert main(twice) == 0 and "gave the same logits" in capsys.readouterr().out
+    assert main(twice) == 0 and "and the same logits" in capsys.readouterr().out
     assert "Positions are doubled" in (tmp_path / "twice" / "README.md").read_text()
 
 

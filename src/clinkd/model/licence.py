@@ -53,10 +53,10 @@ class Licence:
         """What the licence asks of whoever passes the model on, where that is known; "" elsewhere."""
         return RESTRICTED.get(self.name.casefold(), "")
 
-    def copy_files(self, folder: Path) -> None:
-        """Copy the texts of the licence into a folder."""
+    def copy_files(self, folder: Path, prefix: str = "") -> None:
+        """Copy the texts of the licence into a folder, under names that begin with `prefix`."""
         for path in self.files:
-            shutil.copyfile(path, folder / path.name)
+            shutil.copyfile(path, folder / (prefix + path.name))
 
 
 def read_licence(folder: Path) -> Licence:

@@ -20,12 +20,18 @@ from clinkd.model.positions import position_scheme
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import BadInput
 
+LICENCE = "# Copied from ClinkD.\n# SPDX-License-Identifier: Apache-2.0\n\n"  # at the head of each file of code
 IMPORT = re.compile(r"^from (clinkd[\w.]*) import", re.MULTILINE)
 
 
 def needs_code(model: VisionLanguageModel) -> bool:
     """Whether no stock class gives this model's answers from an image: positions, layout or square images."""
-    return not model.is_stock or model.knobs.square
+    return not model.is_stock or makes_squares(model)
+
+
+def makes_squares(model: VisionLanguageModel) -> bool:
+    """Whether images become squares that the stock processor does not make."""
+    return model.knobs.square and not model.images.geometry.square
 
 
 def has_code(model: VisionLanguageModel) -> bool:
@@ -50,6 +56,8 @@ def write_served(model: VisionLanguageModel, folder: Path, max_new_tokens: int) 
         _edit(folder / "config.json", lambda settings: settings.update(kept))
     if has_code(model):
         _write_code(model, folder)
+    elif settings := model.family.stock_processor_settings(model.network.config):
+        _edit(folder / "processor_config.json", lambda kept: kept.update(settings))
 
 
 def double_positions(config: Any, folder: Path) -> None:
@@ -94,7 +102,8 @@ def _write_code(model: VisionLanguageModel, folder: Path) -> None:
 
 
 def copy_code(modules: Iterable[str], folder: Path) -> None:
-    """Copy modules, and those of ours that they import, to files of one folder. Nothing but the imports changes."""
+    """Copy modules, and those of ours that they import, to files of one folder. Nothing but the imports changes, and
+    each names its licence: the LICENSE that may lie beside it is that of a base."""
     waiting, copied = [*modules], dict[str, str]()
     while waiting:
         module = waiting.pop()
@@ -108,7 +117,7 @@ def copy_code(modules: Iterable[str], folder: Path) -> None:
         code = Path(spec.origin).read_text(encoding="utf-8")
         waiting += IMPORT.findall(code)
         beside = IMPORT.sub(lambda match: f"from .{match[1].rpartition('.')[2]} import", code)
-        (folder / f"{name}.py").write_text(beside, encoding="utf-8")
+        (folder / f"{name}.py").write_text(LICENCE + beside, encoding="utf-8")
 
 
 def _map(path: Path, **classes: type) -> None:

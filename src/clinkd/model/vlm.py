@@ -37,7 +37,7 @@ from clinkd.model.encode import (
     encode_rows,
 )
 from clinkd.model.eyes import Eyes
-from clinkd.model.families import TINY, family_of, load_folder, native_knobs, scheme_knobs
+from clinkd.model.families import TINY, TYPES, family_of, load_folder, native_knobs, scheme_knobs
 from clinkd.model.folders import find_not_finite, opened_folder
 from clinkd.model.generate import (
     Choose,
@@ -293,7 +293,8 @@ class VisionLanguageModel(nn.Module):
             self.images.eyes.save(folder)
 
     def round_weights(self, dtype: torch.dtype) -> None:
-        """Round the weights to a type, as a model is that is loaded in it: rotary frequencies stay in float32.
+        """Round the weights to a type, as a model is that is loaded in it: rotary frequencies stay in float32. What is
+        saved then says that it be loaded in this type (in float32, where `model.dtype` has no word for it).
 
         Raises BadInput for a weight that is too large for the type.
         """
@@ -301,6 +302,8 @@ class VisionLanguageModel(nn.Module):
             parameter.data = parameter.data.to(dtype)
             if find_not_finite({name: parameter}):
                 raise BadInput(f"{str(dtype).removeprefix('torch.')}: holds no number as large as some of {name}")
+        word = next((word for word, known in TYPES.items() if known == dtype), "float32")
+        self.network.config.scheme = {**self.network.config.scheme, "dtype": word}
 
     @property
     def is_stock(self) -> bool:

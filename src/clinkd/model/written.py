@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
+from clinkd.model.adapters import merge_additions
 from clinkd.model.encode import encode_prompts
 from clinkd.model.families import load_written
 from clinkd.model.folders import opened_folder
@@ -52,7 +53,8 @@ class ReplyMatch:
 
 
 class WrittenMatch(NamedTuple):
-    """Of a written model with the one in memory, in the same type; and with what that was before it was rounded."""
+    """Of what was written with the same in memory, in the same type; and with the model of the run in float32, whose
+    weights were not rounded again."""
 
     same_type: ReplyMatch
     before: ReplyMatch
@@ -83,14 +85,29 @@ def compare_folder(
 
 def compare_adapter(
     model: VisionLanguageModel, adapter: Path, base: Path, questions: Sequence[Sample], before: Sequence[GreedyReply]
-) -> ReplyMatch:
-    """Put an adapter on its base by peft, as whoever gets it will, in float32; compare replies to questions."""
+) -> WrittenMatch:
+    """Put an adapter on its base by peft, as whoever gets it will, in float32; compare replies to questions.
+
+    Where the run kept the weights in float32, it is to be the model. Where it rounded them (`model.dtype=bf16`), none
+    but the base with the additions in float32 can be the same.
+    """
+    assert model.additions
+    expected = before
     with opened_folder(base, "the base of an adapter") as opened:
+        if model.knobs.dtype != "float32":
+            network = load_written(opened, torch.float32).to(model.device).eval()
+            merge_additions(network, model.additions, 1.0, str(adapter))
+            expected = [_reply(model, network, question) for question in _show(questions, "ask base and additions")]
         network = load_written(opened, torch.float32)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
         adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model().to(model.device).eval()
-    asked = zip(_show(questions, "ask the base with the adapter"), before, strict=True)
-    return _agree(_compare(reply, _reply(model, adapted, question, reply)) for question, reply in asked)
+    same, drift = [], []
+    shown = _show(questions, "ask the base with the adapter")
+    for question, ours, reply in zip(shown, expected, before, strict=True):
+        theirs = _reply(model, adapted, question, ours)
+        same.append(_compare(ours, theirs))
+        drift.append(_compare(reply, theirs if ours is reply else _reply(model, adapted, question, reply)))
+    return WrittenMatch(_agree(same), _agree(drift))
 
 
 def _show(questions: Sequence[Sample], title: str) -> Iterator[Sample]:

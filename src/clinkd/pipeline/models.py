@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clinkd.clip.crops import CropClassifier
 from clinkd.clip.model import ImageTextModel
 from clinkd.config import ModelConfig, SelectConfig
@@ -19,16 +21,16 @@ from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, demand_whole_model
 CROP_WEIGHTS = "crop_weights"  # in the record of `select`: by kind of answer, the weight of the log-probability
 
 
-def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
-    """The model of a stage, or the pretrained one that it points to. Raises BadInput, with the way out, if a file of it
-    differs from its checksum."""
+def load_model(stage: Path, open_image: OpenImage, dtype: torch.dtype | None = None) -> VisionLanguageModel:
+    """The model of a stage, or the pretrained one that it points to; in the type of `model.dtype`, unless `dtype` says
+    another. Raises BadInput, with the way out, if a file of it differs from its checksum."""
     demand_whole_model(stage)
     if (stage / POINTER).is_file():
         pointer = read_stage_json(stage / POINTER)
-        model = load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
+        model = load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]), dtype)
         model.additions = {}
         return model
-    model = load(stage / MODEL, open_image)
+    model = load(stage / MODEL, open_image, dtype=dtype)
     model.additions = read_additions(stage / MODEL)
     return model
 

@@ -56,11 +56,15 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportChecks:
-    """What a written model answered to validation questions beside the model that it was written from."""
+    """What a written model answered to validation questions beside the model that it was written from.
+
+    `kept`: the type in which the run keeps its weights.
+    """
 
     dtype: str
+    kept: DataType
     written: WrittenMatch
-    adapter: ReplyMatch | None = None
+    adapter: WrittenMatch | None = None
     rank: int = 0  # of the adapter
 
     def describe(self) -> list[str]:
@@ -73,23 +77,40 @@ class ExportChecks:
             f"logits: {gap}. Compared are {ANSWER_TOKENS} tokens of each answer at most."
         ]
         if self.dtype != "float32":
+            step = "No weight was rounded" if self.dtype == self.kept else f"Weights were rounded to {self.dtype}"
             lines.append(
-                f"Rounding to {self.dtype} left {drift.equal_answers} of {drift.questions} answers as they were in "
-                f"float32, in which it was trained; logits differ by {drift.largest_difference:.2g} at most."
+                f"{step} (the run keeps them in {self.kept}). Computed in {self.dtype}, of its answers "
+                f"{_describe_drift(drift)} as the run's weights give them in float32; logits differ by "
+                f"{drift.largest_difference:.2g} at most."
             )
         if self.adapter:
+            sum_, model = self.adapter
+            what = "the model" if self.kept == "float32" else "the base with what was added, computed without peft"
             lines.append(
                 f"The base with the adapter (LoRA, rank {self.rank}, by peft), both in float32, gave the same answers "
-                f"as the model in float32; logits differ by {self.adapter.largest_difference:.1g} at most."
+                f"as {what}, in float32; logits differ by {sum_.largest_difference:.1g} at most."
             )
+            if self.kept != "float32":
+                lines.append(
+                    f"The run rounded that sum to {self.kept} (model.dtype=bf16), the adapter does not: of its answers "
+                    f"{_describe_drift(model)} those of the model; logits differ by {model.largest_difference:.2g} at "
+                    "most."
+                )
         return lines
 
     def to_json(self) -> dict[str, Any]:
         """As values of JSON."""
         same, drift = map(asdict, self.written)
-        adapter = {"rank": self.rank, **asdict(self.adapter)} if self.adapter else None
-        about = {"dtype": self.dtype, "answer_tokens": ANSWER_TOKENS}
+        adapter = None
+        if self.adapter:
+            whole, model = map(asdict, self.adapter)
+            adapter = {"rank": self.rank, **whole, "against_model": model}
+        about = {"dtype": self.dtype, "kept": self.kept, "answer_tokens": ANSWER_TOKENS}
         return {**about, "written": same, "against_float32": drift, "adapter": adapter}
+
+
+def _describe_drift(drift: ReplyMatch) -> str:
+    return f"{drift.equal_answers} of {drift.questions} {'is' if drift.equal_answers == 1 else 'are'}"
 
 
 @dataclass(frozen=True)
@@ -118,18 +139,18 @@ def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> Exp
         stage = run.last_trained
         prepared = run.stage("prepare")
         open_image, _ = read_data(prepared)
-        model = load_model(run.stage(stage), open_image).eval()
-        base = _find_base(run)
+        model = load_model(run.stage(stage), open_image, torch.float32).eval()
+        if model.knobs.dtype == "bf16":  # as the run has its weights, also those of a base in float32
+            model.round_weights(torch.bfloat16)
+            model.round_weights(torch.float32)
+        base = _find_base(run, stage)
         if options.adapter:
             _demand_additions(run, model, stage, base)
         checks = _write(run, model, base, draft, replace(options, dtype=options.dtype or _find_type(base)))
-        licence = read_licence(base) if base and base.is_dir() else None
-        if licence:
-            licence.copy_files(draft)
-        licence_lines = _describe_licence(base, licence)
+        licence = _pass_licences_on(run, stage, base, draft)
         write_json(draft / CHECKS, {"stage": stage, **checks.to_json()})
         loading = describe_loading(model, options.doubled)
-        write_atomic(draft / CARD, card(run, model, stage, checks, licence_lines, loading))
+        write_atomic(draft / CARD, card(run, model, stage, checks, licence, loading))
     return ExportedModel(out, stage, model.is_stock, has_code(model), model.family.name, checks)
 
 
@@ -145,8 +166,8 @@ def _write(
         assert base and model.additions
         rank = write_adapter(model.additions, draft / ADAPTER_FOLDER, base.name)
         adapter = compare_adapter(model, draft / ADAPTER_FOLDER, base, questions, before)
-        if not adapter.same:
-            raise BadInput(f"the adapter on {base} {_describe_gap(adapter)}; nothing was exported")
+        if not adapter.same_type.same:
+            raise BadInput(f"the adapter on {base} {_describe_gap(adapter.same_type)}; nothing was exported")
     assert options.dtype
     model.round_weights(getattr(torch, options.dtype))
     model.save(draft, model.is_stock)
@@ -163,7 +184,8 @@ def _write(
             f"--max-drift={options.max_drift:g}: rounding to {options.dtype} changes {changed:.3g} % of "
             f"{drift.questions} answers; nothing was exported; give --dtype float32, or a larger --max-drift"
         )
-    return ExportChecks(options.dtype, written, adapter, rank)
+    kept: DataType = "bfloat16" if model.knobs.dtype == "bf16" else "float32"
+    return ExportChecks(options.dtype, kept, written, adapter, rank)
 
 
 def _describe_gap(agreement: ReplyMatch) -> str:
@@ -176,11 +198,15 @@ def _describe_gap(agreement: ReplyMatch) -> str:
     )
 
 
-def _find_base(run: Run) -> Path | None:
-    """The folder of the pretrained base, where it was when the run began; None for weights from scratch."""
-    given, pointer = run.config.model.base, run.folder / "stages" / "base" / POINTER
+def _find_base(run: Run, stage: str) -> Path | None:
+    """The folder of the pretrained base of a stage's model, where it was when the run began; None for weights from
+    scratch."""
+    given, name = run.config.model.base, "base"
+    if stage == "teacher" and run.config.teacher and run.config.teacher.base:
+        given, name = run.config.teacher.base, "base-teacher"
     if given is None:
         return None
+    pointer = run.folder / "stages" / name / POINTER
     return Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else base_of(given)
 
 
@@ -196,39 +222,67 @@ def _demand_additions(run: Run, model: VisionLanguageModel, stage: str, base: Pa
     """Raises BadInput, with the reason, where no adapter can stand for the model."""
     config, whole = run.config, "--adapter: {}; leave it out and carry the whole model away"
     line = {"teacher": config.teacher} if stage == "teacher" else {"distill": config.distill, "reflect": config.reflect}
+    given = config.teacher.base if stage == "teacher" and config.teacher else None
+    knob, given = ("teacher.base", given) if given else ("model.base", config.model.base)
     if not base or not base.is_dir():
         what = f"its base is no longer at {base}" if base else "this run has no pretrained base to add anything to"
         raise BadInput(whole.format(what))
     if not model.is_stock:
         knobs = f"positions={model.knobs.positions.name}, layout={model.knobs.layout}"
         raise BadInput(whole.format(f"{knobs} are not the base's own: with an adapter it would keep those, and err"))
+    if stage == "base":
+        raise BadInput(whole.format(f"this run trained nothing: its model is {base}, and nothing was added to it"))
     if full := [f"{name}.fit.lora=null" for name, part in line.items() if part and not part.fit.lora]:
         raise BadInput(whole.format(f"with {', '.join(full)} all weights were trained, and no adapter holds that"))
-    if config.model.base and base_of(config.model.base) != config.model.base:
-        raise BadInput(whole.format(f"model.base={config.model.base} is an adapter itself, and merged"))
+    if given and base_of(given) != given:
+        raise BadInput(whole.format(f"{knob}={given} is an adapter itself, and merged"))
     if not model.additions:
-        stages = [run.stage(s["name"]).resolve() for s in run.stages if s["name"].startswith(("distill", "reflect-"))]
+        stages = [run.stage(s["name"]).resolve() for s in run.stages if s["name"].startswith(tuple(line))]
         raise BadInput(
             f"--adapter: stage {stage} was trained by a version that kept no additions apart; remove "
             f"{' and '.join(map(str, stages))}, then `{run.command}` trains them anew; or leave --adapter out"
         )
 
 
-def _describe_licence(base: Path | None, licence: Licence | None) -> tuple[list[str], list[str]]:
-    """Lines for the head of the card, and its section on the licence."""
+def _pass_licences_on(run: Run, stage: str, base: Path | None, draft: Path) -> tuple[list[str], list[str]]:
+    """Copy the texts of the licences of the base, and of a teacher with a base of its own. Lines for the head of the
+    card, and its section on the licence."""
+    licence = read_licence(base) if base and base.is_dir() else None
+    if licence:
+        licence.copy_files(draft)
+    head, section = _describe_licence(base, licence)
+    teacher = _find_base(run, "teacher") if run.config.teacher else None
+    if teacher and teacher != base and stage != "base":
+        licence, prefix = read_licence(teacher) if teacher.is_dir() else None, "teacher-"
+        if licence:
+            licence.copy_files(draft, prefix)
+        section += ["", *_describe_licence(teacher, licence, "teacher's base", prefix)[1]]
+    if any(draft.glob("*.py")):
+        section += [
+            "",
+            "The `.py` files are ClinkD's, under Apache-2.0, as each says: no other licence here is theirs.",
+        ]
+    return [*([f"base_model: {json.dumps(base.name)}"] if base else []), *head], section
+
+
+def _describe_licence(
+    base: Path | None, licence: Licence | None, what: str = "base", prefix: str = ""
+) -> tuple[list[str], list[str]]:
+    """Lines for the head of the card, and its section on the licence. `licence`: None where the folder is not there;
+    `prefix`: of the names of its texts."""
     if base is None:
         return [], ["The weights were trained from scratch: they are under no licence of a base."]
-    texts, head, fields = "", [], licence.fields if licence else {}
-    if licence:
-        texts = (
-            f" Its texts are copied here: {', '.join(f'`{p.name}`' for p in licence.files)}." if licence.files else ""
-        )
-        head = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    if licence is None:
+        gone = f"The folder of the {what}, `{base.name}`, was not there any more when this was written"
+        return [], [f"{gone}, so its licence is not known here: look it up before passing it on."]
+    fields, names = licence.fields, ", ".join(f"`{prefix}{path.name}`" for path in licence.files)
+    texts = f" Its texts are copied here: {names}." if names else ""
+    head = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     link = f" ({fields['license_link']})" if "license_link" in fields else ""
-    if not licence or not licence.name:
-        line = f"The folder of the base, `{base.name}`, names no licence{link}: look it up before passing it on.{texts}"
-        return head, [line]
-    line = f"The base, `{base.name}`, says that it is under `{licence.name}`{link}.{texts}"
+    if not licence.name:
+        named = f"The folder of the {what}, `{base.name}`, names no licence{link}"
+        return head, [f"{named}: look it up before passing it on.{texts}"]
+    line = f"The {what}, `{base.name}`, says that it is under `{licence.name}`{link}.{texts}"
     return head, [line, *(["", licence.restriction] if licence.restriction else [])]
 
 
@@ -241,11 +295,10 @@ def card(
     `licence`: lines for its head, and its section on that; `loading`: its section on that.
     """
     knobs = model.knobs
+    square = knobs.square or model.images.geometry.square
     parameters = sum(p.numel() for p in model.parameters())
-    base = run.config.model.base
     lines = [
         *_HEAD,
-        *([f"base_model: {base.name}"] if base else []),
         *licence[0],
         "---",
         "",
@@ -260,7 +313,7 @@ def card(
         *loading,
         "",
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
-        + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
+        + (", and images are resampled to a square before the vision tower." if square else "."),
         *([] if model.text.chat.system else ["Prompts open with the user's turn: there is no system turn."]),
         "",
         "## Checked when it was written",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clinkd.model.families import TINY
-from clinkd.model.served import has_code, needs_code
+from clinkd.model.served import has_code, makes_squares, needs_code
 from clinkd.model.vlm import VisionLanguageModel
 
 _TRANSFORMERS = """```python
@@ -25,15 +25,17 @@ _CODE = (
     "They need torch, transformers and Pillow."
 )
 _STOCK = (
-    "The stock `{}`; its processor needs torchvision (tried with 0.28), which resamples a grey level off here and "
-    "there: the third call takes the pixels of training."
+    "The stock `{}`; {}, which resamples a grey level off here and there: the third call takes the pixels of training."
 )
+_VIDEOS = "its processor needs torchvision (tried with 0.28)"
+_IMAGES = "its processor takes torchvision where that is installed"
 _WITH_PIXELS = "AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor"
 _EXACT_PIXELS = ')\nprocessor.image_processor = AutoImageProcessor.from_pretrained(FOLDER, backend="pil"'
 _TRUST = ", trust_remote_code=True"
 _READ_BY_CODE = """answer = processor.post_process_image_text_to_text(tokens)[0]
 words, boxes = processor.read_boxes(answer, image.size)  # boxes in pixels; spell_boxes writes those of a question"""
-_READ_TEXT = "answer = processor.batch_decode(tokens, skip_special_tokens=False)[0]  # the marks of boxes are special"
+_READ_MARKS = "answer = processor.batch_decode(tokens, skip_special_tokens=False)[0]  # the marks of boxes are special"
+_READ_TEXT = "answer = processor.batch_decode(tokens, skip_special_tokens=True)[0]  # boxes stand in it as text"
 _CLINKD = """With ClinkD (it is on no package index: get its repository, and run `pip install .` in it):
 
 ```python
@@ -55,14 +57,16 @@ _DOUBLED = (
 
 _VLLM = (
     "by ClinkD's plugin, installed beside it; not run in vLLM: the positions, tables and turns of the plugin were "
-    "compared with this model's code, no more"
+    "compared with this model's code, no more. It takes the stock processor of images"
 )
 
 
 def describe_loading(model: VisionLanguageModel, doubled: bool = False) -> list[str]:
     """Lines of the card: the ways to load the model, those that were tried and those that are not possible."""
     stock, code = model.is_stock, has_code(model)
-    way = _CODE if code else _STOCK.format(model.family.stock_class.__name__)
+    torchvision = _VIDEOS if model.family.videos else _IMAGES
+    way = _CODE if code else _STOCK.format(model.family.stock_class.__name__, torchvision)
+    read = _READ_MARKS if model.codec.special_tokens else _READ_TEXT
     lines = []
     if code or not needs_code(model):
         lines += [
@@ -72,7 +76,7 @@ def describe_loading(model: VisionLanguageModel, doubled: bool = False) -> list[
                 imports="AutoModelForImageTextToText, AutoProcessor" if code else _WITH_PIXELS,
                 model="" if stock else _TRUST,
                 processor=_TRUST if code else _EXACT_PIXELS,
-                reading=_READ_BY_CODE if code else _READ_TEXT,
+                reading=_READ_BY_CODE if code else read,
             ),
             "",
         ]
@@ -83,17 +87,17 @@ def describe_loading(model: VisionLanguageModel, doubled: bool = False) -> list[
 
 
 def _list_programs(model: VisionLanguageModel) -> dict[str, str]:
-    square = ", and images must be made square as `grids.py` does it" if model.knobs.square else ""
+    square = ", and images must be made square before, as `grids.py` does it" if makes_squares(model) else ""
     if not model.is_stock:
         return {
             "transformers": "by the code in it" if has_code(model) else "no: ClinkD is needed",
-            "vLLM": _VLLM
+            "vLLM": _VLLM + square
             if model.family is TINY and not model.images.eyes
             else "no: its classes have no such positions",
             "GGUF (llama.cpp, Ollama)": "not possible with these positions",
         }
     return {
-        "transformers": "by the stock class" + ("; images by the code in it" if model.knobs.square else ""),
+        "transformers": "by the stock class" + ("; images by the code in it" if makes_squares(model) else ""),
         "vLLM": f"not run in vLLM; it is of a stock type{square}",
         "GGUF (llama.cpp, Ollama)": f"convert it with llama.cpp's tool; not tried{square}",
     }

@@ -19,7 +19,7 @@ from clinkd.records import BadInput
 from clinkd.settings import change_knobs
 
 __all__ = [
-    "FAMILIES", "TINY", "ChatTemplate", "Family", "ImageGeometry", "family_of", "load_folder", "load_written",
+    "FAMILIES", "TINY", "TYPES", "ChatTemplate", "Family", "ImageGeometry", "family_of", "load_folder", "load_written",
     "native_knobs", "no_folder", "read_family", "scheme_knobs",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ def native_knobs(folder: Path) -> ModelConfig | None:
     family = family or FAMILIES[0]  # a type that no family has is refused when the folder is loaded
     if kind == family.own_type:
         return None
-    if "scheme" in stock:
+    if isinstance(stock.get("scheme"), dict):
         return change_knobs(scheme_knobs(SimpleNamespace(**stock)), base=folder)
     settings = {"positions": NAMED_POSITIONS["native"], "layout": family.layout, "boxes": family.boxes, "square": False}
     return ModelConfig.model_validate({"base": folder, **settings})

@@ -139,6 +139,7 @@ class Family(ABC):
     mergers: tuple[str, ...]
     text: str
     text_blocks: str
+    videos: ClassVar[bool] = True  # whether the stock processor takes videos, too, and so needs torchvision
     blind_types: ClassVar[tuple[str, ...]] = ()  # model_types of its relatives that read no images
 
     @property
@@ -212,6 +213,11 @@ class Family(ABC):
         """Image processor and processor whose code, with that of `network_class`, goes into exported folders; None: the
         code of this family wants more of clinkd, and its folders are loaded by clinkd alone."""
         return None
+
+    def stock_processor_settings(self, config: Any) -> dict[str, Any]:
+        """What processor_config.json must say to the Auto classes beside an exported stock model. `config`: of the
+        network."""
+        return {}
 
     def feature_width(self, config: Any) -> int:
         """Numbers of an image token in `vision_features`: the text width, unless a family gives more than one depth."""

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     Gemma3TextConfig,
     PreTrainedTokenizerFast,
 )
@@ -69,6 +70,7 @@ read_hub_names({ClinkdGemma3ForConditionalGeneration: Gemma3ForConditionalGenera
 class Gemma3(Family):
     """The hooks; GEMMA3 holds the names."""
 
+    videos: ClassVar[bool] = False
     blind_types: ClassVar[tuple[str, ...]] = (Gemma3TextConfig.model_type,)
 
     @property
@@ -173,6 +175,9 @@ class Gemma3(Family):
             raise BadInput("preprocessor_config.json: do_pan_and_scan: crops of an image are not made; set it to null")
         processor.patch_size = config.vision_config.patch_size
         processor.merge_size = side // processor.patch_size // math.isqrt(config.mm_tokens_per_image)
+
+    def stock_processor_settings(self, config: Any) -> dict[str, Any]:
+        return {"processor_class": Gemma3Processor.__name__, "image_seq_length": config.mm_tokens_per_image}
 
     def geometry(self, processor: Any) -> ImageGeometry:
         patch, area = processor.patch_size, processor.size["height"] * processor.size["width"]
