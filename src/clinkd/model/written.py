@@ -66,18 +66,20 @@ def give_replies(model: VisionLanguageModel, questions: Sequence[Sample]) -> lis
 
 
 def compare_folder(
-    model: VisionLanguageModel, folder: Path, questions: Sequence[Sample], before: Sequence[GreedyReply]
-) -> WrittenMatch:
-    """Load a folder as whoever gets it will, in the type of the model, and compare their replies to questions.
+    model: VisionLanguageModel, folder: Path, questions: Sequence[Sample], before: Sequence[GreedyReply],
+    rounded: bool = False,
+) -> WrittenMatch:  # fmt: skip
+    """Load a folder as whoever gets it will, and compare their replies to questions.
 
-    `before`: those of the model before its weights were rounded to this type.
+    Both multiply in float32, whatever the type of the weights: in bfloat16 a CPU takes many times as long, and each
+    machine rounds in its own way. `before`: replies of the model before its weights were `rounded`.
     """
     with opened_folder(folder, "a model that was just written") as opened:
-        written = load_written(opened, model.dtype).to(model.device).eval()
+        written = load_written(opened, torch.float32).to(model.device).eval()
     same_type, drift = [], []
     for question, reply in zip(_show(questions, "ask what was written"), before, strict=True):
         theirs = _reply(model, written, question, reply)
-        ours = reply if model.dtype == torch.float32 else _reply(model, model.network, question, reply)
+        ours = _reply(model, model.network, question, reply) if rounded else reply
         same_type.append(_compare(ours, theirs))
         drift.append(_compare(reply, theirs))
     return WrittenMatch(_agree(same_type), _agree(drift))

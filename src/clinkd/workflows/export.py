@@ -76,13 +76,14 @@ class ExportChecks:
             f"Loaded again, it gave the same answers to {same.questions} validation questions{fewer}, and the same "
             f"logits: {gap}. Compared are {ANSWER_TOKENS} tokens of each answer at most."
         ]
-        if self.dtype != "float32":
-            step = "No weight was rounded" if self.dtype == self.kept else f"Weights were rounded to {self.dtype}"
+        if self.dtype == self.kept:
+            lines.append(f"No weight was rounded: the run keeps them in {self.kept}.")
+        elif self.dtype != "float32":
             lines.append(
-                f"{step} (the run keeps them in {self.kept}). Computed in {self.dtype}, of its answers "
-                f"{_describe_drift(drift)} as the run's weights give them in float32; logits differ by "
-                f"{drift.largest_difference:.2g} at most."
+                f"Weights were rounded to {self.dtype} (the run keeps them in {self.kept}): of the answers "
+                f"{_describe_drift(drift)} those of before; logits differ by {drift.largest_difference:.2g} at most."
             )
+        lines.append("All of it multiplies in float32; what a machine rounds in other products comes on top.")
         if self.adapter:
             sum_, model = self.adapter
             what = "the model" if self.kept == "float32" else "the base with what was added, computed without peft"
@@ -174,7 +175,8 @@ def _write(
     if options.doubled:
         double_positions(model.network.config, draft)
     write_served(model, draft, run.config.answer.max_new_tokens)
-    written = compare_folder(model, draft, questions, before)
+    model.network.float()
+    written = compare_folder(model, draft, questions, before, rounded=options.dtype != "float32")
     if not written.same_type.same:
         raise BadInput(f"what was written in {options.dtype} {_describe_gap(written.same_type)}; nothing was exported")
     drift = written.before
