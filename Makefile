@@ -104,7 +104,7 @@ wheelhouse: $(V)/.made  ## collect every wheel into WHEELHOUSE (wheelhouse), for
 	$(if $(TORCH_INDEX),$(call check_torch_index))
 	$(if $(TORCH_INDEX),$(ALONE) download --no-deps -d "$(WHEELS)" -c constraints.txt $(TORCH_FROM) torch)
 	$(PIP) wheel --wheel-dir "$(WHEELS)" $(if $(TORCH_INDEX),--find-links "$(WHEELS)") -c constraints.txt \
-		pip setuptools '.[dev,docs]'
+		pip setuptools '.[dev,docs,bitsandbytes]'
 	$(PIP) download --quiet --no-deps -d "$(WHEELS)" transformers==$(NEWER)
 	rm -f "$(WHEELS)"/clinkd-*.whl
 	@echo "$$(ls "$(WHEELS)" | wc -l) wheels, $$(du -sh "$(WHEELS)" | cut -f1), for $$($(PY) -c 'import platform as p; print("Python", p.python_version(), "on", p.system(), p.machine())')"
@@ -145,7 +145,9 @@ $(V)/.dev: $(V)/.run
 	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
 	@touch $@
 
+# and the extra that needs seconds at each start
 $(V)/.newer: $(V)/.dev
+	$(INSTALL) --no-build-isolation --editable '.[bitsandbytes]'
 	$(subst -c constraints.txt,,$(INSTALL)) --no-deps --upgrade --target "$(V)/transformers-$(NEWER)" transformers==$(NEWER)
 	@touch $@
 
