@@ -68,7 +68,9 @@ def test_installed_packages_bring_nothing_that_is_not_pinned():
 
     here = {d.name.lower().replace("_", "-") for d in metadata.distributions()}
     may_be_absent = [
-        w for extra in ("audit", "docs", "notebook", "open-clip") for w in PROJECT["optional-dependencies"][extra]
+        w
+        for extra in ("audit", "bitsandbytes", "docs", "notebook", "open-clip")
+        for w in PROJECT["optional-dependencies"][extra]
     ]
     absent = [wish for wish in may_be_absent if Requirement(wish).name.replace("_", "-") not in here]
     todo = [(Requirement(wish), ()) for wish in WISHES if wish not in absent]
