@@ -83,7 +83,8 @@ class ExportChecks:
                 f"Weights were rounded to {self.dtype} (the run keeps them in {self.kept}): of the answers "
                 f"{_describe_drift(drift)} those of before; logits differ by {drift.largest_difference:.2g} at most."
             )
-        lines.append("All of it multiplies in float32; what a machine rounds in other products comes on top.")
+        if self.dtype != "float32":
+            lines.append("Both multiplied in float32: what a machine rounds in other products comes on top.")
         if self.adapter:
             sum_, model = self.adapter
             what = "the model" if self.kept == "float32" else "the base with what was added, computed without peft"
