@@ -318,6 +318,14 @@ def test_a_primary_comparison_is_told_in_a_sentence(gains: list[float], says: st
     assert re.match(says, primary_of(gains).sentence)
 
 
+def test_nothing_is_concluded_from_fewer_pairs_than_were_fixed():
+    gains = [5.0, 6.0, 7.0, 5.5]
+    early, done = (CLAIM._replace(primary=CLAIM.primary._replace(fixed=n)) for n in (5, 4))
+    says = primary_of(gains, early).sentence
+    assert says.startswith("4 of 5 seeds that were fixed beforehand: no conclusion yet (+5.9 [")
+    assert primary_of(gains, done).sentence.startswith("Seen")
+
+
 def test_where_no_run_has_the_named_measure_the_other_one_counts():
     primary = Primary("distilled", "bird", "Average of four", 4.0, "VG mIoU")
     assert primary_of([5.0, 6.0, 7.0], CLAIM._replace(primary=primary)).primary.column == "VG mIoU"

@@ -254,7 +254,7 @@ def compare_primary(grid: AblationGrid) -> PrimaryResult | None:
     if not grid.primary:
         missing = " and ".join(n for n in (primary.row, primary.against) if n not in grid.rows)
         return PrimaryResult(primary, None, None, f"No run of {missing} is finished, so nothing can be said.")
-    row, against, column, smallest, _ = primary
+    row, against, column, smallest, *_ = primary
     found, sd = grid.paired(row, column, against), grid.spread(row, column, against)
     needed = count_pairs_needed(sd, smallest) if sd else None
     if found is None or found.interval is None:
@@ -263,7 +263,10 @@ def compare_primary(grid: AblationGrid) -> PrimaryResult | None:
     ours, theirs = grid.rows[row].title, grid.rows[against].title
     figures = f"{found.mean:+.{digits}f} {spell_interval(found.interval, '+', digits)} in {column}, p = {found.p:.2g}"
     named = f"{smallest:g} or more"
-    if found.certain:
+    if found.pairs < primary.fixed:
+        count = f"{found.pairs} of {primary.fixed} {grid.unit}s that were fixed beforehand"
+        sentence = f"{count}: no conclusion yet ({figures})."
+    elif found.certain:
         sentence = f"Seen: {ours} is {'above' if found.mean > 0 else 'below'} {theirs} ({figures})."
     elif found.smallest is not None and found.smallest <= smallest:
         sentence = f"Not seen ({figures}): a true difference of {named} would have been seen four times in five."
