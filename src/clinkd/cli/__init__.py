@@ -341,7 +341,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         unknown = dict.fromkeys(("steps", "seconds", "memory_mb", "disk_mb"))
         rows = [{"stage": s.name, "state": s.state, **unknown, "measured": False} for s in states]
-        machines = {"gpus": on_gpus and asdict(on_gpus)} if on_gpus else {}
+        machines = {"gpus": asdict(on_gpus)} if on_gpus else {}
         print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost), **machines}, indent=1))
     else:
         _show_plan(stages, least_cost, " of a fold" if folds else "")

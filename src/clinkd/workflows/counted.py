@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from clinkd.config import FitConfig, LoraConfig, RunConfig
+from clinkd.config import FitConfig, RunConfig
 
 FLOAT = 4  # bytes of a weight that learns
 FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
@@ -25,36 +26,36 @@ def list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
         yield from ((f"reflect-{number}", config.reflect.fit) for number in range(1, config.reflect.rounds + 1))
 
 
-def count_weights(base: Path) -> dict[str, int]:
-    """How many weights each part of the model has, from the headers of its files."""
-    weights = dict.fromkeys((*NAMED, "text"), 0)
-    for part, _, shape in _list_weights(base):
-        weights[part] += math.prod(shape)
+class WeightShape(NamedTuple):
+    """Of a weight its part of the model, whether it is the table of the text's tokens, and its shape."""
+
+    part: str
+    table: bool
+    shape: tuple[int, ...]
+
+
+def read_weights(base: Path) -> list[WeightShape]:
+    """The weights of a base or of that of an adapter, from the headers of its files."""
+    from clinkd.model.folders import base_of, read_shapes
+
+    weights = []
+    for name, shape in read_shapes(base_of(base)).items():
+        part = next((part for part, words in NAMED.items() if any(word in name for word in words)), "text")
+        weights.append(WeightShape(part, "embed_tokens" in name, shape))
     return weights
 
 
-def count_whole(base: Path) -> int:
-    """How many weights are in no block: tables, head and merger, which are whole in each process where others are
-    shared out."""
-    return sum(math.prod(shape) for part, table, shape in _list_weights(base) if table or part in ("head", "merger"))
+def count_by_part(weights: Iterable[WeightShape]) -> dict[str, int]:
+    """How many numbers each part of the model has."""
+    counts = dict.fromkeys((*NAMED, "text"), 0)
+    for weight in weights:
+        counts[weight.part] += math.prod(weight.shape)
+    return counts
 
 
-def count_additions(base: Path, lora: LoraConfig) -> int:
-    """How many weights the additions of LoRA have."""
-    return sum(
-        lora.rank * sum(shape)
-        for part, table, shape in _list_weights(base)
-        if part in lora.parts and len(shape) == 2 and not table
-    )
-
-
-def _list_weights(base: Path) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
-    """Of each weight its part, whether it is the table of the text's tokens, and its shape."""
-    from clinkd.model.folders import base_of, read_shapes
-
-    for name, shape in read_shapes(base_of(base)).items():
-        part = next((part for part, words in NAMED.items() if any(word in name for word in words)), "text")
-        yield part, "embed_tokens" in name, shape
+def count_weights(base: Path) -> dict[str, int]:
+    """How many weights each part of the model has, from the headers of its files."""
+    return count_by_part(read_weights(base))
 
 
 def trained_bytes(fit: FitConfig) -> float:

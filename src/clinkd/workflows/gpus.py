@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clinkd.config import FitConfig, RunConfig
+from clinkd.config import FitConfig, LoraConfig, RunConfig
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.objectives import CHUNK_BYTES
@@ -26,11 +27,12 @@ from clinkd.workflows.counted import (
     FIXED,
     FLOAT,
     STATES,
-    count_additions,
+    WeightShape,
+    count_by_part,
     count_teacher,
-    count_weights,
-    count_whole,
+    has_live_teacher,
     list_trainings,
+    read_weights,
 )
 
 if TYPE_CHECKING:
@@ -90,14 +92,23 @@ class LongestRow:
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """Weights of a pretrained base by part, and those that are whole in each process (`count_whole`)."""
+    """The weights of a pretrained base, read once."""
 
-    parts: Mapping[str, int]
-    whole: int
+    weights: Sequence[WeightShape]
 
-    @classmethod
-    def of(cls, base: Path) -> BaseSizes:
-        return cls(count_weights(base), count_whole(base))
+    @cached_property
+    def parts(self) -> Mapping[str, int]:
+        return count_by_part(self.weights)
+
+    @cached_property
+    def whole(self) -> int:
+        """Weights in no block: tables, head and merger, which are whole in each process where others are shared out."""
+        return sum(math.prod(w.shape) for w in self.weights if w.table or w.part in ("head", "merger"))
+
+    def additions(self, lora: LoraConfig) -> int:
+        """How many weights the additions of LoRA have."""
+        matrices = (w for w in self.weights if w.part in lora.parts and len(w.shape) == 2 and not w.table)
+        return sum(lora.rank * sum(w.shape) for w in matrices)
 
     @property
     def total(self) -> int:
@@ -122,7 +133,7 @@ class GpuCount:
     def __post_init__(self) -> None:
         model, teacher = self.config.model.base, self.config.teacher and self.config.teacher.base
         self.row = find_longest_row(self.config)
-        self.bases = {base: BaseSizes.of(base) for base in (model, teacher) if base}
+        self.bases = {base: BaseSizes(read_weights(base)) for base in (model, teacher) if base}
 
     def worst(self, config: RunConfig, gpus: Gpus) -> StageMemory:
         """The stage that takes most of each GPU."""
@@ -155,11 +166,15 @@ class GpuCount:
         own = config.teacher.base if config.teacher and stage == "teacher" else None
         base = own or config.model.base
         assert base
-        sizes, kept, share = self.bases[base], self._keep(config, base, fit.precision), self._share(config, gpus)
+        sizes, kept, share = (
+            self.bases[base],
+            self._keep(config, base, fit.precision),
+            gpus.number if config.shard else 1,
+        )
         fixed, blocks = FIXED[config.model.dtype], kept.text.blocks
         trained = 0 if fit.lora else sum(n for part, n in sizes.parts.items() if fit.trains(part))
         held = sizes.held(share, blocks)
-        learning = count_additions(base, fit.lora) if fit.lora else trained / sizes.total * held
+        learning = sizes.additions(fit.lora) if fit.lora else trained / sizes.total * held
         # autocast keeps what learns in bfloat16, too, for a forward
         copies = 2 if fit.precision == "bf16" else 0
         parts = {
@@ -183,9 +198,10 @@ class GpuCount:
 
     def _count_teacher(self, config: RunConfig, stage: str, sizes: BaseSizes, share: int, blocks: int) -> float:
         """Weights of a live teacher in one process."""
-        other = config.teacher and config.teacher.base
+        if config.teacher and config.teacher.base and has_live_teacher(config, stage):
+            return self.bases[config.teacher.base].held(share, blocks)
         number = count_teacher(config, stage, sizes.parts)
-        return (self.bases[other] if other else sizes).held(share, blocks) if number and share > 1 else number
+        return sizes.held(share, blocks) if number and share > 1 else number
 
     def _count_answers(self, config: RunConfig) -> StageMemory:
         assert config.model.base
@@ -194,9 +210,6 @@ class GpuCount:
         fixed = FIXED[config.model.dtype]
         cache = answer.batch * answer.rows * tokens * kept.cached * fixed
         return StageMemory("answer", {"weights": self.bases[config.model.base].total * fixed, "cache": cache})
-
-    def _share(self, config: RunConfig, gpus: Gpus) -> int:
-        return gpus.number if config.shard else 1
 
 
 def tabulate_gpus(config: RunConfig, words: str) -> Table:
