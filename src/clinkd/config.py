@@ -826,21 +826,22 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _fixed_weights_in_bf16_are_multiplied_so(self) -> Self:
-        exact = next((name for name, fit in self.fits().items() if fit.precision == "float32"), None)
-        if self.model.dtype == "bf16" and exact:
+        if self.model.dtype == "bf16" and (exact := self.find_fit(precision="float32")):
             raise ValueError(
                 f"model.dtype=bf16: {exact}.precision=float32 needs weights in float32; set {exact}.precision=bf16, or "
                 "model.dtype=float32"
             )
         return self
 
+    def find_fit(self, **knobs: Any) -> str | None:
+        """The name of the first training with these knobs; None if there is none."""
+        return next((n for n, fit in self.fits().items() if all(getattr(fit, k) == v for k, v in knobs.items())), None)
+
     @model_validator(mode="after")
-    def _muon_needs_whole_matrices(self) -> Self:
-        muon = next((name for name, fit in self.fits().items() if fit.optimizer == "muon"), None)
-        eight = next((name for name, fit in self.fits().items() if fit.optimizer == "adamw8bit"), None)
-        if self.shard and eight:
+    def _optimizers_have_the_weights_they_need(self) -> Self:
+        if self.shard and (eight := self.find_fit(optimizer="adamw8bit")):
             raise ValueError(f"shard=true: {eight}.optimizer=adamw8bit needs whole weights; set adamw, or shard=false")
-        if self.shard and muon:
+        if self.shard and (muon := self.find_fit(optimizer="muon")):
             raise ValueError(f"shard=true: Muon needs whole matrices; set {muon}.optimizer=adamw, or shard=false")
         return self
 

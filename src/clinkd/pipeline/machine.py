@@ -49,7 +49,7 @@ class Machine:
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
-        eight = next((name for name, fit in config.fits().items() if fit.optimizer == "adamw8bit"), None)
+        eight = config.find_fit(optimizer="adamw8bit")
         if eight and importlib.util.find_spec("bitsandbytes") is None:
             raise BadInput(
                 f"{eight}.optimizer=adamw8bit: bitsandbytes is not installed; pip install 'clinkd[bitsandbytes]', or "

@@ -166,12 +166,8 @@ class GpuCount:
         own = config.teacher.base if config.teacher and stage == "teacher" else None
         base = own or config.model.base
         assert base
-        sizes, kept, share = (
-            self.bases[base],
-            self._keep(config, base, fit.precision),
-            gpus.number if config.shard else 1,
-        )
-        fixed, blocks = FIXED[config.model.dtype], kept.text.blocks
+        sizes, kept = self.bases[base], self._keep(config, base, fit.precision)
+        fixed, blocks, share = FIXED[config.model.dtype], kept.text.blocks, gpus.number if config.shard else 1
         trained = 0 if fit.lora else sum(n for part, n in sizes.parts.items() if fit.trains(part))
         held = sizes.held(share, blocks)
         learning = sizes.additions(fit.lora) if fit.lora else trained / sizes.total * held
