@@ -6,7 +6,7 @@ Random weights in the shape of a Qwen2-VL, written in bfloat16 to a folder of te
 bare; for a step of LoRA distillation with a live teacher of LoRA, merge and all; and for an answer by 3 beams. Ours is
 `model.dtype=bf16`, the rival the bytes of the weights. Each runs in a process of its own, and its peak is that of all
 its resident memory, with Python and torch (about 0.8 GB) and with the pages of the file that it maps (VmHWM).
-`--dtype float32` measures the default.
+`--dtype float32` measures the default, `--quantize nf4` matrices of the text in four bits.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def peak_of(task: str, base: Path, args: argparse.Namespace) -> float:
     if task == "write":
         write_base(base, args.shape)
         return 0.0
-    model = load(base, grey_image, ModelConfig(base=base, dtype=args.dtype, **KNOBS)).eval()
+    model = load(base, grey_image, ModelConfig(base=base, dtype=args.dtype, quantize=args.quantize, **KNOBS)).eval()
     side = round(args.image_tokens**0.5) * 28
     turn = Turn(Task.QA, BoxedText("Where is the liver?"), BoxedText("It is here."))
     sample = Sample("", (ImageRef("", side, side),), Modality.CT, (turn,), "")
@@ -84,7 +84,8 @@ def distill(model: VisionLanguageModel, sample: Sample, args: argparse.Namespace
     """A step, with checkpoint and merge."""
     lora, precision = LoraConfig(), "bf16" if args.dtype == "bf16" else "float32"
     config = FitConfig(epochs=1, rows=1, lora=lora, precision=precision, recompute=args.recompute)
-    layers = {n: m.weight.shape for n, m in model.network.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = ((n, m) for n, m in model.network.named_modules() if isinstance(m, torch.nn.Linear))
+    layers = {n: (m.out_features, m.in_features) for n, m in linear}
     additions = {
         name: (torch.randn(lora.rank, wide) * 0.01, torch.randn(tall, lora.rank) * 0.01)
         for name, (tall, wide) in layers.items()
@@ -99,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=[*SHAPES], default="2b")
     parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--quantize", choices=("none", "nf4"), default="none")
     parser.add_argument("--recompute", choices=("nothing", "blocks"), default="nothing")
     parser.add_argument("--image-tokens", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="keep the weights here, and use those that are here")

@@ -76,7 +76,9 @@ def additions_of(model: VisionLanguageModel, config: LoraConfig, seed: int = 3) 
     torch.manual_seed(seed)
     prefixes = tuple(name for part in config.parts for name in model.family.parts[part])
     modules = model.network.named_modules()
-    shapes = {n: m.weight.shape for n, m in modules if isinstance(m, nn.Linear) and n.startswith(prefixes)}
+    shapes = {
+        n: (m.out_features, m.in_features) for n, m in modules if isinstance(m, nn.Linear) and n.startswith(prefixes)
+    }
     return {n: (torch.randn(config.rank, h) * 0.1, torch.randn(v, config.rank) * 0.1) for n, (v, h) in shapes.items()}
 
 

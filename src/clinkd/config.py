@@ -366,6 +366,11 @@ class ModelConfig(Knobs):
         "of a pretrained base's weights in memory and on the disk. bf16: half of both; what a training changes is "
         "float32 until it ends, the rest is fixed in bfloat16, and answers are computed in it",
     )  # fmt: skip
+    quantize: Literal["none", "nf4"] = knob(
+        "none",
+        "nf4: the text's matrices of a pretrained base are held in 4 bits (QLoRA), what LoRA adds beside them in "
+        "float32, products in `dtype`; meant for CUDA; the extra `bitsandbytes`",
+    )
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
     @field_validator("positions", mode="before")
@@ -831,6 +836,24 @@ class RunConfig(Knobs):
                 f"model.dtype=bf16: {exact}.precision=float32 needs weights in float32; set {exact}.precision=bf16, or "
                 "model.dtype=float32"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_in_four_bits_stay_as_they_are(self) -> Self:
+        if self.model.quantize == "none":
+            return self
+        if self.shard:
+            raise ValueError(
+                "shard=true: weights in 4 bits are not shared out; set model.quantize=none, or shard=false (each "
+                "process has all weights)"
+            )
+        for name, fit in self.fits().items():
+            if not name.startswith("model.tiny") and (fit.lora is None or fit.lora.parts != ("text",)):
+                lora = "lora.parts=[text]" if fit.lora else "lora={}"
+                raise ValueError(
+                    f"model.quantize=nf4: weights in 4 bits cannot learn, and {name} is to train them or other parts; "
+                    f"set {name}.{lora}, or model.quantize=none"
+                )
         return self
 
     def find_fit(self, **knobs: Any) -> str | None:

@@ -12,33 +12,44 @@ from transformers import PreTrainedModel
 
 from clinkd.records import BadInput
 
-NAME = "default"
+NAME = "default"  # of what learns
+BESIDE = "beside"  # of what stays as it is
 HEAD = "lm_head"
 Additions = Mapping[str, tuple[Tensor, Tensor]]  # A [R, H] and B [V, R] by the name of the layer
 
 
 def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: float, seed: int) -> None:
-    """Put an addition, zero at first, on every linear layer below `prefixes`; all else stops learning.
+    """Put an addition, zero at first, on every linear layer below `prefixes`, beside an earlier one if there is any;
+    all else stops learning.
 
     Raises BadInput if a layer shares its weight with another: merging would change both.
     """
+    inner = tuple(f"{name}." for name, _ in layers(network))
     chosen = [
-        name for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.startswith(tuple(prefixes))
+        name
+        for name, m in network.named_modules()
+        if isinstance(m, nn.Linear | LoraLayer) and name.startswith(tuple(prefixes)) and not name.startswith(inner)
     ]
     if not chosen:
         raise BadInput(f"fit.lora.parts: the network has no linear layer in {', '.join(prefixes)}")
     if HEAD in chosen and network.get_submodule(HEAD).weight is network.get_input_embeddings().weight:
         raise BadInput("fit.lora.parts: the head is one with the input table in this model; leave head out")
     settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=chosen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(settings, network, adapter_name=NAME)
+    _inject(network, settings, NAME, seed)
     for _, layer in layers(network):
+        layer.set_adapter([*layer.lora_A])
         layer.cast_input_dtype_enabled = (
             False  # autocast does it, and keeps one copy for the backward where peft has two
         )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(f".{NAME}." in name)
+
+
+def _inject(network: PreTrainedModel, settings: LoraConfig, name: str, seed: int = 0) -> None:
+    network.__dict__.pop("peft_config", None)  # of an earlier addition, of which peft would warn
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, network, adapter_name=name)
 
 
 def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -48,17 +59,19 @@ def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-def merge(network: nn.Module) -> Additions:
-    """Put the additions into the weights, and the plain layers back into their places. Gives what was added, the scale
-    within B."""
-    merged: dict[str, tuple[Tensor, Tensor]] = {}
+def take_off(network: nn.Module, merged: bool) -> Additions:
+    """Put the plain layers back into their places, with the additions `merged` into their weights or without any. Gives
+    what has learned, the scale within B."""
+    learned: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in list(layers(network)):
-        down_RH, up_VR, scale = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
-        merged[name] = down_RH.detach(), up_VR.detach() * scale
-        layer.merge()
+        if NAME in layer.lora_A:
+            down_RH, up_VR, scale = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
+            learned[name] = down_RH.detach(), up_VR.detach() * scale
+        if merged:
+            layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, layer.get_base_layer())
-    return merged
+    return learned
 
 
 def put_beside(network: PreTrainedModel, additions: Additions) -> None:
@@ -66,12 +79,12 @@ def put_beside(network: PreTrainedModel, additions: Additions) -> None:
     whoever computes logits takes one matrix."""
     chosen = [name for name in additions if name != HEAD]
     settings = LoraConfig(r=1, lora_alpha=1, lora_dropout=0.0, target_modules=chosen)
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(settings, network, adapter_name=NAME) if chosen else None
+    if chosen:
+        _inject(network, settings, BESIDE)
     for name, layer in layers(network):
         down_RH, up_VR = (factor.to(plain_weight(layer).device) for factor in additions[name])
-        layer.cast_input_dtype_enabled = False
-        layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = nn.Parameter(down_RH), nn.Parameter(up_VR)
+        layer.lora_A[BESIDE].weight = nn.Parameter(down_RH, requires_grad=False)
+        layer.lora_B[BESIDE].weight = nn.Parameter(up_VR, requires_grad=False)
     if HEAD in additions:
         head, (down_RH, up_VR) = network.get_submodule(HEAD), additions[HEAD]
         weight_VH = plain_weight(head)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clinkd.model.encode import Batch
 from clinkd.model.families import Family, family_of
+from clinkd.model.quantized import count_numbers
 
 # Dense bfloat16 (V100, T4: float16, as they have no other), by words of the name in torch, longer words first; from
 # NVIDIA's data sheets (half of the figures "with sparsity").
@@ -93,7 +94,7 @@ def count_linear(module: nn.Module, tokens: int, flows: bool) -> Operations:
     inputs need a gradient."""
     layers = (m for m in module.modules() if not isinstance(m, nn.Embedding))
     weights = [p for m in layers for p in m.parameters(recurse=False) if p.dim() == 2]
-    every = sum(w.numel() for w in weights)
+    every = sum(map(count_numbers, weights))
     learning = sum(w.numel() for w in weights if w.requires_grad)
     return Operations(2 * tokens * every, 2 * tokens * (learning + every * flows))
 

@@ -224,9 +224,12 @@ class ModelFolder(NamedTuple):
 
     def demand_finite(self, network: Any) -> None:
         """Raises BadInput, with file and tensor, where a weight of a loaded network is NaN or infinite."""
-        if name := find_not_finite(network.state_dict()):
+        name = find_not_finite(network.state_dict())
+        # four bits do not show it
+        file = self._find_not_finite() if name or getattr(network, "is_quantized", False) else None
+        if name or file:
             raise BadInput(
-                f"{self._find_not_finite() or f'{self.name}: weight {name}'} holds NaN or infinite numbers: no answer "
+                f"{file or f'{self.name}: weight {name}'} holds NaN or infinite numbers: no answer "
                 "can come of it; copy the folder there again, or take weights from before the training that spoilt them"
             )
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ from clinkd.model.generate import (
     top_p_sampling,
 )
 from clinkd.model.positions import position_scheme
+from clinkd.model.quantized import dequantize, is_quantized, quantized_layers
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 
@@ -104,6 +105,7 @@ class VisionLanguageModel(nn.Module):
         self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
         self.additions: adapters.Additions | None = None  # what LoRA added to the base; None: no low rank, or unknown
+        self.pointer: Mapping[str, Any] | None = None  # names the base, where that is quantized as it is loaded
         # by path, what `VisionLeftOut` stands for; tower and merger as one are kept beside it
         self.vision_aside: dict[str, nn.Module] = {}
         self.visual_aside: tuple[nn.Module, ...] = ()
@@ -281,6 +283,7 @@ class VisionLanguageModel(nn.Module):
         The eyes, where the model has any, lie beside. `stock`: for the family's stock class. Raises BadInput where no
         stock class has these positions or these patches.
         """
+        assert not self.is_quantized, "what is saved of it are the additions"
         aside, self.vision_aside, self.visual_aside = self.vision_aside, {}, ()
         for path, part in aside.items():
             self.network.set_submodule(path, part)
@@ -355,8 +358,10 @@ class VisionLanguageModel(nn.Module):
     def with_additions(self, additions: adapters.Additions) -> VisionLanguageModel:
         """A model with these weights, not copied, and additions of LoRA beside them. It is of no use any more once
         weights of this one have changed."""
-        shared = {id(t): nn.Parameter(t.detach(), requires_grad=False) for t in self.network.parameters()}
-        network = copy.deepcopy(self.network, shared | {id(t): t for t in self.network.buffers()})
+        weights = [t for t in self.network.parameters() if not is_quantized(t)]
+        shared = {id(t): nn.Parameter(t.detach(), requires_grad=False) for t in weights}
+        as_they_are = [*self.network.buffers(), *(layer for _, layer in quantized_layers(self.network))]
+        network = copy.deepcopy(self.network, shared | {id(it): it for it in as_they_are})
         adapters.put_beside(network, additions)
         twin = VisionLanguageModel(network, self.tokenizer, self.processor, self.images.open_image, self.images.eyes)
         twin.vision_aside, twin.visual_aside = self.vision_aside, self.visual_aside
@@ -424,7 +429,8 @@ class VisionLanguageModel(nn.Module):
         self.line_tokens = 0
         self.merge()
         for parameter in self.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
         """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table,
@@ -441,9 +447,32 @@ class VisionLanguageModel(nn.Module):
 
     def merge(self) -> None:
         """Put the additions of LoRA into the weights: the model is a plain one again, and knows what was added since
-        the base, as long as nothing else has learned."""
-        added, before = adapters.merge(self.network), self.additions
-        self.additions = adapters.stack(before, added) if added and before is not None else None
+        the base, as long as nothing else has learned. Beside matrices of four bits they stay, as one with those of
+        before."""
+        quantized, before = self.is_quantized, self.additions
+        added = adapters.take_off(self.network, merged=not quantized)
+        if quantized:
+            self.put_additions(adapters.stack(before or {}, added))
+        else:
+            self.additions = adapters.stack(before, added) if added and before is not None else None
+
+    def put_additions(self, additions: adapters.Additions) -> None:
+        """Let what LoRA added to a base stay beside its weights."""
+        self.additions = additions
+        adapters.put_beside(self.network, additions)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether matrices have four bits (`model.quantize`)."""
+        return next(quantized_layers(self.network), None) is not None
+
+    def dequantize(self) -> None:
+        """Become a plain model in float32 of the same additions, merged into the numbers that four bits stand for."""
+        added, self.pointer = self.additions or {}, None
+        adapters.take_off(self.network, merged=False)
+        dequantize(self.network)
+        self.round_weights(torch.float32)
+        adapters.merge_additions(self.network, added, 1.0, "additions")
 
     def cut_head(self, rows: int) -> None:
         """Give logits of the first `rows` entries alone; the input table stays."""

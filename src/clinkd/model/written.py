@@ -86,17 +86,18 @@ def compare_folder(
 
 
 def compare_adapter(
-    model: VisionLanguageModel, adapter: Path, base: Path, questions: Sequence[Sample], before: Sequence[GreedyReply]
-) -> WrittenMatch:
+    model: VisionLanguageModel, adapter: Path, base: Path, questions: Sequence[Sample], before: Sequence[GreedyReply],
+    exact: bool = True,
+) -> WrittenMatch:  # fmt: skip
     """Put an adapter on its base by peft, as whoever gets it will, in float32; compare replies to questions.
 
-    Where the run kept the weights in float32, it is to be the model. Where it rounded them (`model.dtype=bf16`), none
-    but the base with the additions in float32 can be the same.
+    Where the run was `exact`, with weights in float32, it is to be the model. Where it rounded them, none but the base
+    with the additions in float32 can be the same.
     """
     assert model.additions
     expected = before
     with opened_folder(base, "the base of an adapter") as opened:
-        if model.knobs.dtype != "float32":
+        if not exact:
             network = load_written(opened, torch.float32).to(model.device).eval()
             merge_additions(network, model.additions, 1.0, str(adapter))
             expected = [_reply(model, network, question) for question in _show(questions, "ask base and additions")]

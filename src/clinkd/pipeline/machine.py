@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clinkd import distributed
 from clinkd.config import RunConfig
+from clinkd.model.quantized import demand_bitsandbytes
 from clinkd.records import BadInput
 from clinkd.settings import override
 
@@ -45,16 +46,15 @@ class Machine:
 
     @staticmethod
     def demand(config: RunConfig) -> None:
-        """Raises BadInput, naming the knob, if a tracker or an optimizer's package is not installed."""
+        """Raises BadInput, naming the knob, if the package of a tracker, an optimizer or four bits is not installed."""
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
         eight = config.find_fit(optimizer="adamw8bit")
-        if eight and importlib.util.find_spec("bitsandbytes") is None:
-            raise BadInput(
-                f"{eight}.optimizer=adamw8bit: bitsandbytes is not installed; pip install 'clinkd[bitsandbytes]', or "
-                "set adamw"
-            )
+        if eight:
+            demand_bitsandbytes(f"{eight}.optimizer=adamw8bit", "adamw")
+        if config.model.quantize == "nf4":
+            demand_bitsandbytes("model.quantize=nf4", "none")
 
     def ready(self) -> str:
         """Set torch's threads, and return the name of this process's device: "cpu", "cuda:1".

@@ -17,18 +17,27 @@ from clinkd.model.additions import read_additions, write_additions
 from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
 from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, demand_whole_model, read_stage_json
+from clinkd.storage import make_folder, write_json
 
 CROP_WEIGHTS = "crop_weights"  # in the record of `select`: by kind of answer, the weight of the log-probability
 
 
 def load_model(stage: Path, open_image: OpenImage, dtype: torch.dtype | None = None) -> VisionLanguageModel:
     """The model of a stage, or the pretrained one that it points to; in the type of `model.dtype`, unless `dtype` says
-    another. Raises BadInput, with the way out, if a file of it differs from its checksum."""
+    another; a quantized one then becomes a plain one in float32. Raises BadInput, with the way out, if a file of it
+    differs from its checksum."""
     demand_whole_model(stage)
     if (stage / POINTER).is_file():
         pointer = read_stage_json(stage / POINTER)
-        model = load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]), dtype)
+        knobs = ModelConfig.model_validate(pointer["model"])
+        quantized = knobs.quantize == "nf4"
+        model = load(Path(pointer["folder"]), open_image, knobs, None if quantized else dtype)
         model.additions = {}
+        if quantized:
+            model.pointer = pointer
+            model.put_additions(read_additions(stage / MODEL) or {})
+            if dtype:
+                model.dequantize()
         return model
     model = load(stage / MODEL, open_image, dtype=dtype)
     model.additions = read_additions(stage / MODEL)
@@ -36,8 +45,13 @@ def load_model(stage: Path, open_image: OpenImage, dtype: torch.dtype | None = N
 
 
 def save_model(model: VisionLanguageModel, stage: Path) -> None:
-    """Save a model as that of a stage, with what LoRA added to the pretrained base, where that is known."""
-    model.save(stage / MODEL)
+    """Save a model as that of a stage, with what LoRA added to the pretrained base, where that is known. Of a quantized
+    one that is all: it points to its base, which is quantized again when it is loaded."""
+    if model.pointer:
+        write_json(stage / POINTER, model.pointer)
+        make_folder(stage / MODEL)
+    else:
+        model.save(stage / MODEL)
     if model.additions:
         write_additions(model.additions, stage / MODEL)
 

@@ -17,6 +17,7 @@ from clinkd.data.questions import make_bare_pairs
 from clinkd.language.facts import Lexicon
 from clinkd.model.eyes import Eyes, EyesNetwork, Whitening, find_license, look, look_in_parallel
 from clinkd.model.folders import base_of
+from clinkd.model.quantized import count_numbers
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, tiny_images
 from clinkd.pipeline.damage import MODEL, POINTER, point_to
@@ -120,7 +121,7 @@ def base(work: StageInputs, config: ModelConfig, student: str | None = None, liv
         model = load(config.base, work.open_image, config, foreign=True)
         _demand_places(work, model)
         _keep_pretrained(work, model, config)
-    work.record("parameters", sum(p.numel() for p in model.parameters()))
+    work.record("parameters", sum(map(count_numbers, model.parameters())))
     if student:  # what does not fit is found out before the teacher is trained
         match_student(model, work.model(student), live, f"teacher.base={config.base}")
 

@@ -80,6 +80,11 @@ def _add_base(
     if model.base is None and model.dtype == "bf16":  # not of the knobs: a recipe has no base before it is given one
         raise BadInput("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
     suffix, knob = ("-teacher", "teacher.base") if student else ("", "model.base")
+    if model.quantize == "nf4" and (model.base is None or base_of(model.base) != model.base):
+        what = (
+            f"a tiny model is float32; give {knob}" if model.base is None else f"{knob} is an adapter; merge it first"
+        )
+        raise BadInput(f"model.quantize=nf4: {what}, or set model.quantize=none")
     stage = partial(_add_stage, stages, config.seed)
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     cached, eyes, tower, features, general = model.vision_features == "cached", None, None, None, None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clinkd.config import FitConfig, RunConfig
+from clinkd.config import FitConfig, ModelConfig, RunConfig
 
 FLOAT = 4  # bytes of a weight that learns
 FIXED = {"float32": 4, "bf16": 2}  # of any other, and of each on the disk, by `model.dtype`
+NF4 = 1 / 2 + (1 + 4 / 256) / 64  # with a byte of scale for 64, and a float of that for 256
 # bytes of optimiser state for a weight: in eight bits with a scale for 256; muon's: of matrices
 STATES = {"adamw": 2 * FLOAT, "adamw8bit": 2 + 2 * FLOAT / 256, "muon": FLOAT}
 # words in the names of weights, in the order in which they are looked for; all others are of the text
@@ -32,6 +33,11 @@ class WeightShape(NamedTuple):
     part: str
     table: bool
     shape: tuple[int, ...]
+
+    @property
+    def is_text_matrix(self) -> bool:
+        """Whether it is a matrix of the text's blocks, which `model.quantize` is for."""
+        return self.part == "text" and len(self.shape) == 2 and not self.table
 
 
 def read_weights(base: Path) -> list[WeightShape]:
@@ -56,6 +62,13 @@ def count_by_part(weights: Iterable[WeightShape]) -> dict[str, int]:
 def count_weights(base: Path) -> dict[str, int]:
     """How many weights each part of the model has, from the headers of its files."""
     return count_by_part(read_weights(base))
+
+
+def fixed_bytes(weights: Sequence[WeightShape], model: ModelConfig) -> float:
+    """Bytes in memory of a weight that does not learn, on average over all."""
+    whole, total = FIXED[model.dtype], sum(math.prod(w.shape) for w in weights)
+    few = sum(math.prod(w.shape) for w in weights if w.is_text_matrix) if model.quantize == "nf4" else 0
+    return whole - (whole - NF4) * few / total
 
 
 def trained_bytes(fit: FitConfig) -> float:
@@ -86,5 +99,7 @@ def count_teacher(config: RunConfig, stage: str, weights: Mapping[str, int]) -> 
     if config.shard:
         return sum(weights.values())
     if stage == "distill" and not config.distill.on_policy and all(fit.lora for fit in fits):
+        return 0
+    if config.model.quantize == "nf4":  # nothing is ever merged into them
         return 0
     return sum(n for part, n in weights.items() if any(fit.trains(part) for fit in fits))

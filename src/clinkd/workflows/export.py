@@ -37,6 +37,7 @@ from clinkd.workflows.loading import describe_loading
 CARD, CHECKS, ADAPTER_FOLDER = "README.md", "export.json", "adapter"
 QUESTIONS = 20  # of the validation split, asked before and after
 DataType = Literal["float32", "bfloat16", "float16"]
+Kept = Literal["float32", "bfloat16", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class ExportOptions:
 class ExportChecks:
     """What a written model answered to validation questions beside the model that it was written from.
 
-    `kept`: the type in which the run keeps its weights.
+    `kept`: the type in which the run keeps its weights. With nf4 it is compared as the sum in float32 of what four bits
+    stand for and what LoRA added beside it.
     """
 
     dtype: str
-    kept: DataType
+    kept: Kept
     written: WrittenMatch
     adapter: WrittenMatch | None = None
     rank: int = 0  # of the adapter
@@ -92,11 +94,14 @@ class ExportChecks:
                 f"The base with the adapter (LoRA, rank {self.rank}, by peft), both in float32, gave the same answers "
                 f"as {what}, in float32; logits differ by {sum_.largest_difference:.1g} at most."
             )
+            run = {
+                "bfloat16": "The run rounded that sum to bfloat16 (model.dtype=bf16), the adapter does not",
+                "nf4": "The run trained the adapter on the base in 4 bits (model.quantize=nf4), not on the whole one",
+            }
             if self.kept != "float32":
                 lines.append(
-                    f"The run rounded that sum to {self.kept} (model.dtype=bf16), the adapter does not: of its answers "
-                    f"{_describe_drift(model)} those of the model; logits differ by {model.largest_difference:.2g} at "
-                    "most."
+                    f"{run[self.kept]}: of its answers {_describe_drift(model)} those of the model; logits differ by "
+                    f"{model.largest_difference:.2g} at most."
                 )
         return lines
 
@@ -142,7 +147,7 @@ def export(run: Run, out: Path, options: ExportOptions = ExportOptions()) -> Exp
         prepared = run.stage("prepare")
         open_image, _ = read_data(prepared)
         model = load_model(run.stage(stage), open_image, torch.float32).eval()
-        if model.knobs.dtype == "bf16":  # as the run has its weights, also those of a base in float32
+        if _find_kept(run, model) == "bfloat16":  # as the run has its weights, also those of a base in float32
             model.round_weights(torch.bfloat16)
             model.round_weights(torch.float32)
         base = _find_base(run, stage)
@@ -164,10 +169,11 @@ def _write(
     number = min(QUESTIONS, len(every))
     questions = [every[k * len(every) // number] for k in range(number)]
     before, rank, adapter = give_replies(model, questions), 0, None
+    kept = _find_kept(run, model)
     if options.adapter:
         assert base and model.additions
         rank = write_adapter(model.additions, draft / ADAPTER_FOLDER, base.name)
-        adapter = compare_adapter(model, draft / ADAPTER_FOLDER, base, questions, before)
+        adapter = compare_adapter(model, draft / ADAPTER_FOLDER, base, questions, before, kept == "float32")
         if not adapter.same_type.same:
             raise BadInput(f"the adapter on {base} {_describe_gap(adapter.same_type)}; nothing was exported")
     assert options.dtype
@@ -187,7 +193,6 @@ def _write(
             f"--max-drift={options.max_drift:g}: rounding to {options.dtype} changes {changed:.3g} % of "
             f"{drift.questions} answers; nothing was exported; give --dtype float32, or a larger --max-drift"
         )
-    kept: DataType = "bfloat16" if model.knobs.dtype == "bf16" else "float32"
     return ExportChecks(options.dtype, kept, written, adapter, rank)
 
 
@@ -211,6 +216,13 @@ def _find_base(run: Run, stage: str) -> Path | None:
         return None
     pointer = run.folder / "stages" / name / POINTER
     return Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else base_of(given)
+
+
+def _find_kept(run: Run, model: VisionLanguageModel) -> Kept:
+    """The type in which a run keeps the weights of its model."""
+    if run.config.model.quantize == "nf4":
+        return "nf4"
+    return "bfloat16" if model.knobs.dtype == "bf16" else "float32"
 
 
 def _find_type(base: Path | None) -> DataType:

@@ -23,9 +23,11 @@ from clinkd.system_memory import free_memory_mb
 from clinkd.workflows.counted import (
     FIXED,
     FLOAT,
+    count_by_part,
     count_teacher,
-    count_weights,
+    fixed_bytes,
     list_trainings,
+    read_weights,
     trained_bytes,
 )
 from clinkd.workflows.gpus import tabulate_gpus as tabulate_gpus
@@ -145,9 +147,10 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     """
     if config.model.base is None:
         return None
-    weights = count_weights(config.model.base)
+    shapes = read_weights(config.model.base)
+    weights, fixed = count_by_part(shapes), fixed_bytes(shapes, config.model)
     total, done = sum(weights.values()), {s.name for s in states if s.state == "done"}
-    memory, fixed = {}, FIXED[config.model.dtype]
+    memory, saved_whole = {}, config.model.quantize == "none"  # else additions alone
     if waiting := [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]:
         memory[waiting[0]] = total * fixed / 1e6
     trained, disk, passing = {}, 0.0, 0.0
@@ -158,7 +161,7 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
         moving_mb = trained[stage] * trained_bytes(fit) / 1e6
         held = (total + count_teacher(config, stage, weights)) * fixed + trained[stage] * (FLOAT - fixed)
         memory[stage] = held / 1e6 + moving_mb
-        disk += total * fixed / 1e6
+        disk += saved_whole * total * fixed / 1e6
         passing = max(passing, CHECKPOINTS * moving_mb)
     if not memory:
         return None

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clinkd.config import FitConfig, LoraConfig, RunConfig
+from clinkd.config import FitConfig, LoraConfig, ModelConfig, RunConfig
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.objectives import CHUNK_BYTES
@@ -30,6 +30,7 @@ from clinkd.workflows.counted import (
     WeightShape,
     count_by_part,
     count_teacher,
+    fixed_bytes,
     has_live_teacher,
     list_trainings,
     read_weights,
@@ -114,6 +115,10 @@ class BaseSizes:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    def fixed(self, model: ModelConfig) -> float:
+        """As `fixed_bytes`."""
+        return fixed_bytes(self.weights, model)
+
     def held(self, share: int, blocks: int) -> float:
         """Weights in one of `share` processes that share them out: two blocks are whole at a time."""
         if share == 1:
@@ -167,7 +172,7 @@ class GpuCount:
         base = own or config.model.base
         assert base
         sizes, kept = self.bases[base], self._keep(config, base, fit.precision)
-        fixed, blocks, share = FIXED[config.model.dtype], kept.text.blocks, gpus.number if config.shard else 1
+        fixed, blocks, share = sizes.fixed(config.model), kept.text.blocks, gpus.number if config.shard else 1
         trained = 0 if fit.lora else sum(n for part, n in sizes.parts.items() if fit.trains(part))
         held = sizes.held(share, blocks)
         learning = sizes.additions(fit.lora) if fit.lora else trained / sizes.total * held
@@ -175,7 +180,7 @@ class GpuCount:
         copies = 2 if fit.precision == "bf16" else 0
         parts = {
             "weights": held * fixed + learning * (FLOAT - fixed * (not fit.lora) + copies),
-            "teacher": self._count_teacher(config, stage, sizes, share, blocks) * fixed,
+            "teacher": self._count_teacher(config, stage, sizes, share, blocks),
             "gradients": learning * FLOAT,
             "optimizer": (learning if fit.lora else trained / share) * STATES[fit.optimizer],
             "activations": self._count_activations(config, fit, kept, gpus),
@@ -193,19 +198,20 @@ class GpuCount:
         return activations
 
     def _count_teacher(self, config: RunConfig, stage: str, sizes: BaseSizes, share: int, blocks: int) -> float:
-        """Weights of a live teacher in one process."""
+        """Bytes of a live teacher in one process."""
         if config.teacher and config.teacher.base and has_live_teacher(config, stage):
-            return self.bases[config.teacher.base].held(share, blocks)
+            own = self.bases[config.teacher.base]
+            return own.held(share, blocks) * own.fixed(config.model)
         number = count_teacher(config, stage, sizes.parts)
-        return sizes.held(share, blocks) if number and share > 1 else number
+        return (sizes.held(share, blocks) if number and share > 1 else number) * sizes.fixed(config.model)
 
     def _count_answers(self, config: RunConfig) -> StageMemory:
         assert config.model.base
         kept, answer = self._keep(config, config.model.base, "float32"), config.answer
         tokens = kept.image_tokens(self.row.images) + self.row.text_tokens(1) + answer.max_new_tokens
-        fixed = FIXED[config.model.dtype]
-        cache = answer.batch * answer.rows * tokens * kept.cached * fixed
-        return StageMemory("answer", {"weights": self.bases[config.model.base].total * fixed, "cache": cache})
+        sizes, number = self.bases[config.model.base], FIXED[config.model.dtype]
+        cache = answer.batch * answer.rows * tokens * kept.cached * number
+        return StageMemory("answer", {"weights": sizes.total * sizes.fixed(config.model), "cache": cache})
 
 
 def tabulate_gpus(config: RunConfig, words: str) -> Table:
@@ -273,3 +279,5 @@ def _list_changes(config: RunConfig, gpus: Gpus) -> Iterator[list[str]]:
         yield ["reflect.objective=ce"]
     if any(fit.lora is None for fit in fits.values()):
         yield everywhere("lora={}")
+    if config.model.quantize == "none":
+        yield ["model.quantize=nf4"]

@@ -15,6 +15,7 @@ from clinkd.model.families.qwen2_5_vl import QWEN2_5_VL
 from clinkd.model.families.qwen2_vl import QWEN2_VL
 from clinkd.model.families.qwen3_vl import QWEN3_VL
 from clinkd.model.folders import ModelFolder, base_of, read_config
+from clinkd.model.quantized import make_plain, quantized_loading
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs
 
@@ -86,8 +87,9 @@ def _foreign(folder: Path, kind: str | None) -> BadInput:
 def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dtype | None = None) -> Any:
     """Weights from a folder: a stock one of any family (then `knobs` name the scheme) or one of ours (`knobs` None).
 
-    Their type is `dtype`, or that of the scheme. Weights that have it in the file are not copied: they are a private
-    map of the file, which takes memory as they are read or changed.
+    Their type is `dtype`, or that of the scheme; with `quantize` the matrices of the text's blocks have four bits.
+    Weights that have their type in the file are not copied: they are a private map of the file, which takes memory as
+    they are read or changed.
 
     Raises BadInput where the folder is not one of these, or any weight is missing, left over or not finite.
     """
@@ -100,7 +102,12 @@ def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dty
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
     config.scheme = write_scheme(scheme_knobs(config))  # an older version wrote other names
-    network, report = opened.network(cls, config=config, dtype=dtype or TYPES[scheme_knobs(config).dtype])
+    dtype = dtype or TYPES[scheme_knobs(config).dtype]
+    quantized = knobs is not None and knobs.quantize == "nf4"
+    loading = quantized_loading([*family.vision_modules, "lm_head"], dtype) if quantized else {}
+    network, report = opened.network(cls, config=config, dtype=dtype, **loading)
+    if quantized:
+        make_plain(network)
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:
         what = "; ".join(f"{k.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for k, names in wrong.items())

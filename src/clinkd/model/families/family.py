@@ -27,7 +27,8 @@ from clinkd.settings import read_older_tree
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-NOT_CARRIED = {"base", "tiny", "vision_features"}  # knobs that say how a base comes about, not what a checkpoint is
+# knobs that say how a base comes about, not what a checkpoint is
+NOT_CARRIED = {"base", "tiny", "vision_features", "quantize"}
 OWN_KEYS = ("scheme", "system_turn", "eyes")  # of the configuration of our checkpoints; no stock class knows them
 
 
