@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from clinkd.model.vlm import VisionLanguageModel, load, load_foreign
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import models
 from clinkd.pipeline.damage import MODEL, POINTER, point_to
+from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs, override
 from clinkd.storage import write_json
 from clinkd.training import FitRun, LiveTeacher, fit
-from clinkd.workflows.counted import NF4, fixed_bytes, read_weights
+from clinkd.workflows.counted import NF4, count_teacher, fixed_bytes, list_trainings, read_weights
+from clinkd.workflows.gpus import GpuCount, Gpus, _list_changes
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="the extra bitsandbytes is not installed"
@@ -240,7 +243,7 @@ def test_a_run_keeps_additions_alone_and_its_export_is_their_sum(
     stages = tmp_path / "runs" / "four" / "stages"
     for name in ("teacher", "distill", "reflect-1"):
         assert [p.name for p in (stages / name / MODEL).iterdir()] == ["additions.safetensors"]
-    parameters = json.loads((stages / "base" / "stage.json").read_text())["parameters"]
+    parameters = stage_record(stages / "base")["recorded"]["parameters"]
     assert parameters == sum(
         p.numel() for p in load(folder, picture, knobs(QWEN2_VL, folder, quantize="none")).parameters()
     )
@@ -255,6 +258,27 @@ def test_a_run_keeps_additions_alone_and_its_export_is_their_sum(
     assert "(model.quantize=nf4), not on the whole one: of its answers" in (out / "README.md").read_text()
     ours, theirs = models.load_model(stages / "reflect-1", picture).eval(), load_foreign(out, picture).eval()
     assert torch.allclose(hidden(ours), hidden(theirs), atol=1e-3)
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+
+def test_four_bits_are_counted_and_proposed(base: Path) -> None:
+    plain = override(laptop(base=base), ["distill.teacher_as=live", "reflect=null"])
+    four = override(plain, ["model.quantize=nf4"])
+    shapes = read_weights(base)
+    sizes = [sum(math.prod(w.shape) for w in shapes if w.is_text_matrix is few) for few in (False, True)]
+    assert 0.515 < NF4 < 0.516
+    counted = GpuCount(four)
+    answers = counted._count_answers(four)
+    assert answers.parts["weights"] == pytest.approx(4 * sizes[0] + NF4 * sizes[1])
+    (_, fit_knobs), *_ = list_trainings(four)
+    parts = [c._count_training(c.config, "distill", fit_knobs, Gpus(1, 80.0)).parts for c in (GpuCount(plain), counted)]
+    assert parts[0]["weights"] - parts[1]["weights"] == pytest.approx((4 - NF4) * sizes[1])
+    assert parts[0] | {"weights": 0} == parts[1] | {"weights": 0}
+    assert count_teacher(override(four, ["distill.on_policy=0.5"]), "distill", counted.bases[base].parts) == 0
+    assert ["model.quantize=nf4"] in list(_list_changes(plain, Gpus(1, 1.0)))
+    assert ["model.quantize=nf4"] not in list(_list_changes(four, Gpus(1, 1.0)))
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
