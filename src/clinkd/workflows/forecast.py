@@ -150,7 +150,7 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     shapes = read_weights(config.model.base)
     weights, fixed = count_by_part(shapes), fixed_bytes(shapes, config.model)
     total, done = sum(weights.values()), {s.name for s in states if s.state == "done"}
-    memory, saved_whole = {}, config.model.quantize == "none"  # else additions alone
+    memory = {}
     if waiting := [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]:
         memory[waiting[0]] = total * fixed / 1e6
     trained, disk, passing = {}, 0.0, 0.0
@@ -161,7 +161,8 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
         moving_mb = trained[stage] * trained_bytes(fit) / 1e6
         held = (total + count_teacher(config, stage, weights)) * fixed + trained[stage] * (FLOAT - fixed)
         memory[stage] = held / 1e6 + moving_mb
-        disk += saved_whole * total * fixed / 1e6
+        if config.model.quantize == "none":  # else additions alone
+            disk += total * fixed / 1e6
         passing = max(passing, CHECKPOINTS * moving_mb)
     if not memory:
         return None
