@@ -247,6 +247,9 @@ def test_a_run_keeps_additions_alone_and_its_export_is_their_sum(
     assert parameters == sum(
         p.numel() for p in load(folder, picture, knobs(QWEN2_VL, folder, quantize="none")).parameters()
     )
+    image = next((tmp_path / "runs" / "four" / "examples").glob("example-*.png"))
+    assert main(["ask", *place, "--run", "four", str(image), "Where is the liver in the image?"]) == 0
+    assert main(["runs", "verify", *place, "four"]) == 0
     capsys.readouterr()
     out = tmp_path / "out"
     assert main(["export", *place, "--run", "four", "--adapter", str(out)]) == 0
