@@ -14,6 +14,7 @@ from tests.test_families_stock import SHAPE
 from tests.test_teachers_pretrained import SMALL, knobs, write_base
 from torch import Tensor
 
+from clinkd.cli import main
 from clinkd.config import DistillConfig, RunConfig, SpecialistConfig, TeacherConfig, TinyConfig
 from clinkd.data.split import sample_share
 from clinkd.experiments import demo, laptop
@@ -28,11 +29,12 @@ from clinkd.records import BadInput, Modality, Sample
 from clinkd.settings import change_knobs, override, recipe_text
 from clinkd.settings import load as load_knobs
 from clinkd.training import StoredTeacher, identify_store, store_teacher
+from clinkd.workflows.ablate import _weigh_teacher
 from clinkd.workflows.counted import list_trainings
 
 BY_TASK = {"vg": SpecialistConfig(task=("VG",)), "rest": SpecialistConfig()}
 STORED = ["distill.teacher_as=states", "reflect=null"]
-WORDS = "teachers={xray: {modality: [XRAY, CT]}, rest: {}}"
+WORDS = "teachers={xray: {modality: XRAY}, rest: {}}"
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def test_teachers_are_set_by_name_and_printed_and_read_again(tmp_path: Path) -> None:
-    config = override(demo(), [*STORED, WORDS, "teachers.vg.task=VG", "teachers.xray.modality=[MR]"])
+    config = override(demo(), [*STORED, WORDS, "teachers.vg.task=VG", "teachers.xray.modality=MR,ct"])
     assert [*config.teachers] == ["xray", "rest", "vg"]
-    assert config.teachers["xray"] == SpecialistConfig(modality=("mr",))
+    assert config.teachers["xray"] == SpecialistConfig(modality=("mr", "ct"))
     assert config.teachers["vg"].task == ("VG",) and config.teachers["vg"].tune
     path = tmp_path / "run.yaml"
     path.write_text(recipe_text(config))
@@ -227,6 +229,22 @@ def test_a_change_of_one_teacher_changes_it_and_the_student_alone(tmp_path: Path
     assert trained == ["teacher-mr", "teacher-rest", "distill"]
     with pytest.raises(BadInput, match=r"^teachers\.ct\.base=.*nowhere: no config\.json there"):
         plan(override(config, [f"teachers.ct.base={tmp_path / 'nowhere'}"]))
+
+
+def test_a_plan_names_the_teachers_and_does_not_measure_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["plan", "demo", "--runs", str(tmp_path), *(w for s in [*STORED, WORDS] for w in ("--set", s))]
+    assert main(given) == 0
+    assert {"teacher-xray", "teacher-rest"} <= {*capsys.readouterr().out.split()}
+    assert main([*given, "--measure"]) == 2
+    assert "of one of `teachers`; plan without it" in capsys.readouterr().err
+
+
+def test_a_pass_of_each_teacher_is_weighed_by_its_own_base() -> None:
+    recorded = {"base": {"parameters": 10}, "base-teacher-ct": {"parameters": 30}}
+    weights = [_weigh_teacher(recorded, name) for name in ("teacher-ct", "teacher-rest", "teacher")]
+    assert weights == [3.0, 1.0, 1.0]
 
 
 def test_without_several_teachers_stages_are_as_they_were() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from clinkd.records import BadInput, Modality, Sample, Task
 from clinkd.settings import Knobs, change_knobs, knob, override
@@ -456,11 +456,12 @@ class SpecialistConfig(Knobs):
         True, "tune it as `teacher` says, on its own questions in teacher.share; false: the model in `base` as it is"
     )
 
-    @field_validator("modality", mode="before")
+    @field_validator("modality", "task", mode="before")
     @classmethod
-    def _modalities_by_their_letters(cls, value: Any) -> Any:
-        many = isinstance(value, list | tuple)
-        return [v.lower() if isinstance(v, str) else v for v in value] if many else value
+    def _one_word_or_several(cls, value: Any, info: ValidationInfo) -> Any:
+        words = [value] if isinstance(value, str) else value
+        by_letters = info.field_name == "modality" and isinstance(words, list | tuple)  # CT is ct
+        return [str(word).lower() for word in words] if by_letters else words
 
     def teaches(self, sample: Sample) -> bool:
         """Whether it teaches this question, if none before it does."""

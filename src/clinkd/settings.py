@@ -173,7 +173,10 @@ def read_older_tree(
         elif isinstance(value, Mapping) and (inner := _group(info, value)):
             values[name] = read_older_tree(value, inner, unknown, f"{prefix}{name}.")
         elif isinstance(value, Mapping) and (inner := _named_group(info)):
-            values[name] = {n: read_older_tree(v, inner, unknown, f"{prefix}{name}.{n}.") for n, v in value.items()}
+            values[name] = {
+                n: read_older_tree(v, inner, unknown, f"{prefix}{name}.{n}.") if isinstance(v, Mapping) else v
+                for n, v in value.items()
+            }
         else:
             values[name] = value
     return values
