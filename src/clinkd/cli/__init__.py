@@ -320,6 +320,8 @@ def _plan(args: argparse.Namespace) -> int:
     folds = config.fold_runs()
     if folds and args.measure:
         raise BadInput("--measure: measures one fold, and the others take about as much; add --set data.fold=1")
+    if config.teachers and args.measure:
+        raise BadInput("--measure: its few rows may have no question of one of `teachers`; plan without it")
     if args.gpus and args.measure:
         raise BadInput("--gpus counts for other machines, --measure takes steps on this one: give one of them")
     on_gpus = tabulate_gpus(config, args.gpus) if args.gpus else None

@@ -30,6 +30,7 @@ def bird(base: RunConfig | None = None) -> RunConfig:
         name="bird",
         model=change_knobs(base.model, positions="sequential", layout="sections"),
         teacher=None,
+        teachers={},
         distill=DistillConfig(kd_weight=0, fit=_join_fits(base)),
         reflect=None,
         select=change_knobs(base.select, scorer="first"),
@@ -95,7 +96,8 @@ def distilled(base: RunConfig | None = None) -> RunConfig:
     plain = bird(base)
     assert plain.distill is not None
     distill = change_knobs(base.distill or DistillConfig(), fit=plain.distill.fit)
-    return change_knobs(plain, name="distilled", teacher=base.teacher or TeacherConfig(), distill=distill)
+    teacher = base.teacher or TeacherConfig()
+    return change_knobs(plain, name="distilled", teacher=teacher, teachers=base.teachers, distill=distill)
 
 
 def selected(base: RunConfig | None = None) -> RunConfig:
@@ -140,7 +142,8 @@ def drawn(base: RunConfig | None = None) -> RunConfig:
 def unreflected(base: RunConfig | None = None) -> RunConfig:
     """The whole method without reflection: its rounds go on with distillation on the truths, step for step."""
     base = base or demo()
-    objective = "distill" if base.teacher and base.distill and base.distill.kd_weight > 0 else "ce"
+    one_teacher = base.teacher and not base.teachers and base.distill and base.distill.kd_weight > 0
+    objective = "distill" if one_teacher else "ce"
     return change_knobs(base, name="unreflected", reflect=train_on_truths(base.reflect, objective))
 
 

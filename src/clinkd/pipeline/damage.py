@@ -207,6 +207,12 @@ _WEIGHTS = TypeAdapter(dict[str, FileDigest])
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
+def find_model(stage: Path) -> Path:
+    """The folder with the files of a stage's model: its own, or that of the pretrained one that it points to."""
+    pointer = stage / POINTER
+    return Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else stage / MODEL
+
+
 def demand_whole_model(stage: Path) -> None:
     """Compare the files of a stage's model, or of the pretrained one that it points to, with their checksums, just
     before they are loaded: the bytes then come from memory. Raises BadInput, with the way out, for the first that

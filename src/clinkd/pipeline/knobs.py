@@ -35,4 +35,4 @@ KNOBS: dict[str, type[Knobs]] = {
 
 def complete_stage_config(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """All knobs of a stored stage (perhaps of an older version) by the names of today."""
-    return complete(config, KNOBS.get(name.rpartition("-")[0] or name, Knobs))
+    return complete(config, KNOBS.get(name.partition("-")[0], Knobs))

@@ -97,9 +97,12 @@ def see(work: StageInputs) -> None:
     work.record("bytes", num_bytes)
 
 
-def base(work: StageInputs, config: ModelConfig, student: str | None = None, live: Sequence[str] = ()) -> None:
+def base(
+    work: StageInputs, config: ModelConfig, student: str | None = None, live: Sequence[str] = (),
+    knob: str = "teacher.base",
+) -> None:  # fmt: skip
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs, and
-    that a teacher's fit the model of the stage `student`; `live`: as `match_student`."""
+    that a teacher's (given by `knob`) fit the model of the stage `student`; `live`: as `match_student`."""
     if general_stage := next((name for name in work.inputs if name.startswith("general")), None):
         model = load(work.inputs[general_stage] / MODEL, work.open_image, config)  # with the positions of this run
         _demand_places(work, model)
@@ -123,7 +126,7 @@ def base(work: StageInputs, config: ModelConfig, student: str | None = None, liv
         _keep_pretrained(work, model, config)
     work.record("parameters", sum(map(count_numbers, model.parameters())))
     if student:  # what does not fit is found out before the teacher is trained
-        match_student(model, work.model(student), live, f"teacher.base={config.base}")
+        match_student(model, work.model(student), live, f"{knob}={config.base}")
 
 
 def _keep_pretrained(work: StageInputs, model: VisionLanguageModel, config: ModelConfig) -> None:

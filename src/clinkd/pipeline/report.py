@@ -48,7 +48,7 @@ from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.likelihood import average_likelihoods
 from clinkd.scoring.measure import Rules
 from clinkd.scoring.score import FIRST_BEAM, MODEL, is_choice, score_predictions
-from clinkd.settings import Knob, Knobs, panel
+from clinkd.settings import Knob, panel
 from clinkd.storage import write_json, write_lines
 
 TABLES, ANSWERS = "tables.json", "answers.jsonl"
@@ -181,7 +181,7 @@ class _ScoredRun:
         write_shared(path, replace(summary, tables=tables, scores=scores), self._read_answers())
 
     def _summarise(self, reflection: ReflectionResults, spell_knob: Callable[[Knob], str]) -> RunSummary:
-        knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
+        knobs = [k for k in panel(self.config) if not k.is_group]
         scores, test = read_scores(self.folder), read_split(self.stages["prepare"], "test")
         return RunSummary(
             tables=[read_table(value) for value in read_stage_json(self.folder / TABLES)],
@@ -236,7 +236,7 @@ def _spell_knob(knob: Knob) -> str:
 def _spell_public_knob(knob: Knob) -> str:
     """The value of a knob where it is a number or one of the words that it can be; a path, name or address is not."""
     value = knob.value
-    if value is None or isinstance(value, bool | int | float):
+    if value in (None, {}) or isinstance(value, bool | int | float):
         return _spell(value)
     words = [str(v) for v in (value if isinstance(value, tuple | list) else (value,))]
     choices = set(re.split(r"\W+", knob.wants)) if "|" in knob.wants else set()
@@ -255,7 +255,7 @@ def read_training_curves(stages: Mapping[str, Path]) -> list[Curve]:
             kind, _, number = log.parent.name.removeprefix("fit-").partition("-")
             if kind not in _TRAINED:
                 continue
-            number = stage.rpartition("-")[2] if kind == "reflect" else number
+            number = stage.partition("-")[2] if kind in ("teacher", "reflect") else number
             if series := _read_series(read_stage_lines(log)):
                 curves.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
     return curves

@@ -18,6 +18,8 @@ from clinkd.config import (
     ReflectConfig,
     RunConfig,
     SelectConfig,
+    SpecialistConfig,
+    TeacherConfig,
 )
 from clinkd.model.folders import base_of
 from clinkd.pipeline.graph import POOLED, Stage, StageContext, describe_stage
@@ -73,13 +75,14 @@ def _add_stage(
 
 
 def _add_base(
-    stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, student: Stage | None = None
-) -> tuple[Stage, Stage | None]:
+    stages: list[Stage], config: RunConfig, model: ModelConfig, data: Stage, student: Stage | None = None,
+    teacher: str = "teacher",
+) -> tuple[Stage, Stage | None]:  # fmt: skip
     """Add what makes the base, and the features of images by its tower if they are cached. `student`: what makes the
-    base of the student, where this is another one, of the teacher."""
+    base of the student, where this is another one, of a `teacher`."""
     if model.base is None and model.dtype == "bf16":  # not of the knobs: a recipe has no base before it is given one
         raise BadInput("model.dtype=bf16: a tiny model is float32; give model.base, or set model.dtype=float32")
-    suffix, knob = ("-teacher", "teacher.base") if student else ("", "model.base")
+    suffix, knob = (f"-{teacher}", f"{teacher.replace('-', 's.')}.base") if student else ("", "model.base")
     if model.quantize == "nf4" and (model.base is None or base_of(model.base) != model.base):
         what = (
             f"a tiny model is float32; give {knob}" if model.base is None else f"{knob} is an adapter; merge it first"
@@ -106,51 +109,81 @@ def _add_base(
     needs, arguments = [data, *start], {"config": model, **machine}
     if student and model.base:
         needs.append(student)
-        arguments |= {"student": student.name, "live": config.no_live_teacher}
+        arguments |= {"knob": knob, "student": student.name, "live": config.no_live_teacher}
     base = stage(f"base{suffix}", _identify_model(model, knob), *needs, step="base", **arguments)
     if cached and not features:
         features = stage("see", {}, data, eyes, base, **machine)
     return base, features
 
 
-def make_teacher_base(config: RunConfig) -> ModelConfig | None:
-    """The knobs of the teacher's base, where it is no copy of the student's."""
-    teacher, model = config.teacher, config.model
-    if teacher and teacher.size:
+def _make_teacher_base(model: ModelConfig, teacher: TeacherConfig) -> ModelConfig | None:
+    """The knobs of the teacher's base, where it is no copy of the student's, which `model` has."""
+    if teacher.size:
         return change_knobs(model, tiny=change_knobs(model.tiny, **dict(teacher.size)))
-    if teacher and teacher.base:
+    if teacher.base:
         return change_knobs(model, base=teacher.base, vision_features="live")
     return None
+
+
+def _add_teachers(
+    stages: list[Stage], config: RunConfig, data: Stage, base: Stage, features: Stage | None
+) -> dict[str, Stage]:
+    """Add the teachers, each with a base of its own, where it has one: the stage with the model of each by its name."""
+    teachers: dict[str, Stage] = {}
+    for name, teacher in config.list_teachers().items():
+        specialist = config.teachers.get(name.removeprefix("teacher-"))
+        own_base, seen = base, features
+        if other := _make_teacher_base(config.model, teacher):
+            owner = name if specialist and specialist.base else "teacher"  # those without one have that of `teacher`
+            made = next((s for s in stages if s.name == f"base-{owner}"), None)
+            own_base = made or _add_base(stages, config, other, data, base, owner)[0]
+            seen = None  # the features are those of the student's tower
+        teachers[name] = own_base
+        if not specialist or specialist.tune:
+            rows = {"rows": _identify_rows(config.teachers)[name]} if specialist else {}
+            arguments: dict[str, Any] = {"config": teacher, "base": own_base.name, "machine": Machine.of(config)}
+            arguments |= {"step": "teacher", "stage": name, "teachers": config.teachers}
+            knobs = {**teacher.identity(), **rows}
+            teachers[name] = _add_stage(stages, config.seed, name, knobs, data, own_base, seen, **arguments)
+    return teachers
+
+
+def _identify_rows(teachers: Mapping[str, SpecialistConfig]) -> dict[str, Any]:
+    """For each of several teachers what decides its questions: its modalities and tasks, and those of the teachers
+    before it that it shares questions with."""
+    rows: dict[str, Any] = {}
+    for number, (name, teacher) in enumerate(teachers.items()):
+        before = [other for other in [*teachers.values()][:number] if other.meets(teacher)]
+        own, *taken = ([sorted(t.modality), sorted(t.task)] for t in (teacher, *before))
+        rows[f"teacher-{name}"] = {"own": own, "without": sorted(taken)}
+    return rows
 
 
 def _add_student(stages: list[Stage], config: RunConfig, data: Stage, base: Stage, features: Stage | None) -> Stage:
     """Add the teacher, its pseudo-labels, distillation and the rounds of reflection; the stage with the last model."""
     stage = partial(_add_stage, stages, config.seed)
     machine: dict[str, Any] = {"machine": Machine.of(config)}
-    teacher = pseudo = None
+    pseudo = None
     model = base
-    if config.teacher:
-        own_base, seen = base, features
-        if other := make_teacher_base(config):
-            own_base, _ = _add_base(stages, config, other, data, base)
-            seen = None  # the features are those of the student's tower
-        arguments = {"config": config.teacher, "base": own_base.name, **machine}
-        teacher = stage("teacher", config.teacher, data, own_base, seen, **arguments)
+    teachers = _add_teachers(stages, config, data, base, features)
+    asked = {s.name: s for s in teachers.values()}.values()  # of those that are not tuned, several may be one model
+    rows = {"teachers": _identify_rows(config.teachers)} if config.teachers else {}
     if config.distill:
+        arguments = {"config": config.distill, "teacher": config.teacher, "teachers": config.teachers, **machine}
         if config.distill.targets != "truth":
-            author = teacher if config.distill.pseudo_from == "teacher" else base
             knobs = {**_identify_pseudo(config.distill), "answer": config.answer.identity()}
-            if config.teacher and author is base and config.distill.labelled is None:
+            by_teacher = config.distill.pseudo_from == "teacher"
+            if config.teacher and not by_teacher and config.distill.labelled is None:
                 knobs["teacher_share"] = config.teacher.share  # which questions are new to the teacher
-            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
-            pseudo = stage("pseudo", knobs, data, author, features, **arguments)
-        needs = (data, base, teacher, pseudo, features)
-        arguments = {"config": config.distill, "teacher": config.teacher, **machine}
-        model = stage("distill", config.distill, *needs, **arguments)
+            knobs |= rows if by_teacher else {}
+            authors = asked if by_teacher else [base]
+            pseudo = stage("pseudo", knobs, data, *authors, features, answers=config.answer, **arguments)
+        knobs = {**config.distill.identity(), **rows}
+        model = stage("distill", knobs, data, base, *asked, pseudo, features, **arguments)
     reflect = config.reflect
     for number in range(1, reflect.rounds + 1) if reflect else ():
         assert reflect
-        kd_teacher = teacher if reflect.objective == "distill" else None
+        kd_teacher = teachers["teacher"] if reflect.objective == "distill" else None
         knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
         arguments = {"config": reflect, "answers": config.answer, "distill": config.distill, **machine}
         arguments |= {"step": "reflect", "round": number, "previous": model.name}

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -222,11 +223,13 @@ def _narrow_type(most: int) -> torch.dtype:
 
 
 class _StoredSlice(NamedTuple):
-    """The place of a sample's tokens and entries."""
+    """The place of a sample's tokens and entries; `column`: the first of its teacher's in the head of all."""
 
+    store: TensorStore
     file: str
     tokens: slice
     entries: slice
+    column: int = 0
 
 
 class StoredTeacher:
@@ -243,9 +246,43 @@ class StoredTeacher:
         for file, items in self.store.opened().items():
             token = entry = 0
             for name, tokens, entries in items:
-                self.places[name] = _StoredSlice(file, slice(token, token + tokens), slice(entry, entry + entries))
+                self.places[name] = _StoredSlice(
+                    self.store, file, slice(token, token + tokens), slice(entry, entry + entries)
+                )
                 token, entry = token + tokens, entry + entries
         self.head_VG = self.store.file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
+
+    @classmethod
+    def join(cls, teachers: Sequence[StoredTeacher]) -> StoredTeacher:
+        """One teacher that has for each sample the targets of the one that was stored for it; all are of one kind.
+
+        Heads that differ stand beside each other in one, and stored states have zeros in the columns of the others: the
+        logits stay. Raises BadInput for heads with different numbers of rows.
+        """
+        joined, *others = teachers
+        columns = {0: joined.head_VG}
+        for other in others:
+            assert joined.places.keys().isdisjoint(other.places), "a sample has one teacher"
+            column = joined._add_head(other, columns)
+            joined.places |= {name: place._replace(column=column) for name, place in other.places.items()}
+        return joined
+
+    def _add_head(self, other: StoredTeacher, columns: dict[int, Tensor | None]) -> int:
+        """The first column of the other's head in this one; `columns`: the heads in it, by their first."""
+        if self.head_VG is None or other.head_VG is None:
+            return 0
+        if len(other.head_VG) != len(self.head_VG):
+            raise BadInput(
+                f"{other.folder}: this teacher has {len(other.head_VG)} vocabulary entries, and {self.folder.name} has "
+                f"{len(self.head_VG)}; take teachers whose heads have at least the student's rows"
+            )
+        for column, head_VG in columns.items():
+            if head_VG is not None and head_VG.shape == other.head_VG.shape and torch.equal(head_VG, other.head_VG):
+                return column
+        column = self.head_VG.shape[1]
+        columns[column] = other.head_VG
+        self.head_VG = torch.cat([self.head_VG, other.head_VG], 1)
+        return column
 
     def operations(self, batch: Batch, vision: bool) -> int:
         """Operations of the logits of stored states; draws take none."""
@@ -288,5 +325,8 @@ class StoredTeacher:
 
     def _read(self, name: str, places: Sequence[_StoredSlice]) -> Tensor:
         by_entry = name.endswith("_M")
-        rows = [self.store.file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
+        rows = [p.store.file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
+        if name == "hidden_NG" and self.head_VG is not None:
+            width = self.head_VG.shape[1]
+            rows = [F.pad(r, (p.column, width - p.column - r.shape[1])) for r, p in zip(rows, places, strict=True)]
         return torch.cat(rows)

@@ -301,8 +301,7 @@ def _count_work(run: Run) -> tuple[int, float]:
     """
     train = len(read_split(run.stage("prepare"), "train"))
     recorded = {stage.name: stage_record(stage.folder)["recorded"] for stage in run.status()}
-    sizes = [recorded[name]["parameters"] for name in ("base-teacher", "base") if name in recorded]
-    teacher = sizes[0] / sizes[-1]  # a pass of the teacher, in passes of the student
+    teacher = _weigh_teacher(recorded, TEACHER)
     distill, reflect = run.config.distill, run.config.reflect
     by_teacher = bool(distill and distill.pseudo_from == "teacher")
     beside = {"fit-distill": teacher, "fit-reflect": teacher if reflect and reflect.objective == "distill" else 0.0}
@@ -312,15 +311,23 @@ def _count_work(run: Run) -> tuple[int, float]:
         for name, figure in figures.items():
             if name.startswith("fit-") and student:
                 steps += figure["steps"]
-                live = beside.get("-".join(name.split("-")[:2]), 0.0) if "stored_samples" not in figures else 0.0
+                live = beside.get("-".join(name.split("-")[:2]), 0.0) if "stored_teacher" not in figures else 0.0
                 forwards += (3 + live) * figure["samples"]
-            elif name.startswith("fit-") and stage == TEACHER:
-                forwards += 3 * teacher * figure["samples"]
-            elif name == "stored_samples" or (name == "answers" and stage == "pseudo" and by_teacher):
+            elif name.startswith("fit-") and stage.startswith(TEACHER):
+                forwards += 3 * _weigh_teacher(recorded, stage) * figure["samples"]
+            elif name.startswith("stored_samples"):
+                forwards += _weigh_teacher(recorded, name.replace("stored_samples", TEACHER)) * figure["units"]
+            elif name == "answers" and stage == "pseudo" and by_teacher:
                 forwards += teacher * figure["units"]
             elif (student or stage == "pseudo") and name.startswith(("answers", "own_answers")):
                 forwards += figure["units"]
     return steps, forwards / train
+
+
+def _weigh_teacher(recorded: Mapping[str, Mapping[str, Any]], teacher: str) -> float:
+    """A pass of a teacher, in passes of the student, by their parameters."""
+    own = next(name for name in (f"base-{teacher}", f"base-{TEACHER}", "base") if name in recorded)
+    return float(recorded[own]["parameters"] / recorded["base"]["parameters"])
 
 
 def _build_page(

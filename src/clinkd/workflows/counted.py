@@ -20,9 +20,11 @@ NAMED = {"head": ("lm_head",), "merger": ("merger", "projector"), "vision": ("vi
 
 def list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
     """The stages that begin from the base or from one another, and how each is trained."""
-    for kind in ("teacher", "distill"):
-        if group := getattr(config, kind):
-            yield kind, group.fit
+    for name, teacher in config.list_teachers().items():
+        if not config.teachers or config.teachers[name.removeprefix("teacher-")].tune:
+            yield name, teacher.fit
+    if config.distill:
+        yield "distill", config.distill.fit
     if config.reflect:
         yield from ((f"reflect-{number}", config.reflect.fit) for number in range(1, config.reflect.rounds + 1))
 

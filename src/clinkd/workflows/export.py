@@ -212,8 +212,11 @@ def _find_base(run: Run, stage: str) -> Path | None:
     given, name = run.config.model.base, "base"
     if stage == "teacher" and run.config.teacher and run.config.teacher.base:
         given, name = run.config.teacher.base, "base-teacher"
-    if given is None:
-        return None
+    return _find_pretrained(run, name, given) if given else None
+
+
+def _find_pretrained(run: Run, name: str, given: Path) -> Path:
+    """The folder of the model that was given for the stage `name`, where it was when the run began."""
     pointer = run.folder / "stages" / name / POINTER
     return Path(read_stage_json(pointer)["folder"]) if pointer.is_file() else base_of(given)
 
@@ -260,18 +263,21 @@ def _demand_additions(run: Run, model: VisionLanguageModel, stage: str, base: Pa
 
 
 def _pass_licences_on(run: Run, stage: str, base: Path | None, draft: Path) -> tuple[list[str], list[str]]:
-    """Copy the texts of the licences of the base, and of a teacher with a base of its own. Lines for the head of the
+    """Copy the texts of the licences of the base, and of teachers with a base of their own. Lines for the head of the
     card, and its section on the licence."""
     licence = read_licence(base) if base and base.is_dir() else None
     if licence:
         licence.copy_files(draft)
     head, section = _describe_licence(base, licence)
-    teacher = _find_base(run, "teacher") if run.config.teacher else None
-    if teacher and teacher != base and stage != "base":
-        licence, prefix = read_licence(teacher) if teacher.is_dir() else None, "teacher-"
+    for knob, given in run.config.teacher_bases().items() if stage != "base" else ():
+        name = knob.removesuffix(".base").replace("s.", "-", 1)
+        teacher = _find_pretrained(run, f"base-{name}", given)
+        if teacher == base:
+            continue
+        licence = read_licence(teacher) if teacher.is_dir() else None
         if licence:
-            licence.copy_files(draft, prefix)
-        section += ["", *_describe_licence(teacher, licence, "teacher's base", prefix)[1]]
+            licence.copy_files(draft, f"{name}-")
+        section += ["", *_describe_licence(teacher, licence, "teacher's base", f"{name}-")[1]]
     if any(draft.glob("*.py")):
         section += [
             "",

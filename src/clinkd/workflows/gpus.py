@@ -136,9 +136,9 @@ class GpuCount:
     kept: dict[tuple[Path, str], Activations] = field(default_factory=dict, init=False)  # by base and precision
 
     def __post_init__(self) -> None:
-        model, teacher = self.config.model.base, self.config.teacher and self.config.teacher.base
+        bases = {self.config.model.base, *self.config.teacher_bases().values()}
         self.row = find_longest_row(self.config)
-        self.bases = {base: BaseSizes(read_weights(base)) for base in (model, teacher) if base}
+        self.bases = {base: BaseSizes(read_weights(base)) for base in bases if base}
 
     def worst(self, config: RunConfig, gpus: Gpus) -> StageMemory:
         """The stage that takes most of each GPU."""
@@ -168,8 +168,8 @@ class GpuCount:
         return self.kept[base, precision]
 
     def _count_training(self, config: RunConfig, stage: str, fit: FitConfig, gpus: Gpus) -> StageMemory:
-        own = config.teacher.base if config.teacher and stage == "teacher" else None
-        base = own or config.model.base
+        own = config.list_teachers().get(stage)
+        base = (own and own.base) or config.model.base
         assert base
         sizes, kept = self.bases[base], self._keep(config, base, fit.precision)
         fixed, blocks, share = sizes.fixed(config.model), kept.text.blocks, gpus.number if config.shard else 1

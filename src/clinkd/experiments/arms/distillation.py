@@ -40,7 +40,7 @@ def _distill(run: RunConfig, teacher: TeacherConfig | None, **knobs: object) -> 
     """The run with this teacher, and a distillation that has the knobs and the fit of the run's own."""
     fit = change_knobs(run.distill.fit if run.distill else FitConfig(), epochs=_epochs(run, 1.0))
     distill = DistillConfig(**{"fit": fit, **knobs})  # type: ignore[arg-type]
-    return change_knobs(_begin(run), teacher=teacher, distill=distill)
+    return change_knobs(_begin(run), teacher=teacher, teachers={}, distill=distill)
 
 
 def plain(share: float | None, run: RunConfig) -> RunConfig:

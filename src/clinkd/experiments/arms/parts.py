@@ -21,7 +21,7 @@ def undistilled(base: RunConfig | None = None) -> RunConfig:
     assert base.distill is not None, "a method without distillation has no such row"
     distill = DistillConfig(kd_weight=0, fit=base.distill.fit)
     reflect = base.reflect and change_knobs(base.reflect, objective="ce")
-    return change_knobs(base, name="undistilled", teacher=None, distill=distill, reflect=reflect)
+    return change_knobs(base, name="undistilled", teacher=None, teachers={}, distill=distill, reflect=reflect)
 
 
 def unselected(base: RunConfig | None = None) -> RunConfig:
