@@ -9,5 +9,5 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it
 
 __all__ = [
     "activations", "additions", "encode", "eyes", "families", "flops", "folders", "generate", "licence", "positions",
-    "served", "vision", "vlm", "written",
+    "served", "shortened", "vision", "vlm", "written",
 ]  # fmt: skip
