@@ -11,7 +11,10 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from clinkd.config import ModelConfig
 from clinkd.model.families import read_family
@@ -60,28 +63,20 @@ def shorten(knobs: ModelConfig, numbers: Mapping[BlockKind, int], folder: Path) 
     folder.mkdir(parents=True)
     family.keep_blocks(config, kept).save_pretrained(folder)
     with opened_folder(knobs.base, "a vision-language model", adapters=True) as opened:
-        _copy_weights(opened.path, folder / "model.safetensors", {**kept, "mergers": mergers})
+        weights = opened.pick_weights(partial(_rename, kept={**kept, "mergers": mergers}))
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
         for path in opened.path.iterdir():
             if path.suffix != ".safetensors" and path.name != "config.json" and not path.name.endswith(INDEX):
                 shutil.copyfile(path, folder / path.name)
 
 
-def _copy_weights(folder: Path, copy: Path, kept: Mapping[str, Sequence[int]]) -> None:
-    """Write all weights but those of blocks that are left out into one file; blocks that stay get new numbers."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                part = "vision" if TOWER.search(name) else "text"
-                new_name: str | None = name
-                for pattern, places in ((BLOCK, kept[part]), (DEEP_MERGER, kept["mergers"])):
-                    new_name = new_name and _renumber(new_name, pattern, places)
-                if new_name:
-                    tensors[new_name] = file.get_tensor(name)
-    save_file(tensors, copy, {"format": "pt"})
+def _rename(name: str, kept: Mapping[str, Sequence[int]]) -> str | None:
+    """A weight's name in the copy; None where its block is left out."""
+    part = "vision" if TOWER.search(name) else "text"
+    new_name: str | None = name
+    for pattern, places in ((BLOCK, kept[part]), (DEEP_MERGER, kept["mergers"])):
+        new_name = new_name and _renumber(new_name, pattern, places)
+    return new_name
 
 
 def _renumber(name: str, pattern: re.Pattern[str], places: Sequence[int]) -> str | None:

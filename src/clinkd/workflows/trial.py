@@ -318,6 +318,7 @@ class SmallRun:
     def _measure_answers(self, stage: Stage) -> None:
         """Time the opening of an image, and batches of answers, with one row a question and with as many as the final
         answers have; count the tokens of true answers."""
+        self.held_mb["answers"] = _forget_peak()  # before there is a model
         context = StageContext(self.finished[stage.name], self.finished, stage.seed, lambda key, value: None)
         inputs = steps.StageInputs(context, Machine.of(self.config))
         model, samples = inputs.model("base"), inputs.samples("train")
@@ -329,7 +330,7 @@ class SmallRun:
         }
         if self.deep:
             self._measure_scale(model, samples)
-        self.held_mb["answers"] = _forget_peak()
+        _forget_peak()
         # by rows a question: seconds of a batch, and of each token of its answers
         time_answers = self._time_few_answers if self.deep else self._time_answers
         self.paces = {rows: time_answers(model, samples, rows) for rows in {1, self.config.answer.rows}}
