@@ -99,7 +99,9 @@ def test_what_grows_with_blocks_is_told_of_all_blocks_and_no_block_takes_less_th
 
 
 @pytest.mark.slow
-def test_steps_weights_and_disk_of_a_trial_by_copies_are_those_of_the_whole_trial(tmp_path: Path, monkeypatch) -> None:
+def test_steps_weights_and_disk_of_a_trial_by_copies_are_those_of_the_whole_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory within a quarter. Times are not compared."""
     qwen2 = next(f for f in FAMILIES if f.name == "Qwen2-VL")
     write_deep(qwen2, tmp_path / "base")

@@ -7,6 +7,7 @@ are small: the time of real rows is that of their operations, and what they keep
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from clinkd.model.activations import Activations, count_activations
 from clinkd.model.shortened import BlockKind, list_block_kinds, shorten
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import Sample
-from clinkd.settings import override
+from clinkd.settings import change_knobs, override
 from clinkd.workflows.counted import FIXED, count_weights
 from clinkd.workflows.forecast import StageEstimate
 from clinkd.workflows.gpus import LongestRow, count_kept_bytes
@@ -57,7 +58,7 @@ class Copies(NamedTuple):
 def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copies:
     """Write short copies of the bases that these knobs name. Raises BadInput as `shorten`."""
     bases = {"model.base": config.model.base, "teacher.base": config.teacher and config.teacher.base}
-    kinds = {knob: list_block_kinds(config.model.model_copy(update={"base": bases[knob]})) for knob in knobs}
+    kinds = {knob: list_block_kinds(change_knobs(config.model, base=bases[knob])) for knob in knobs}
     longer: list[tuple[str, BlockKind] | None] = [
         None,
         *((knob, kind) for knob in knobs for kind in kinds[knob] if len(kind.places) > 1),
@@ -70,7 +71,7 @@ def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copie
             place = folder / f"{knob}-{number if own else 0}"
             if not place.exists():
                 numbers = {kind: 1 + (own is not None and own[1] == kind) for kind in kinds[knob]}
-                shorten(config.model.model_copy(update={"base": bases[knob]}), numbers, place)
+                shorten(change_knobs(config.model, base=bases[knob]), numbers, place)
             settings.append(f"{knob}={place}")
         configs.append(override(config, settings))
     return Copies(configs, [more[1] for more in longer if more])
@@ -151,11 +152,20 @@ class MoreMemory:
     images_a_batch: float
     kept: Mapping[str, tuple[Activations, Activations]]  # by precision: of real images, and of small ones
 
+    @property
+    def any_kept(self) -> tuple[Activations, Activations]:
+        """Of any precision: for images, and for answers."""
+        return next(iter(self.kept.values()))
+
     @classmethod
     def of(cls, config: RunConfig, small: RunConfig, row: LongestRow, images_a_batch: float) -> MoreMemory:
-        precisions: set[str] = {"float32", *(fit.precision for fit in config.fits().values())}
-        small_images = override(config, [f"model.max_image_tokens={small.model.max_image_tokens}"])
-        kept = {p: (count_activations(config.model, p), count_activations(small_images.model, p)) for p in precisions}
+        kept: dict[str, tuple[Activations, Activations]] = {}
+        for precision in {fit.precision for fit in config.fits().values()} or {"float32"}:
+            real = count_activations(config.model, precision)
+            images = copy.copy(real.images)
+            images.processor = copy.deepcopy(images.processor)
+            images.family.limit_image_tokens(images.processor, small.model.max_image_tokens)
+            kept[precision] = real, replace(real, images=images)
         return cls(config, small, row, images_a_batch, kept)
 
     def training_mb(self, name: str) -> float:
@@ -168,7 +178,7 @@ class MoreMemory:
 
     def answers_mb(self, tried_images: int) -> float:
         """Keys and values of all questions, and what a block makes of their images."""
-        real, small = self.kept["float32"]
+        real, small = self.any_kept
         answer, text = self.config.answer, self.row.text_tokens(1) + self.config.answer.max_new_tokens
         questions = min(TOGETHER, answer.batch)
         fronts = self.images_a_batch * real.image_tokens(self.row.images)

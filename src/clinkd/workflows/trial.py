@@ -347,7 +347,7 @@ class SmallRun:
             longest = choose_longest(choose_heaviest(rows, 1, self.config.model.max_image_tokens))
             self.more = MoreMemory.of(self.deep, self.small, longest, self._count_images_a_batch())
         assert self.more
-        self.scale = compare_rows(model, group_by_images(samples), real, self.more.kept["float32"][0])
+        self.scale = compare_rows(model, group_by_images(samples), real, self.more.any_kept[0])
         self.image_mb *= self.scale.tokens
 
     def _count_images_a_batch(self) -> float:
