@@ -185,6 +185,7 @@ class SmallRun:
         self.live = config.model.vision_features == "live"
         self.finished: dict[str, Path] = {}
         self.estimates: dict[str, StageEstimate] = {}
+        self.image_seconds: float | None = None  # before an answer begins
         self.held_mb: dict[str, float] = {}  # as a stage begins
         self.parameters = 0
         self.paces: dict[int, tuple[float, float]] = {}
@@ -369,19 +370,18 @@ class SmallRun:
         self, model: VisionLanguageModel, samples: Sequence[Sample], rows: int
     ) -> tuple[float, float]:
         """Of a few questions about one image, then about two: the difference is what an image takes."""
-        batch, seconds, gaps = min(TOGETHER, self.config.answer.batch), [], []
+        number = min(TOGETHER, self.config.answer.batch)
         one, two = ([s for row in group_by_images(samples)[:n] for s in row[:1]] for n in (1, TRAINED_ROWS))
-        for some in (one, two):
-            questions = [some[k % len(some)] for k in range(batch)]
-            with _answers_of(model, self.config.answer, rows, TOKENS) as knobs:
-                marks = [time.monotonic()]
-                marks += [time.monotonic() for _ in model.decode_stream(questions, knobs)]
-            gaps += [b - a for a, b in pairwise(marks[1:])]
-            seconds.append(marks[1] - marks[0])
-        more, images = self.config.answer.batch / batch, self._count_images_a_batch()
-        a_token, an_image = statistics.median(gaps), max(0.0, seconds[1] - seconds[0]) / max(1, len(two) - 1)
-        start = max(0.0, seconds[0] - an_image - a_token) * more + images * an_image * self.scale.row
-        return start, a_token * more
+        with _answers_of(model, self.config.answer, rows, TOKENS) as knobs:
+            marks = [time.monotonic()]
+            marks += [time.monotonic() for _ in model.decode_stream((one * number)[:number], knobs)]
+            if self.image_seconds is None:
+                start = _time(lambda: next(model.decode_stream((two * number)[:number], knobs)))
+                self.image_seconds = max(0.0, start - (marks[1] - marks[0])) / max(1, len(two) - 1)
+        a_token = statistics.median(b - a for a, b in pairwise(marks[1:]))
+        questions = max(0.0, marks[1] - marks[0] - self.image_seconds - a_token)
+        more = self.config.answer.batch / number
+        return questions * more + self._count_images_a_batch() * self.image_seconds * self.scale.row, a_token * more
 
     # ---- from small to whole
 
