@@ -11,9 +11,9 @@ import torch
 
 from clinkd.config import AnswerConfig
 from clinkd.model.encode import encode_prompts
+from clinkd.model.exported.written import compare_folder, give_replies
 from clinkd.model.generate import DecodeLimits, Hypothesis, beams, run_to_end
 from clinkd.model.vlm import VisionLanguageModel
-from clinkd.model.written import compare_folder, give_replies
 from clinkd.records import Candidate, Sample
 
 

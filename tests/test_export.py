@@ -20,8 +20,8 @@ from transformers import Qwen2VLForConditionalGeneration
 from clinkd.cli import main
 from clinkd.config import LoraConfig, ModelConfig, TeacherConfig, TinyConfig
 from clinkd.model.additions import ADDITIONS, read_additions, write_adapter, write_additions
+from clinkd.model.exported.licence import RESTRICTED, read_licence
 from clinkd.model.folders import ADAPTER, read_weight_type
-from clinkd.model.licence import RESTRICTED, read_licence
 from clinkd.model.vlm import VisionLanguageModel, load, load_foreign, new_tiny
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, ImageRef

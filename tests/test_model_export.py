@@ -17,8 +17,8 @@ from clinkd.config import ClipConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import encode_prompts
+from clinkd.model.exported.written import compare_folder, give_replies
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
-from clinkd.model.written import compare_folder, give_replies
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample, Turn
 from clinkd.settings import change_knobs
 

@@ -23,7 +23,7 @@ NAMES = re.compile("qwen|gemma3|medgemma", re.IGNORECASE)
 # Texts for people: which data files are read, which folders are taken, what the paper's tables call their rows.
 TEXTS = {
     "config.py", "experiments/recipes.py", "experiments/rows.py", "cli/evaluate.py", "data/readers/forms.py",
-    "data/readers/source.py", "model/licence.py", "reporting/ablation.py", "reporting/printed.py",
+    "data/readers/source.py", "model/exported/licence.py", "reporting/ablation.py", "reporting/printed.py",
     "scoring/reading/box_families.py",
 }  # fmt: skip
 CODECS = {"data/codecs.py"}  # the spellings themselves

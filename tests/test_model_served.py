@@ -22,12 +22,13 @@ from tests.test_families_stock import SHAPE, make_twin
 from tests.test_model_positions import KNOBS, STOCK, run
 
 from clinkd.config import AffinePositions, AnswerConfig, ModelConfig
-from clinkd.model import served, vlm
+from clinkd.model import vlm
 from clinkd.model.encode import encode_prompts
+from clinkd.model.exported import served
+from clinkd.model.exported.served import double_positions, has_code, write_served
 from clinkd.model.families import FAMILIES, Family
 from clinkd.model.families.portable.networks import NATIVE, ClinkdRotaryEmbedding
 from clinkd.model.positions import Affine, position_scheme
-from clinkd.model.served import double_positions, has_code, write_served
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.settings import change_knobs

@@ -380,7 +380,8 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
     if as_json:
         free = {"memory_mb": costs.free_memory_mb, "disk_mb": costs.free_disk_mb}
         entries = [{**asdict(e), "measured": e.state != "done"} for e in costs.stages]
-        print(json.dumps({"stages": entries, "whole": totals, "free": free, "load": costs.load}, indent=1))
+        told = {"stages": entries, "whole": totals, "free": free, "load": costs.load, "extrapolated": costs.copies}
+        print(json.dumps(told, indent=1))
         return
     whole = {"stage": "whole", "state": "", "steps": sum(e.steps for e in costs.todo), **totals}
     rows = tuple(
@@ -400,6 +401,8 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
         "disk of the whole: with what is there for a while, such as checkpoints",
         f"from a run in small on {threads} threads: {measured:,} steps of all trainings, answers of two lengths",
     ]
+    if costs.copies:
+        notes.append(f"time and memory are extrapolated, not measured: from copies of the base with {costs.copies}")
     if costs.load > BUSY * cores():
         notes.append(
             f"other work had {costs.load:.1f} of the {cores()} cores before: without it the run takes less time"

@@ -8,6 +8,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses kernels that are on a hub
 
 __all__ = [
-    "activations", "additions", "encode", "eyes", "families", "flops", "folders", "generate", "licence", "positions",
-    "quantized", "served", "vision", "vlm", "written",
+    "activations", "additions", "encode", "exported", "eyes", "families", "flops", "folders", "generate", "positions",
+    "quantized", "shortened", "vision", "vlm",
 ]  # fmt: skip

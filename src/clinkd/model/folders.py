@@ -13,7 +13,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -221,6 +221,18 @@ class ModelFolder(NamedTuple):
         if name := find_not_finite(tensors):
             raise BadInput(f"{self.folder / EYES}: tensor {name} holds NaN or infinite numbers; copy it there again")
         return tensors, about
+
+    def pick_weights(self, rename: Callable[[str], str | None]) -> dict[str, Any]:
+        """Weights by their new names, from all files; those that get none are not read."""
+        from safetensors import safe_open
+
+        weights = {}
+        for path in sorted(self.path.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    if new_name := rename(name):
+                        weights[new_name] = file.get_tensor(name)
+        return weights
 
     def demand_finite(self, network: Any) -> None:
         """Raises BadInput, with file and tensor, where a weight of a loaded network is NaN or infinite."""

@@ -12,11 +12,9 @@ from typing import Any, Literal, cast
 import torch
 
 from clinkd.model.additions import write_adapter
-from clinkd.model.folders import base_of, read_weight_type
-from clinkd.model.licence import Licence, read_licence
-from clinkd.model.served import double_positions, has_code, write_served
-from clinkd.model.vlm import VisionLanguageModel
-from clinkd.model.written import (
+from clinkd.model.exported.licence import Licence, read_licence
+from clinkd.model.exported.served import double_positions, has_code, write_served
+from clinkd.model.exported.written import (
     ANSWER_TOKENS,
     ReplyMatch,
     WrittenMatch,
@@ -24,6 +22,8 @@ from clinkd.model.written import (
     compare_folder,
     give_replies,
 )
+from clinkd.model.folders import base_of, read_weight_type
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.damage import POINTER, read_stage_json
 from clinkd.pipeline.graph import read_versions, stage_record
 from clinkd.pipeline.models import load_model

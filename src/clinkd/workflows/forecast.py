@@ -59,7 +59,8 @@ class Forecast:
     """The stages of a run, and what is free on the machine: `memory_mb` of the GPU if there is one.
 
     `drafts_mb`: disk that unfinished stages have taken already. `parameters`: of the model. `load`: cores that other
-    work used before the trial; it makes times longer than they will be without it.
+    work used before the trial; it makes times longer than they will be without it. `copies`: of how many blocks the
+    short copies were that were tried in the place of a deep base; "" where it was tried whole.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -68,6 +69,7 @@ class Forecast:
     drafts_mb: float = 0.0
     parameters: int = 0
     load: float = 0.0
+    copies: str = ""
 
     @property
     def todo(self) -> list[StageEstimate]:
@@ -237,7 +239,9 @@ def forecast(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> Fo
             estimates.append(StageEstimate(stage.name, "done") if stage.state == "done" else tried)
             advance(1)
     memory = result["gpu_free_mb"] or free
-    return Forecast(tuple(estimates), memory, room, drafts_mb(states), result["parameters"], load)
+    return Forecast(
+        tuple(estimates), memory, room, drafts_mb(states), result["parameters"], load, result.get("copies", "")
+    )
 
 
 def _choose_scratch_folder(runs: Path) -> Path:

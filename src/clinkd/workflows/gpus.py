@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -183,19 +183,10 @@ class GpuCount:
             "teacher": self._count_teacher(config, stage, sizes, share, blocks),
             "gradients": learning * FLOAT,
             "optimizer": (learning if fit.lora else trained / share) * STATES[fit.optimizer],
-            "activations": self._count_activations(config, fit, kept, gpus),
+            "activations": count_kept_bytes(config, fit, kept, self.row, gpus.number),
             "logits": CHUNKS * CHUNK_BYTES["cuda"],
         }
         return StageMemory(stage, parts)
-
-    def _count_activations(self, config: RunConfig, fit: FitConfig, kept: Activations, gpus: Gpus) -> float:
-        rows = math.ceil(fit.rows / (fit.accumulate * gpus.number))
-        images, recompute = rows * kept.image_tokens(self.row.images), fit.recompute == "blocks"
-        tokens = images + rows * self.row.text_tokens(fit.questions)
-        activations = kept.text.whole(min(tokens, rows * fit.max_tokens or math.inf), recompute)
-        if fit.trains("vision") and config.model.vision_features == "live":
-            activations += kept.vision.whole(images * kept.images.geometry.merge**2, recompute)
-        return activations
 
     def _count_teacher(self, config: RunConfig, stage: str, sizes: BaseSizes, share: int, blocks: int) -> float:
         """Bytes of a live teacher in one process."""
@@ -212,6 +203,19 @@ class GpuCount:
         sizes, number = self.bases[config.model.base], FIXED[config.model.dtype]
         cache = answer.batch * answer.rows * tokens * kept.cached * number
         return StageMemory("answer", {"weights": sizes.total * sizes.fixed(config.model), "cache": cache})
+
+
+def count_kept_bytes(
+    config: RunConfig, fit: FitConfig, kept: Activations, row: LongestRow, processes: int = 1
+) -> float:
+    """What a micro-batch of such rows keeps for the backward."""
+    rows = math.ceil(fit.rows / (fit.accumulate * processes))
+    images, recompute = rows * kept.image_tokens(row.images), fit.recompute == "blocks"
+    tokens = images + rows * row.text_tokens(fit.questions)
+    activations = kept.text.whole(min(tokens, rows * fit.max_tokens or math.inf), recompute)
+    if fit.trains("vision") and config.model.vision_features == "live":
+        activations += kept.vision.whole(images * kept.images.geometry.merge**2, recompute)
+    return activations
 
 
 def tabulate_gpus(config: RunConfig, words: str) -> Table:
@@ -246,11 +250,16 @@ def find_longest_row(config: RunConfig) -> LongestRow:
     source = Source(data.path, max_questions=data.max_questions, max_boxes=data.max_boxes, seed=config.seed)
     for sample in read_samples(source, Counter()):
         by_images.setdefault(sample.images, []).append(sample)
+    return choose_longest(by_images.values())
+
+
+def choose_longest(rows: Collection[Sequence[Sample]]) -> LongestRow:
+    """The most pixels, and the most text, that a row has."""
     texts = [
         sorted((sum(len(t.question.text) + len(t.answer.text) for t in s.turns) for s in samples), reverse=True)
-        for samples in by_images.values()
+        for samples in rows
     ]
-    images = max(by_images, key=lambda refs: sum((i.width or 0) * (i.height or 0) for i in refs))
+    images = max((row[0].images for row in rows), key=lambda refs: sum((i.width or 0) * (i.height or 0) for i in refs))
     return LongestRow(images, tuple(max(texts, key=sum)))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from clinkd.model.exported.served import has_code, makes_squares, needs_code
 from clinkd.model.families import TINY
-from clinkd.model.served import has_code, makes_squares, needs_code
 from clinkd.model.vlm import VisionLanguageModel
 
 _TRANSFORMERS = """```python

@@ -1,7 +1,7 @@
 """Estimate a run from a small one: every stage by its own code, on a part of the data and for a few steps.
 
 `python -m clinkd.workflows.trial CONFIG.json FOLDER` is an own process: if it takes too much memory, only it ends.
-It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`.
+It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`, `copies`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from clinkd import system_memory
-from clinkd.config import RunConfig
+from clinkd.config import AnswerConfig, FitConfig, RunConfig
 from clinkd.data.split import count_sampled_images
 from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel
@@ -42,8 +43,25 @@ from clinkd.scoring.captions import CaptionScorer, NotComputed
 from clinkd.scoring.spice import estimate_cpu_seconds, find_program
 from clinkd.settings import change_knobs, override
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
-from clinkd.workflows.counted import trained_bytes
+from clinkd.workflows.counted import count_weights, trained_bytes
 from clinkd.workflows.forecast import CHECKPOINTS, StageEstimate
+from clinkd.workflows.gpus import choose_longest
+from clinkd.workflows.short_trial import (
+    ANSWER_TOKENS,
+    HELD_ROWS,
+    IMAGE_TOKENS,
+    STEPS,
+    TOGETHER,
+    TOKENS,
+    TRAINED_ROWS,
+    WEIGHED_ROWS,
+    MoreMemory,
+    Scale,
+    compare_rows,
+    extrapolate_stages,
+    list_large_bases,
+    write_copies,
+)
 
 LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens
@@ -67,16 +85,22 @@ FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a
 # Rows of each split for stages without a large model: enough for a step of a CLIP, and truths to score as answers.
 WIDE: dict[Split, int] = {"train": 128, "validation": 40, "test": 40}
 WIDE_STAGES = ("clip", "select", "score")
+WITHOUT_BASE = ("prepare", "clip", "select", "probe", "score")  # take nothing of a base but its tokenizer
 
 Counts = dict[str, dict[Split, int]]  # of "questions", "rows" and "images", by split
 
 
-def shrink_config(config: RunConfig) -> RunConfig:
+def shrink_config(config: RunConfig, short: bool = False) -> RunConfig:
     """The run with fewer images, a few steps of each training, though no more than the run itself takes, and short
-    answers. How many rows given data has is not known yet: on them each training takes the few steps."""
+    answers. How many rows given data has is not known yet: on them each training takes the few steps.
+
+    `short`: of a short copy of a deep base, in steps of one row with small images."""
     few = 16 if config.model.base is None else 4  # of each training: a tiny model's first steps tell little
-    kept, whole = _count_kept_rows(config), _count_drawn_images(config, "train")
-    settings = [f"answer.max_new_tokens={SHORTEST}"]
+    kept, whole = _count_kept_rows(config, short), _count_drawn_images(config, "train")
+    settings = [f"answer.max_new_tokens={ANSWER_TOKENS if short else SHORTEST}"]
+    if short:
+        few, whole = STEPS, None
+        settings.append(f"model.max_image_tokens={min(IMAGE_TOKENS, config.model.max_image_tokens)}")
     for split, number in kept.items():
         settings.append(f"data.phantoms.{split}_images={_limit_to_drawn(config, split, max(WIDE[split], number))}")
     drawings = _count_drawings(config)
@@ -86,15 +110,19 @@ def shrink_config(config: RunConfig) -> RunConfig:
         rows = drawings if drawings and name.startswith("model.") else whole
         steps = few if rows is None else min(few, fit.count_steps(_count_trained_rows(config, name, rows)))
         # half a step less, rounded up by the training: as many steps whatever the rounding of the epochs
-        epochs = (steps - 0.5) * fit.rows / max(1, _count_trained_rows(config, name, kept["train"]))
+        a_step = 1 if short else fit.rows
+        epochs = (steps - 0.5) * a_step / max(1, _count_trained_rows(config, name, kept["train"]))
+        settings += [f"{name}.rows=1", f"{name}.accumulate=1"] if short else []
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
         settings.append("reflect.corrector=offline")
     return override(config, settings)
 
 
-def _count_kept_rows(config: RunConfig) -> dict[Split, int]:
+def _count_kept_rows(config: RunConfig, short: bool = False) -> dict[Split, int]:
     """How many rows of each split the small run keeps."""
+    if short:
+        return {"train": TRAINED_ROWS, "validation": HELD_ROWS, "test": HELD_ROWS}
     train, held = (128, 12) if config.model.base is None else (24, 4)
     most = {"train": max([train, *(fit.rows for fit in config.fits().values())]), "validation": held, "test": held}
     return {split: _limit_to_drawn(config, split, most[split]) for split in SPLITS}
@@ -135,43 +163,78 @@ class Trial:
     disk_mb: float
     fits: dict[str, list[float]]
     recorded: dict[str, Any]
+    update_seconds: float = 0.0  # of a step: what the optimizer took, whatever the number of rows
 
 
 class SmallRun:
-    """The small run of `config` in `folder`, and what it tells about the whole run."""
+    """The small run of `config` in `folder`, and what it tells about the whole run.
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self.config, self.folder, self.small = config, folder, shrink_config(config)
+    `deep`: the run of the whole base, where that of `config` is a short copy of it. `first`: the run of another copy,
+    which is a stage ahead, and does what needs no model for both.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: Path, deep: RunConfig | None = None, first: SmallRun | None = None
+    ) -> None:
+        self.config, self.folder, self.small = config, folder, shrink_config(config, deep is not None)
+        self.deep, self.first = deep, first
+        self.wide_folder: Path = first.wide_folder if first else folder / "wide"
+        self.scale = Scale()
+        self.more: MoreMemory | None = None  # how much real rows take beside those tried
         self.on_gpu = Machine.of(config).ready() != "cpu"
         self.live = config.model.vision_features == "live"
         self.finished: dict[str, Path] = {}
+        self.estimates: dict[str, StageEstimate] = {}
+        self.image_seconds: float | None = None  # before an answer begins
+        self.held_mb: dict[str, float] = {}  # as a stage begins
         self.parameters = 0
+        self.paces: dict[int, tuple[float, float]] = {}
         self.open_seconds = self.image_mb = 0.0  # measured after the base; the drawings before it are small
 
     def estimate_stages(self) -> Iterator[StageEstimate]:
         """Try each stage, in order."""
-        stages, measured = plan(self.small), False
+        stages = plan(self.small)
         for number, stage in enumerate(stages, start=1):
-            place = self.finished[stage.name] = self.folder / stage.name
-            inputs = {need.name: self.finished[need.name] for need in stage.needs}
-            if stage.name in WIDE_STAGES:
-                inputs["prepare"] = self.folder / "wide"
-            tried = self._try_scoring if stage.name == "score" else partial(self._try_stage, place=place)
-            trial = tried(stage, inputs)
-            if stage.name == "prepare":
-                self.thin(place)
-            if stage.name == "base":
-                self.parameters = trial.recorded["parameters"]
-            if not measured and {"base", *([] if self.live else ["see"])} <= self.finished.keys():
-                self._measure_answers(stage)
-                measured = True
-            if stage.name in ("answer", "shuffle"):
-                files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
-                write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
-            yield self.estimate(stage.name, trial)
-            wanted = {need.name for later in stages[number:] for need in later.needs}
-            for name in self.finished.keys() - wanted:  # models are large
-                shutil.rmtree(self.finished.pop(name))
+            if self.first and stage.name in WITHOUT_BASE:
+                self._take_over(stage.name)
+            elif self.deep and stage.name.startswith("reflect-") and "reflect-1" in self.estimates:
+                self.finished[stage.name] = self.finished[stages[number - 2].name]  # another round of the same work
+                self.estimates[stage.name] = replace(self.estimates["reflect-1"], stage=stage.name)
+            else:
+                self.estimates[stage.name] = self._estimate_stage(stage)
+            yield self.estimates[stage.name]
+            later = {need.name for stage in stages[number:] for need in stage.needs}
+            wanted = {place for name, place in self.finished.items() if name in later}
+            for place in {*self.finished.values()} - wanted:  # models are large
+                if place.parent == self.folder:  # and not that of the first run
+                    shutil.rmtree(place)
+            self.finished = {name: place for name, place in self.finished.items() if place in wanted}
+
+    def _take_over(self, name: str) -> None:
+        """A stage that the first run has done."""
+        assert self.first
+        self.finished[name], self.estimates[name] = self.first.finished[name], self.first.estimates[name]
+        if name == "prepare":
+            for known in ("answers", "drawn", "whole", "wide", "narrow"):
+                setattr(self, known, getattr(self.first, known))
+
+    def _estimate_stage(self, stage: Stage) -> StageEstimate:
+        place = self.finished[stage.name] = self.folder / stage.name
+        inputs = {need.name: self.finished[need.name] for need in stage.needs}
+        if stage.name in WIDE_STAGES:
+            inputs["prepare"] = self.wide_folder
+        tried = self._try_scoring if stage.name == "score" else partial(self._try_stage, place=place)
+        trial = tried(stage, inputs)
+        if stage.name == "prepare":
+            self.thin(place)
+        if stage.name == "base":
+            self.parameters = trial.recorded["parameters"]
+        if not self.paces and {"base", *([] if self.live else ["see"])} <= self.finished.keys():
+            self._measure_answers(stage)
+        if stage.name in ("answer", "shuffle"):
+            files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
+            write_truths(place, self.wide_folder, files, self.config.answer.candidates)
+        return self.estimate(stage.name, trial)
 
     # ---- in small
 
@@ -182,14 +245,21 @@ class SmallRun:
         place.mkdir()
         recorded: dict[str, Any] = {}
         context = StageContext(place, inputs, stage.seed, recorded.__setitem__)
-        _forget_peak()
-        with _watch_helpers() as helpers_mb:
+        self.held_mb[stage.name] = _forget_peak()
+        with _watch_helpers() as helpers_mb, _watch_updates() as updates:
             seconds = _time(
                 lambda: stage.work(context) if captions is None else report.write(context, self.small, captions)
             )
         write_json(place / "stage.json", {"identity": stage.identity, "seconds": seconds})
         fits = {path.parent.name: _read_step_seconds(path) for path in sorted(place.glob("fit-*/log.jsonl"))}
-        return Trial(seconds, _peak_mb() + max(helpers_mb), folder_bytes(place) / 1e6, fits, recorded)
+        updates_a_step = sum(updates) / max(1, sum(recorded[name]["steps"] for name in fits))
+        memory_mb = self._without_rest(stage.name, _peak_mb()) + max(helpers_mb)
+        return Trial(seconds, memory_mb, folder_bytes(place) / 1e6, fits, recorded, updates_a_step)
+
+    def _without_rest(self, stage: str, peak_mb: float) -> float:
+        """The peak, without what trials of other copies have left in this process: differences between copies are
+        small, and count for many blocks."""
+        return peak_mb if self.first is None else peak_mb - self.held_mb[stage] + self.first.held_mb[stage]
 
     def _try_scoring(self, stage: Stage, inputs: Mapping[str, Path]) -> Trial:
         """Score a few answers as a run does, without the stored SPICE scores of other runs. Then score more, and the
@@ -219,7 +289,7 @@ class SmallRun:
 
     def thin(self, prepared: Path) -> None:
         """Keep a few typical rows of each split; `wide` gets more."""
-        wide = self.folder / "wide"
+        wide = self.wide_folder
         shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
         about = read_json(prepared / DATA)
         write_json(wide / DATA, {**about, "root": str((prepared / about["root"]).resolve())})
@@ -232,22 +302,24 @@ class SmallRun:
                 unit: {split: round(n / self.drawn["images"][split] * images[split]) for split, n in counts.items()}
                 for unit, counts in self.drawn.items()
             }
-        numbers = _count_kept_rows(self.config)
+        numbers = _count_kept_rows(self.config, self.deep is not None)
         self.wide = self._keep_typical(samples, {split: max(n, WIDE[split]) for split, n in numbers.items()}, wide)
         self.narrow = self._keep_typical(samples, numbers, prepared)
 
     def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
         kept = {}
         for split, number in numbers.items():
-            rows = choose_typical(group_by_images(samples[split]), number, self.config.model.max_image_tokens)
+            choose = choose_heaviest if self.deep and numbers["train"] == TRAINED_ROWS else choose_typical
+            rows = choose(group_by_images(samples[split]), number, self.config.model.max_image_tokens)
             ids = {s.id for row in rows for s in row}
             kept[split] = [s for s in samples[split] if s.id in ids]
             write_lines(place / f"{split}.jsonl", (s.to_json() for s in kept[split]))
         return count_samples(kept)
 
     def _measure_answers(self, stage: Stage) -> None:
-        """Time the opening of an image, and batches of short and long answers, with one row a question and with as many
-        as the final answers have; count the tokens of true answers."""
+        """Time the opening of an image, and batches of answers, with one row a question and with as many as the final
+        answers have; count the tokens of true answers."""
+        self.held_mb["answers"] = _forget_peak()  # before there is a model
         context = StageContext(self.finished[stage.name], self.finished, stage.seed, lambda key, value: None)
         inputs = steps.StageInputs(context, Machine.of(self.config))
         model, samples = inputs.model("base"), inputs.samples("train")
@@ -257,24 +329,59 @@ class SmallRun:
         self.tokens = {
             split: [len(turns[-1][1]) for turns in model.text.segments(part)] for split, part in self.answers.items()
         }
+        if self.deep:
+            self._measure_scale(model, samples)
         _forget_peak()
-        batch = (samples * (1 + self.config.answer.batch // len(samples)))[: self.config.answer.batch]
         # by rows a question: seconds of a batch, and of each token of its answers
-        self.paces = {rows: self._time_answers(model, batch, rows) for rows in {1, self.config.answer.rows}}
-        self.answers_mb = _peak_mb()
+        time_answers = self._time_few_answers if self.deep else self._time_answers
+        self.paces = {rows: time_answers(model, samples, rows) for rows in {1, self.config.answer.rows}}
+        self.answers_mb = self._without_rest("answers", _peak_mb())
 
-    def _time_answers(self, model: VisionLanguageModel, batch: Sequence[Sample], rows: int) -> tuple[float, float]:
-        config = self.config.answer
-        beams = {"beams": rows} if config.method == "beams" else {}
-        model.text.end, end = -1, model.text.end  # no token of the vocabulary ends an answer: each has the full length
+    def _measure_scale(self, model: VisionLanguageModel, samples: Sequence[Sample]) -> None:
+        """How much more real rows are than those tried."""
+        assert self.deep
+        rows = group_by_images(read_split(self.wide_folder, "train"))
+        real = choose_typical(rows, WEIGHED_ROWS, self.config.model.max_image_tokens)
+        if self.first:
+            self.more = self.first.more
+        else:
+            longest = choose_longest(choose_heaviest(rows, 1, self.config.model.max_image_tokens))
+            self.more = MoreMemory.of(self.deep, self.small, longest, self._count_images_a_batch())
+        assert self.more
+        self.scale = compare_rows(model, group_by_images(samples), real, self.more.any_kept[0])
+        self.image_mb *= self.scale.tokens
+
+    def _count_images_a_batch(self) -> float:
+        """Questions about an image stand together."""
+        images, questions = (sum(self.whole[unit][split] for split in HELD) for unit in ("images", "questions"))
+        return max(1.0, self.config.answer.batch * images / questions)
+
+    def _time_answers(self, model: VisionLanguageModel, samples: Sequence[Sample], rows: int) -> tuple[float, float]:
+        batch = (list(samples) * (1 + self.config.answer.batch // len(samples)))[: self.config.answer.batch]
         seconds = []
         for tokens in (SHORTEST, LONGEST):
-            knobs = change_knobs(config, candidates=min(rows, config.candidates), max_new_tokens=tokens, **beams)
-            seconds.append(min(_time(partial(model.generate, batch, knobs)) for _ in range(2)))
-        model.text.end = end
+            with _answers_of(model, self.config.answer, rows, tokens) as knobs:
+                seconds.append(min(_time(partial(model.generate, batch, knobs)) for _ in range(2)))
         # if other work disturbs it, the short one may have taken longer
         a_token = max(0.0, seconds[1] - seconds[0]) / (LONGEST - SHORTEST)
         return max(0.0, seconds[0] - SHORTEST * a_token), a_token
+
+    def _time_few_answers(
+        self, model: VisionLanguageModel, samples: Sequence[Sample], rows: int
+    ) -> tuple[float, float]:
+        """Of a few questions about one image, then about two: the difference is what an image takes."""
+        number = min(TOGETHER, self.config.answer.batch)
+        one, two = ([s for row in group_by_images(samples)[:n] for s in row[:1]] for n in (1, TRAINED_ROWS))
+        with _answers_of(model, self.config.answer, rows, TOKENS) as knobs:
+            marks = [time.monotonic()]
+            marks += [time.monotonic() for _ in model.decode_stream((one * number)[:number], knobs)]
+            if self.image_seconds is None:
+                start = _time(lambda: next(model.decode_stream((two * number)[:number], knobs)))
+                self.image_seconds = max(0.0, start - (marks[1] - marks[0])) / max(1, len(two) - 1)
+        a_token = statistics.median(b - a for a, b in pairwise(marks[1:]))
+        questions = max(0.0, marks[1] - marks[0] - self.image_seconds - a_token)
+        more = self.config.answer.batch / number
+        return questions * more + self._count_images_a_batch() * self.image_seconds * self.scale.row, a_token * more
 
     # ---- from small to whole
 
@@ -290,7 +397,8 @@ class SmallRun:
                 fit = self.config.distill.phase_fit
             number = fit.count_steps(round(rows, 6))
             steps += number
-            seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
+            seconds += number * self._step_seconds(fit, pace, trial.update_seconds)
+            seconds += self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
             rest -= recorded["steps"] * pace
             trained = max(trained, recorded["trained_parameters"])
             passing = max(passing, CHECKPOINTS * recorded["trained_parameters"] * trained_bytes(fit) / 1e6)
@@ -304,10 +412,19 @@ class SmallRun:
         seconds += max(0.0, rest) * (growth if kind == "select" else 1.0)
         if kind == "score":
             seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.narrow["questions"]["test"])
+        if kind == "see":
+            growth *= self.scale.tokens
         growing_mb = trial.recorded.get("bytes", trial.disk_mb * 1e6) / 1e6  # beside the eyes, which do not grow
         disk = trial.disk_mb + growing_mb * (0.0 if kind in FIXED_FILES else growth - 1)
         paced = sum(map(len, trial.fits.values()))
         return StageEstimate(stage, "missing", steps, seconds, self._memory(kind, trial), disk, passing, paced, trained)
+
+    def _step_seconds(self, fit: FitConfig, pace: float, update: float) -> float:
+        """A step of all rows, from one in small."""
+        if not self.deep:
+            return pace
+        update = min(update, pace)  # whatever the rows
+        return (pace - update) * fit.rows * self.scale.row + update
 
     def _counts_of(self, kind: str) -> Counts:
         """What the small stage of a kind saw."""
@@ -341,7 +458,7 @@ class SmallRun:
         if name == "whitened":
             return loop["seconds"] * min(self._growth(kind), steps.WHITENED / loop["units"])
         if name not in ("answers", "rechecks"):
-            return loop["seconds"] * self._growth(kind)
+            return loop["seconds"] * self._growth(kind) * self.scale.of(kind, name)
         questions = loop["units"] * self._growth(kind)
         if name == "rechecks" and self.config.reflect:
             questions = min(questions, self.config.reflect.recheck)
@@ -360,7 +477,11 @@ class SmallRun:
 
     def _memory(self, kind: str, trial: Trial) -> float:
         """What it took in small, and on a CPU what more samples and images add."""
-        memory = max(trial.memory_mb, self.answers_mb if kind in ANSWERING else 0.0)  # for answers of full length
+        memory, answers_mb = trial.memory_mb, self.answers_mb if kind in ANSWERING else 0.0
+        if self.more:
+            memory += self.more.training_mb(f"{kind}.fit") if trial.fits else 0.0
+            answers_mb += self.more.answers_mb(TRAINED_ROWS) if answers_mb else 0.0
+        memory = max(memory, answers_mb)  # for answers of full length
         if self.on_gpu:
             return memory
         questions, images = (
@@ -400,18 +521,25 @@ def choose_typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) 
     """`number` rows that represent all: of each modality its share, from short to long, and the heaviest row, which
     decides the memory. `most_tokens`: of an image."""
 
-    def weight(row: list[Sample]) -> float:
-        images = sum(min((i.width or 0) * (i.height or 0) / SIDE**2, most_tokens) for i in row[0].images)
-        return images + sum(len(s.question.text) + len(s.answer.text) for s in row) / 3
-
     if len(rows) <= number:
         return list(rows)
-    order = sorted(rows, key=lambda row: (row[0].modality, weight(row)))
+    order = sorted(rows, key=lambda row: (row[0].modality, _weigh(row, most_tokens)))
     places = [int((k + 0.5) * len(order) / number) for k in range(number)]
-    heaviest = max(range(len(order)), key=lambda k: weight(order[k]))
+    heaviest = max(range(len(order)), key=lambda k: _weigh(order[k], most_tokens))
     nearest = min(range(number), key=lambda k: abs(places[k] - heaviest))
     places[nearest] = heaviest
     return [order[k] for k in places]
+
+
+def choose_heaviest(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
+    """The rows with the largest images and the longest text; `most_tokens`: of an image."""
+    return sorted(rows, key=lambda row: -_weigh(row, most_tokens))[:number]
+
+
+def _weigh(row: list[Sample], most_tokens: int) -> float:
+    """Tokens of a row, roughly."""
+    images = sum(min((i.width or 0) * (i.height or 0) / SIDE**2, most_tokens) for i in row[0].images)
+    return images + sum(len(s.question.text) + len(s.answer.text) for s in row) / 3
 
 
 def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], candidates: int) -> None:
@@ -429,11 +557,38 @@ def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], can
             write_lines(answered / steps.SUPPORTS, supports)
 
 
-def _forget_peak() -> None:
+@contextmanager
+def _answers_of(model: VisionLanguageModel, config: AnswerConfig, rows: int, tokens: int) -> Iterator[AnswerConfig]:
+    """Knobs for answers of so many rows a question. In the block each has all tokens: no token ends an answer."""
+    beams = {"beams": rows} if config.method == "beams" else {}
+    model.text.end, end = -1, model.text.end
+    yield change_knobs(config, candidates=min(rows, config.candidates), max_new_tokens=tokens, **beams)
+    model.text.end = end
+
+
+@contextmanager
+def _watch_updates() -> Iterator[list[float]]:
+    """Seconds of each step of an optimizer; several of one training step are several."""
+    starts, seconds = list[float](), list[float]()
+    hooks = (
+        register_optimizer_step_pre_hook(lambda *_: starts.append(time.monotonic())),
+        register_optimizer_step_post_hook(lambda *_: seconds.append(time.monotonic() - starts.pop())),
+    )
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _forget_peak() -> float:
+    """MB that are held now."""
     gc.collect()
+    system_memory.give_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     system_memory.forget_peak()
+    return system_memory.held_mb()
 
 
 def _peak_mb() -> float:
@@ -459,12 +614,27 @@ def _watch_helpers() -> Iterator[list[float]]:
         watch.join()
 
 
+def try_run(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
+    """For each stage what `clinkd plan --measure` is told. Of bases that are deep for this machine, short copies."""
+    large = list_large_bases(config) if Machine.of(config).ready() == "cpu" else []
+    copies = write_copies(config, large, folder / "copies")
+    runs = list[SmallRun]()
+    for number, copy in enumerate(copies.configs):
+        place = folder / f"copy-{number}" if large else folder
+        place.mkdir(exist_ok=True)
+        runs.append(SmallRun(copy, place, config if large else None, runs[0] if runs else None))
+    gpu_free_mb = torch.cuda.mem_get_info()[0] / 1e6 if runs[0].on_gpu else None
+    parameters = sum(count_weights(config.model.base).values()) if large and config.model.base else 0
+    for estimate in extrapolate_stages(copies, [run.estimate_stages() for run in runs]):
+        yield {
+            "estimate": asdict(estimate), "gpu_free_mb": gpu_free_mb, "parameters": parameters or runs[0].parameters,
+            "copies": copies.blocks,
+        }  # fmt: skip
+
+
 def main(config_file: Path, folder: Path) -> None:
     """Print a line for each stage."""
-    run = SmallRun(RunConfig.model_validate(read_json(config_file)), folder)
-    gpu_free_mb = torch.cuda.mem_get_info()[0] / 1e6 if run.on_gpu else None
-    for estimate in run.estimate_stages():
-        line = {"estimate": asdict(estimate), "gpu_free_mb": gpu_free_mb, "parameters": run.parameters}
+    for line in try_run(RunConfig.model_validate(read_json(config_file)), folder):
         print(json.dumps(line), flush=True)
 
 

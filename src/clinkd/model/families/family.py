@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from clinkd.config import Layout, ModelConfig, TinyConfig
@@ -29,6 +29,7 @@ transformers_logging.disable_progress_bar()
 
 # knobs that say how a base comes about, not what a checkpoint is
 NOT_CARRIED = {"base", "tiny", "vision_features", "quantize"}
+VISION_PLACES = ("fullatt_block_indexes", "deepstack_visual_indexes")  # numbers of blocks of the tower that differ
 OWN_KEYS = ("scheme", "system_turn", "eyes")  # of the configuration of our checkpoints; no stock class knows them
 
 
@@ -241,6 +242,32 @@ class Family(ABC):
 
     # -- the same for all -----------------------------------------------------------------------------------------
 
+    def list_blocks(self, config: Any) -> dict[str, list[str]]:
+        """The kind of each block of text and tower. `config`: of the network. Blocks of a kind take equal time and
+        memory: those of the text that look a window back or all the way, those of the tower whose features the text
+        gets, too."""
+        text, vision = config.text_config, config.vision_config
+        text_kinds = getattr(text, "layer_types", None) or ["block"] * text.num_hidden_layers
+        vision_kinds = ["block"] * getattr(vision, vision_depth_key(vision))
+        for key in VISION_PLACES:
+            for place in getattr(vision, key, None) or ():
+                vision_kinds[place] = key
+        return {"text": list(text_kinds), "vision": vision_kinds}
+
+    def keep_blocks(self, config: Any, kept: Mapping[str, Sequence[int]]) -> PreTrainedConfig:
+        """A stock configuration with these blocks of text and tower alone, in this order."""
+        settings = self.stock_settings(config)
+        text, vision = settings["text_config"], settings["vision_config"]
+        text["num_hidden_layers"] = len(kept["text"])
+        if text.get("layer_types"):
+            text["layer_types"] = [text["layer_types"][k] for k in kept["text"]]
+        vision[vision_depth_key(config.vision_config)] = len(kept["vision"])
+        for key in VISION_PLACES:
+            if key in vision:
+                vision[key] = [n for n, k in enumerate(kept["vision"]) if k in vision[key]]
+        short: PreTrainedConfig = self.stock_class.config_class(**settings)
+        return short
+
     def build(self, stock: dict[str, Any], knobs: ModelConfig) -> Any:
         """A network with random weights, drawn from torch's current generator."""
         return self.network_class(self.configure(stock, knobs))
@@ -267,6 +294,11 @@ class Family(ABC):
         stock.tie_weights()
         stock.generation_config = network.generation_config
         return stock
+
+
+def vision_depth_key(vision: Any) -> str:
+    """What the configuration of a tower calls the number of its blocks."""
+    return "depth" if hasattr(vision, "depth") else "num_hidden_layers"
 
 
 def scheme_knobs(config: Any) -> ModelConfig:

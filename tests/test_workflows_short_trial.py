@@ -1,0 +1,122 @@
+"""Short copies of a deep base: they load, keep the right blocks, and tell what the whole base takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from clinkd.config import ModelConfig, TinyConfig
+from clinkd.experiments import laptop
+from clinkd.model.families import FAMILIES, Family
+from clinkd.model.folders import read_shapes
+from clinkd.model.shortened import BlockKind, list_block_kinds, shorten
+from clinkd.model.tiny import train_tokenizer
+from clinkd.model.vlm import VisionLanguageModel, load
+from clinkd.records import ImageRef
+from clinkd.settings import override
+from clinkd.workflows import short_trial, trial
+from clinkd.workflows.forecast import StageEstimate
+from clinkd.workflows.short_trial import extrapolate
+
+DEEP = TinyConfig(
+    hidden=48, layers=6, heads=2, mlp=64, vision_hidden=32, vision_layers=5, vision_heads=2, image_pixels=64
+)
+
+
+def open_grey(ref: ImageRef) -> Image.Image:
+    return Image.new("RGB", (64, 64), (90, 90, 90))
+
+
+def knobs_of(family: Family, base: Path) -> ModelConfig:
+    native: dict[str, Any] = {"positions": "native", "layout": family.layout, "boxes": "digits"}
+    return ModelConfig.model_validate({"base": base, "tiny": DEEP, "square": False, **native})
+
+
+def write_deep(family: Family, folder: Path) -> ModelConfig:
+    """A stock folder of six blocks of the text and five of the tower."""
+    knobs = knobs_of(family, folder)
+    tokenizer = train_tokenizer(["Where is the liver?", *family.chat.words] * 2, 300, family.special_tokens)
+    torch.manual_seed(0)
+    network = family.build(family.tiny_settings(DEEP, tokenizer), knobs)
+    VisionLanguageModel(network, tokenizer, family.tiny_processor(DEEP), open_grey).save(folder, stock=True)
+    return knobs
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_copies_of_every_family_load_and_blocks_of_a_kind_weigh_the_same(family: Family, tmp_path: Path) -> None:
+    knobs = write_deep(family, tmp_path / "whole")
+    kinds = list_block_kinds(knobs)
+    assert sum(len(k.places) for k in kinds if k.part == "text") == DEEP.layers
+    assert sum(len(k.places) for k in kinds if k.part == "vision") == DEEP.vision_layers
+    weights = {}
+    for more in (None, *(k for k in kinds if len(k.places) > 1)):
+        folder = tmp_path / f"{more.part}-{more.name}" if more else tmp_path / "shortest"
+        shorten(knobs, {k: 1 + (k == more) for k in kinds}, folder)
+        model = load(folder, open_grey, knobs_of(family, folder), foreign=True)  # and it answers
+        weights[more] = sum(math.prod(shape) for shape in read_shapes(folder).values())
+        assert len(model.blocks) == len(kinds) + (more is not None)
+    estimates = {k: StageEstimate("", "", trained_parameters=n) for k, n in weights.items() if k}
+    whole = extrapolate(StageEstimate("", "", trained_parameters=weights[None]), estimates)
+    assert whole.trained_parameters == sum(math.prod(shape) for shape in read_shapes(tmp_path / "whole").values())
+
+
+def test_a_block_that_stays_keeps_its_weights_under_its_new_number(tmp_path: Path) -> None:
+    qwen3 = next(f for f in FAMILIES if f.name == "Qwen3-VL")
+    knobs = write_deep(qwen3, tmp_path / "whole")
+    kinds = list_block_kinds(knobs)
+    deep = next(k for k in kinds if k.name == "deepstack_visual_indexes")
+    plain = next(k for k in kinds if k.part == "vision" and k != deep)
+    shorten(knobs, {k: 1 + (k == plain) for k in kinds}, tmp_path / "short")
+    there, here = (
+        load_file(tmp_path / "whole" / "model.safetensors"),
+        load_file(tmp_path / "short" / "model.safetensors"),
+    )
+    places = sorted((*deep.places[:1], *plain.places[:2]))
+    for number, place in enumerate(places):
+        (name,) = (n for n in here if f"visual.blocks.{number}.attn.qkv.weight" in n)
+        assert torch.equal(here[name], there[name.replace(f"blocks.{number}.", f"blocks.{place}.")])
+    assert {n.split("deepstack_merger_list.")[1][0] for n in here if "deepstack_merger_list" in n} == {"0"}
+
+
+def test_what_grows_with_blocks_is_told_of_all_blocks_and_no_block_takes_less_than_nothing() -> None:
+    text, vision = BlockKind("text", "block", tuple(range(28))), BlockKind("vision", "block", tuple(range(32)))
+    shortest = StageEstimate("distill", "missing", 7, 100.0, 1000.0, 10.0, 30.0, 2, 500)
+    longer = {
+        text: replace(shortest, seconds=110.0, memory_mb=1050.0, trained_parameters=600),
+        vision: replace(shortest, seconds=95.0, memory_mb=1020.0, disk_mb=11.0),
+    }
+    whole = extrapolate(shortest, longer)
+    assert (whole.steps, whole.seconds, whole.memory_mb) == (7, 100 + 27 * 10, 1000 + 27 * 50 + 31 * 20)
+    assert (whole.disk_mb, whole.passing_mb, whole.trained_parameters) == (10 + 31, 30, 500 + 27 * 100)
+    assert whole.measured_steps == 6
+
+
+@pytest.mark.slow
+def test_steps_weights_and_disk_of_a_trial_by_copies_are_those_of_the_whole_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory within a quarter. Times are not compared."""
+    qwen2 = next(f for f in FAMILIES if f.name == "Qwen2-VL")
+    write_deep(qwen2, tmp_path / "base")
+    drawn = [f"data.phantoms.{split}_images={n}" for split, n in (("train", 24), ("validation", 4), ("test", 6))]
+    knobs = [*drawn, "select.scorer=first", "threads=1", "device=cpu", "reflect.rounds=2", "model.boxes=digits"]
+    config = override(laptop(base=tmp_path / "base"), [*knobs, "evaluate.replicates=20"])
+    told = []
+    for least in (1, 10**12):
+        monkeypatch.setattr(short_trial, "LARGE", least)
+        place = tmp_path / str(least)
+        place.mkdir()
+        told.append([StageEstimate(**line["estimate"]) for line in trial.try_run(config, place)])
+    for short, whole in zip(*told, strict=True):
+        assert (short.stage, short.steps) == (whole.stage, whole.steps)
+        assert short.trained_parameters == whole.trained_parameters
+        assert short.disk_mb == pytest.approx(whole.disk_mb, rel=0.2, abs=0.3), short.stage
+        assert short.passing_mb == pytest.approx(whole.passing_mb, rel=0.2, abs=0.3), short.stage
+        assert short.memory_mb == pytest.approx(whole.memory_mb, rel=0.25), short.stage
