@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,8 @@ class StudyQuery:
                 raise BadInput(f"{name}: one exact value of 1 to 64 characters is wanted, without * ? or \\")
         if self.study is not None and not is_uid(self.study):
             raise BadInput(f"study = {self.study}: no UID; digits and points are wanted, as 1.2.840.113619.2.55")
+        if self.modality is not None:
+            object.__setattr__(self, "modality", self.modality.upper())
         if self.limit is not None and self.limit < 1:
             raise BadInput(f"limit = {self.limit}: 1 or more is wanted")
         if self.date is not None:
@@ -46,6 +48,9 @@ class StudyQuery:
     def anything(self) -> bool:
         """Whether every study of an archive is meant."""
         return not any((self.study, self.accession, self.patient, self.modality, self.date))
+
+    def with_limit(self, limit: int) -> StudyQuery:
+        return replace(self, limit=limit)
 
     def study_keys(self) -> dict[str, str]:
         """What is asked about studies, by the keyword of DICOM; "" where any is meant."""
@@ -118,8 +123,13 @@ class TlsFiles:
             raise BadInput("certificate and key belong together: give both, or neither")
 
 
+class ArchiveUnreachable(BadInput):
+    """The archive cannot be reached, or the connection was lost: the same may work later."""
+
+
 class Archive(Protocol):
-    """What holds the images of a hospital. Each call raises BadInput where the archive refuses or cannot be reached."""
+    """What holds the images of a hospital. Each call raises BadInput where the archive refuses, and ArchiveUnreachable
+    where it cannot be reached."""
 
     def find_series(self, query: StudyQuery) -> list[SeriesReference]:
         """The series of the studies that are meant, study by study."""

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from clinkd.pacs.archive import SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.archive import ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
 from clinkd.pacs.instance import explain_status, is_uid, read_instance_header
 from clinkd.records import BadInput
 
@@ -107,7 +107,7 @@ class DicomWebArchive:
             response.raise_for_status()
             content = _take_part(response.content, response.headers.get("Content-Type", ""))
         if content is None:
-            raise BadInput(f"{self._host}: an image came broken off; the same command goes on from there")
+            raise ArchiveUnreachable(f"{self._host}: an image came broken off; the same command goes on from there")
         return content
 
     def store(self, content: bytes) -> None:
@@ -151,13 +151,16 @@ class DicomWebArchive:
             yield
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            raise BadInput(f"{self._host} answers HTTP {status}: {_REFUSALS.get(status, _explain(status))}") from None
+            kind = ArchiveUnreachable if status in (401, 403, *_BUSY) else BadInput  # nothing else would come, either
+            raise kind(f"{self._host} answers HTTP {status}: {_REFUSALS.get(status, _explain(status))}") from None
         except requests.exceptions.SSLError:
-            raise BadInput(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
+            raise ArchiveUnreachable(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
         except requests.ConnectTimeout:
-            raise BadInput(f"{self._host}: no answer within {self._timeout_seconds:g} s; check host and port") from None
+            raise ArchiveUnreachable(
+                f"{self._host}: no answer within {self._timeout_seconds:g} s; check host and port"
+            ) from None
         except requests.Timeout:
-            raise BadInput(f"{self._host}: no more came for {self._timeout_seconds:g} s; {_GO_ON}") from None
+            raise ArchiveUnreachable(f"{self._host}: no more came for {self._timeout_seconds:g} s; {_GO_ON}") from None
         except requests.TooManyRedirects:
             raise BadInput(f"{self._host} sends us to another address; give that one, if you trust it") from None
         except (requests.JSONDecodeError, json.JSONDecodeError):
@@ -166,7 +169,7 @@ class DicomWebArchive:
             refused = "NewConnectionError" in repr(error) or "NameResolution" in repr(error)
             way_out = "check host and port" if refused else _GO_ON
             what = "cannot be reached" if refused else "the connection was lost"
-            raise BadInput(f"{self._host}: {what}; {way_out}") from None
+            raise ArchiveUnreachable(f"{self._host}: {what}; {way_out}") from None
 
 
 def _explain(status: int) -> str:

@@ -8,11 +8,11 @@ import queue
 import ssl
 import threading
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clinkd.pacs.archive import SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.archive import ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
 from clinkd.pacs.instance import explain_status, is_uid, read_instance_header
 from clinkd.records import BadInput
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{n}" for n in (1, 2, 3))  # the study root's
 _PENDING = (0xFF00, 0xFF01)
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007)  # with or without a warning
-_NOT_OFFERED = (0x0122, 0x0211)
+_NOT_OFFERED = 0x0211
+_LOST = -1  # in the place of a status, where the connection ended
 _REFUSED = 0x0124
 _MOST_CONTEXTS = 126  # an association has 128, two of them for the commands
 _INSTANCES = 100  # that one command names
@@ -84,7 +85,7 @@ class DimseArchive:
             asked = {**keys, "SOPInstanceUID": "", "SOPClassUID": ""}
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
-        if len(wanted) == len(named):  # some archives take no list of instances
+        if wanted and len(wanted) == len(named):  # some archives take no list of instances
             yield from self._fetch(_make_identifier("SERIES", keys), wanted)
             return
         for start in range(0, len(wanted), _INSTANCES):
@@ -123,12 +124,12 @@ class DimseArchive:
             entity.add_requested_context(syntax, list(transfers))
         association = entity.associate(
             self.node.host, self.node.port, ae_title=self.node.title,
-            ext_neg=[build_role(name, scp_role=True) for name in classes if name not in (_GET, _MOVE)],
+            ext_neg=[build_role(name, scp_role=True) for name in classes if name not in (_FIND, _GET)],
             evt_handlers=[(evt.EVT_CONN_OPEN, lambda _: reached.set()), *handlers],
             tls_args=(_make_context(self.node.tls), self.node.host) if self.node.tls else None,
         )  # fmt: skip
         if not association.is_established:
-            raise BadInput(f"{self.node}: {self._explain_failure(association, reached.is_set())}")
+            raise ArchiveUnreachable(f"{self.node}: {self._explain_failure(association, reached.is_set())}")
         try:
             yield association
         except BaseException:
@@ -155,9 +156,8 @@ class DimseArchive:
                 return f"refused, it does not know us; have {self.own_title} entered there, or give --aet"
             return f"refused ({reason}); ask who runs the archive"
         if not reached:
-            return "cannot be reached; check host and port, and that it is on"
-        if self.node.tls is not None:
-            return "no encrypted connection; --ca names whom to trust, --certificate and --key who we are"
+            over_tls = ", or not by TLS: --ca names whom to trust, --certificate and --key who we are"
+            return f"cannot be reached; check host and port{over_tls if self.node.tls else ''}"
         return (
             "it ended the connection, or offers nothing of what we ask; check title and port, and whether it wants "
             f"dicoms:// (TLS); have {self.own_title} entered there"
@@ -165,7 +165,7 @@ class DimseArchive:
 
     def _read_status(self, status: Dataset) -> int:
         if "Status" not in status:
-            raise BadInput(f"{self.node}: the connection was lost; {_GO_ON}")
+            raise ArchiveUnreachable(f"{self.node}: the connection was lost; {_GO_ON}")
         return int(status.Status)
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -193,45 +193,47 @@ class DimseArchive:
 
     def _fetch(self, identifier: Dataset, wanted: Mapping[str, str]) -> Iterator[bytes]:
         """The instances that are wanted, by SOP Instance UID with its class, "" where the archive does not name it."""
+        inbox, code = _Inbox(wanted), _NOT_OFFERED
+        for operation in (_GET, _MOVE):
+            code = yield from self._retrieve(operation, identifier, inbox)
+            if inbox.received:
+                break
+        if missing := wanted.keys() - inbox.received:
+            told = f"{self.node}: {len(missing)} of {len(wanted)} images of a series did not come"
+            if code == _LOST:
+                raise ArchiveUnreachable(f"{told}: the connection was lost; {_GO_ON}")
+            entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
+            raise BadInput(f"{told}: {explain_status(code)}; {_GO_ON if inbox.received else entered}")
+
+    def _retrieve(self, operation: str, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
+        """Yield what an operation brings, and return its last status."""
         from pynetdicom import evt
 
-        if not wanted:
-            return
-        inbox = _Inbox(wanted)
-        contexts = [(_GET, _SYNTAXES[0]), (_MOVE, _SYNTAXES[0]), *_storage_contexts(wanted.values())]
-        handlers = [(evt.EVT_C_STORE, inbox.store)]
-        with self._associate(contexts, handlers, receives=True) as association:
-            accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-            receiving = any(context.as_scp for context in association.accepted_contexts)
-            code = _REFUSED
-            if _GET in accepted and receiving:
-                code = yield from self._receive(association.send_c_get(identifier, _GET), inbox)
-            if (
-                not inbox.received
-                and _MOVE in accepted
-                and (code in _NOT_OFFERED or not (_GET in accepted and receiving))
-            ):
-                with self._listen(inbox, association.requestor.address):
-                    responses = association.send_c_move(identifier, self.own_title, _MOVE)
-                    code = yield from self._receive(responses, inbox)
-        if missing := wanted.keys() - inbox.received:
-            way_out = f"have {self.own_title} entered there with this machine and port {self.receive_port}"
-            why = f"{explain_status(code)}; {way_out if code == 0xA801 else _GO_ON}"
-            raise BadInput(f"{self.node}: {len(missing)} of {len(wanted)} images of a series did not come: {why}")
+        gets = operation == _GET
+        storage = _storage_contexts(inbox.wanted.values()) if gets else []
+        contexts = [(_FIND, _SYNTAXES[0]), (operation, _SYNTAXES[0]), *storage]  # the first is known to be accepted
+        handlers = [(evt.EVT_C_STORE, inbox.store)] if gets else []
+        with self._associate(contexts, handlers, receives=gets) as association:
+            accepted = association.accepted_contexts
+            offered = any(context.abstract_syntax == operation for context in accepted)
+            if not offered or (gets and not any(context.as_scp for context in accepted)):
+                return _NOT_OFFERED
+            if gets:
+                return (yield from self._receive(association.send_c_get(identifier, _GET), inbox))
+            with self._listen(inbox, association.requestor.address):
+                return (yield from self._receive(association.send_c_move(identifier, self.own_title, _MOVE), inbox))
 
-    def _receive(self, responses: Iterator[tuple[Dataset, Any]], inbox: _Inbox) -> Any:
-        """Yield what arrives while a thread follows the responses; return the last status."""
-        from pydicom import Dataset
-
-        last = Dataset()
+    def _receive(self, responses: Iterator[tuple[Dataset, Any]], inbox: _Inbox) -> Generator[bytes, None, int]:
+        """Yield what arrives while a thread follows the responses, and return the last status."""
+        last = _LOST
 
         def follow() -> None:
             nonlocal last
             try:
                 for status, _ in responses:
-                    last = status
+                    last = int(status.get("Status", _LOST))
             except Exception:  # a garbled answer; what the library says may quote it
-                last = Dataset()
+                last = _LOST
             finally:
                 inbox.end()
 
@@ -243,7 +245,7 @@ class DimseArchive:
             inbox.closed.set()
             raise
         thread.join()
-        return self._read_status(last)
+        return last
 
     @contextlib.contextmanager
     def _listen(self, inbox: _Inbox, address: str) -> Iterator[None]:
