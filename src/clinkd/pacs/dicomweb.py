@@ -96,9 +96,20 @@ class DicomWebArchive:
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
+        failures = list[str]()
         for uid in [_read(item, "SOPInstanceUID") for item in self._search(search, "SOPInstanceUID")]:
-            if uid not in skip:
-                yield self._fetch_instance(f"{series.study}/series/{series.series}/instances/{uid}")
+            if uid in skip:
+                continue
+            try:
+                content = self._fetch_instance(f"{series.study}/series/{series.series}/instances/{uid}")
+            except ArchiveUnreachable:
+                raise
+            except BadInput as error:
+                failures.append(str(error))
+                continue
+            yield content
+        if failures:
+            raise BadInput(f"{len(failures)} images of a series did not come: {failures[0]}")
 
     def _fetch_instance(self, path: str) -> bytes:
         with self._naming_failures():
