@@ -31,7 +31,7 @@ from clinkd.workflows.ask import AskResult
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
     "ablate", "evaluate", "serve", "spice install", "spice status",
-    "runs list", "runs rm", "runs pack", "runs open", "runs verify",
+    "runs list", "runs rm", "runs pack", "runs open", "runs verify", "pacs pull",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "boxes", "phantoms")]
 SCORES = {
