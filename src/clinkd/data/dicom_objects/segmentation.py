@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -67,8 +68,7 @@ def write_segmentation(
 
 def _make_source(frame: SourceFrame) -> Dataset:
     """The frame as an image of its own, as highdicom takes it."""
-    image = Dataset()
-    image.update(frame.evidence)
+    image = copy.deepcopy(frame.evidence)
     image.update(frame.geometry)
     image.SOPClassUID = _PLACED if frame.geometry else _UNPLACED
     image.Rows, image.Columns, image.Modality = frame.rows, frame.columns, "OT"
