@@ -205,7 +205,7 @@ def test_objects_are_written_to_a_folder_instead(plan: PushPlan, tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "ADDRESS: give that of the archive"), (("https://pacs", "--dry-run"), "ADDRESS: give"),
+        ((), "ADDRESS: give that of the archive"), (("https://pacs", "--out", "x"), "ADDRESS: give"),
         (("--dry-run", "--codes", "none.yaml"), "none.yaml: no such file"), (("nonsense",), "address: "),
     ],
 )  # fmt: skip

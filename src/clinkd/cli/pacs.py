@@ -183,12 +183,12 @@ def _push(args: argparse.Namespace) -> int:
     from clinkd.hospital.push import Nowhere, ObjectFolder, PushPlan, push
 
     sends = not (args.out or args.dry_run)
-    if sends != bool(args.address):
-        raise BadInput(f"ADDRESS: give that of the archive ({_ADDRESS}), or else --out FOLDER or --dry-run")
+    if (sends and not args.address) or (args.out and args.address):
+        raise BadInput(f"ADDRESS: give that of the archive ({_ADDRESS}), or --out FOLDER instead, or --dry-run")
     if not args.images.is_dir():
         raise BadInput(f"--images {args.images}: is no folder; give that of the images that the questions were about")
     code_map = read_code_map(args.codes) if args.codes else None
-    plan = PushPlan(args.answers, args.images, args.address or "", args.seg, code_map)
+    plan = PushPlan(args.answers, args.images, args.address if sends else "", args.seg, code_map)
     end_in_order()
     archive = _connect(args) if sends else ObjectFolder(args.out) if args.out else Nowhere()
     result = push(plan, archive)
