@@ -1,3 +1,3 @@
-"""What a hospital does with its archive: bring studies from it, and list their images in a sheet to be filled in."""
+"""What a hospital does with its archive: bring studies, list their images in a sheet, and send answers."""
 
-__all__ = ["image_sheet", "pull"]
+__all__ = ["image_sheet", "pull", "push"]
