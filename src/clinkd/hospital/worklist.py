@@ -146,6 +146,9 @@ class WorklistEntry:
         return self.decision or self.answer
 
 
+_Entries, _Names = list[WorklistEntry], list[str]  # a class below has a method `list`
+
+
 class MissingEntry(BadInput):
     """There is no such entry, or its image is gone."""
 
@@ -200,7 +203,7 @@ class Worklist:
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
-    def add_image(self, content: bytes, facts: ArrivedImage, questions: Sequence[RuledQuestion]) -> list[str]:
+    def add_image(self, content: bytes, facts: ArrivedImage, questions: Sequence[RuledQuestion]) -> _Names:
         """Keep an image and its questions; when this returns, both are on the disk. Returns the ids of new entries.
 
         A question that is known is not asked again. Raises WorklistFull beyond a limit, and BadInput on a full disk
@@ -247,7 +250,7 @@ class Worklist:
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def list(self, state: EntryState | None = None, after: str | None = None, limit: int = 50) -> list[WorklistEntry]:
+    def list(self, state: EntryState | None = None, after: str | None = None, limit: int = 50) -> _Entries:
         """Entries in a state, or all, in the order of their arrival, those behind the entry with the id `after`."""
         terms, values = ["number > coalesce((select number from entries where id = ?), 0)"], [after]
         if state is not None:
@@ -280,7 +283,7 @@ class Worklist:
         found = self._select(f"where state = 'waiting' and id not in ({marks}) order by number limit 1", *skip)
         return found[0] if found else None
 
-    def _select(self, terms: str, *values: Any) -> list[WorklistEntry]:
+    def _select(self, terms: str, *values: Any) -> _Entries:
         with self._lock:
             rows = self._base.execute(f"select {_COLUMNS} from entries {terms}", values).fetchall()
         return [_read_entry(row) for row in rows]
@@ -385,11 +388,8 @@ def _dump(record: Record) -> str:
 
 
 def _read_entry(row: Sequence[Any]) -> WorklistEntry:
-    *facts, answer, decision, why, revision = row
-    return WorklistEntry(
-        *facts,
-        ModelAnswer.from_json(json.loads(answer)) if answer else None,
-        WorklistDecision.from_json(json.loads(decision)) if decision else None,
-        why,
-        revision,
-    )
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    for name, kind in (("answer", ModelAnswer), ("decision", WorklistDecision)):
+        if values[name]:
+            values[name] = kind.from_json(json.loads(values[name]))
+    return WorklistEntry(**values)
