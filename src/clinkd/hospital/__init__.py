@@ -1,3 +1,4 @@
-"""Into the hospital: images that an archive sends wait with their answers in a worklist until a person decides."""
+"""What a hospital does with its archive: bring studies from it, list their images in a sheet to be filled in, and keep a
+worklist of what arrives until a person decides."""
 
-__all__ = ["worklist"]
+__all__ = ["image_sheet", "pull", "worklist"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sqlite3
 import threading
 import time
@@ -19,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from clinkd.pacs import is_uid
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record
 from clinkd.storage import make_folder, naming_full_disk, write_atomic
 from clinkd.workflows.review import DecisionConflict
@@ -29,7 +29,6 @@ STATES: tuple[EntryState, ...] = get_args(EntryState)
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
 MOST_LISTED = 500  # entries of one page
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _NAMESPACE = uuid.UUID("d6c1f0de-2b0d-5a51-9d0e-6f3a9f3c7a11")
 _TABLE = """
 create table if not exists entries (
@@ -244,7 +243,7 @@ class Worklist:
             raise WorklistFull(f"the images of the worklist take {self.limits.bytes:,} bytes, as many as are allowed")
 
     def _image_path(self, instance: str) -> Path:
-        if not _UID.fullmatch(instance) or len(instance) > 64:
+        if not is_uid(instance):
             raise BadInput("its SOPInstanceUID is missing or not valid; mend the header")
         return self.folder / IMAGES / f"{instance}.dcm"
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
-import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from clinkd.pacs.archive import TlsFiles
+from clinkd.pacs.instance import silence_libraries
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput
 
@@ -59,15 +58,6 @@ class AllowedPeer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ReceiverTls:
-    """Our certificate and its key, and the authorities that a peer's certificate must come from."""
-
-    certificate: Path
-    key: Path
-    ca: Path
-
-
-@dataclass(frozen=True, slots=True)
 class ReceiverAddress:
     """Where a receiver listens, under which title, and who may send; port 0 takes a free one."""
 
@@ -75,14 +65,14 @@ class ReceiverAddress:
     port: int = 11112
     title: str = "CLINKD"
     allowed: tuple[AllowedPeer, ...] = ()
-    tls: ReceiverTls | None = None
+    tls: TlsFiles | None = None
 
     def demand_safe(self) -> None:
         """Raises BadInput where other machines can reach the address and nothing says which of them may send."""
         with contextlib.suppress(ValueError):
             if self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback:
                 return
-        if not self.tls and not self.allowed:
+        if not (self.tls and self.tls.certificate and self.tls.ca) and not self.allowed:
             raise BadInput(
                 f"--host {self.host}: any machine of the network could send; say who may, by --allow ADDRESS/TITLE, "
                 "or take client certificates, by --certificate, --key and --ca"
@@ -133,8 +123,9 @@ class Receiver:
             (events.EVT_REQUESTED, self._reject_strangers),
         ]
         from clinkd.pacs.connection import BoundedServer
+        from clinkd.pacs.dimse import make_tls_context
 
-        context = _make_tls_context(address.tls) if address.tls else None
+        context = make_tls_context(address.tls, serves=True) if address.tls else None
         try:
             self._server = entity.make_server(
                 (address.host, address.port), ssl_context=context, evt_handlers=handlers, server_class=BoundedServer,
@@ -199,19 +190,6 @@ def _make_status(status: int, why: str) -> Dataset:
     return reply
 
 
-def _make_tls_context(files: ReceiverTls) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-        context.load_verify_locations(files.ca)
-    except (OSError, ssl.SSLError) as error:
-        why = error.strerror or type(error).__name__
-        raise BadInput(f"--certificate, --key, --ca: one cannot be used ({why}); PEM files are wanted") from None
-    return context
-
-
 @cache
 def _import_network() -> Any:
     """pynetdicom, whose loggers would write values and titles. Raises BadInput where it is not installed."""
@@ -219,8 +197,7 @@ def _import_network() -> Any:
         import pynetdicom
     except ImportError:
         raise BadInput("pynetdicom: not installed: pip install 'clinkd[pacs]'") from None
-    for name in ("pydicom", "pynetdicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    silence_libraries()
     return pynetdicom
 
 
