@@ -93,7 +93,7 @@ class Decoders:
         return Opened(about, picture, grey_values[0] if grey_values else None)
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
-        """A structured report about a DICOM, see `data.structured_report`. Raises BadInput for another file."""
+        """A structured report about a DICOM, see `data.dicom_objects`. Raises BadInput for another file."""
         _, [report] = await self._run_job({"do": "report", **fields}, content)
         return report
 
@@ -201,11 +201,12 @@ def _report(
     content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **texts: str
 ) -> _Reply:
     """`texts`: question, answer, and name and version of the model."""
-    from clinkd.data.structured_report import Model, Region, write_report
+    from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
 
     drawn = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
     model = Model(texts["model"], texts["version"])
-    return {}, [write_report(content, frame, texts["question"], texts["answer"], drawn, model, limits)]
+    told = ReportedAnswer(texts["question"], texts["answer"], drawn, model, frame)
+    return {}, [write_report(content, told, limits=limits)]
 
 
 _JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "report": _report}
