@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from clinkd.pacs import is_uid
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record
@@ -87,12 +87,13 @@ class AnswerCaution(Record):
 @dataclass(frozen=True, slots=True)
 class ModelAnswer(Record):
     """The answer of the model. `text` has a `[box]` mark for each of `boxes`; `confidence` is 0 to 1, None if none is
-    known."""
+    known; `answered`: when it was given, UTC, as ISO 8601."""
 
     text: str
     boxes: tuple[FoundRegion, ...] = ()
     warnings: tuple[AnswerCaution, ...] = ()
     confidence: float | None = None
+    answered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,8 @@ class WorklistEntry:
         return self.decision or self.answer
 
 
-_Entries, _Names = list[WorklistEntry], list[str]  # a class below has a method `list`
+_Entries: TypeAlias = list[WorklistEntry]  # a class below has a method `list`
+_Names: TypeAlias = list[str]
 
 
 class MissingEntry(BadInput):

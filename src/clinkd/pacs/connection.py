@@ -58,7 +58,7 @@ class BoundedServer(ThreadedAssociationServer):
     @property
     def held_bytes(self) -> int:
         """Bytes of images in memory."""
-        return sum(association.dimse.held for association in self.active_associations)
+        return sum(getattr(association.dimse, "held", 0) for association in self.active_associations)
 
 
 class BoundedHandler(RequestHandler):
