@@ -48,7 +48,7 @@ function told({ answer, decision, state, why, arrived, rule, study, series, inst
     make("dl", {},
       ...(answer ? row("The model answered", ...words(answer, "model", (i) => String(i + 1))) : []),
       ...(found ? row("Boxes", found) : []),
-      ...(answer ? row("Confidence", sure == null ? "The model gives none." : `${percent(sure)}, by the model itself`) : []),
+      ...(answer ? row("Confidence", sure == null ? "The model gives none." : `${percent(sure)}, by the model’s own estimate`) : []),
       ...(decision ? row("Decision", kinds[decision.kind],
         ...(decision.kind === "edited" ? words(decision, "rewrite", (i) => decision.boxes[i].name || "box") : []),
         ...(decision.note ? [` Note: ${decision.note}`] : [])) : []),
@@ -104,11 +104,11 @@ export class Worklist {
     const words = new URLSearchParams({ limit: String(PAGE + 1) }), after = this.afters.at(-1);
     if (find("w-state").value) words.set("state", find("w-state").value);
     if (after) words.set("after", after);
-    const asked = String(words), told = await fetched(`/v1/worklist?${words}`);
-    if (this.asked !== asked) this.listed = null;
+    const mine = (this.loading = words), told = await fetched(`/v1/worklist?${words}`);
+    if (this.loading !== mine) return; // a later look is under way
     const open = this.counts.answered ?? 0;
-    const items = told.items.slice(0, PAGE), more = told.items.length > PAGE ? items.at(-1).id : null;
-    Object.assign(this, { asked, items, counts: told.counts, more });
+    const items = told.entries.slice(0, PAGE), more = told.entries.length > PAGE ? items.at(-1).id : null;
+    Object.assign(this, { items, counts: told.counts, more });
     this.#list();
     if (this.counts.answered > open) say(`${this.counts.answered} to decide`);
     if (this.entry) this.#renew(items.find(({ id }) => id === this.entry.id) ?? await this.#fetch(this.entry.id));
@@ -124,23 +124,29 @@ export class Worklist {
     this.busy = true;
     await this.attempt(async () => {
       try {
+        if (kind === "accepted") this.#look();
         const body = { kind, revision: entry.revision, ...more };
         this.show(await fetched(`/v1/worklist/${encodeURIComponent(entry.id)}/decision`, { method: "POST", body }));
-        say(`${kind === "undo" ? "Taken back. " : ""}${STATES[this.entry.state]}.`);
-        await this.load();
+        say(`${kind === "undo" ? "Taken back, " : ""}${STATES[this.entry.state]}`);
       } catch (error) {
         if (error.status === 409) this.#meet(await this.#fetch(entry.id)); // show what was decided elsewhere
         throw error;
       } finally {
         this.busy = false;
       }
+      await this.load();
     });
+  }
+
+  /** Nobody accepts what was not seen. */
+  #look() {
+    if (!this.picture) throw new Failure("The image is not shown yet. It has to be seen before its answer is accepted.");
   }
 
   /** The entry as it stands now, unless nothing changed or a person is at work on it. */
   #renew(now) {
     const { entry } = this;
-    if (now.id !== entry?.id || (now.revision === entry.revision && now.state === entry.state)) return;
+    if (now.id !== entry?.id || now.revision <= entry.revision) return;
     if (this.doing) find("w-changed").textContent = `${CHANGED}: ${STATES[now.state]}. Cancel to see it.`;
     else {
       this.show(now);
@@ -153,7 +159,7 @@ export class Worklist {
     if (!this.doing) this.show(now);
     else {
       this.entry = now;
-      find("w-changed").textContent = `${CHANGED}: ${STATES[now.state]}. Save once more to replace it, or cancel.`;
+      find("w-changed").textContent = `${CHANGED}: ${STATES[now.state]}. Do it once more to replace that, or cancel.`;
     }
   }
 
@@ -223,7 +229,7 @@ export class Worklist {
       const after = this.entry ? { after: this.entry.id } : {};
       for (const from of [after, {}]) {
         const words = new URLSearchParams({ state: "answered", limit: "2", ...from });
-        const found = (await fetched(`/v1/worklist?${words}`)).items.find(({ id }) => id !== this.entry?.id);
+        const found = (await fetched(`/v1/worklist?${words}`)).entries.find(({ id }) => id !== this.entry?.id);
         if (!found) continue;
         this.#open(found);
         if (!this.items.some(({ id }) => id === found.id)) { // on another page of the list
@@ -277,7 +283,8 @@ export class Worklist {
   /** The boxes of the model, and those that a person made of them. */
   #marks() {
     const { answer, decision } = this.entry;
-    this.view.replace("rewrite", (decision?.boxes ?? []).map(({ box, name }, i) => (
+    const edited = decision?.kind === "edited" ? decision.boxes : [];
+    this.view.replace("rewrite", edited.map(({ box, name }, i) => (
       { key: `rewrite-${i}`, kind: "rewrite", box, name, says: `Your box ${i + 1}, ${name}` })));
     this.view.replace("model", (answer?.boxes ?? []).map(({ box, name }, i) => (
       { key: `model-${i}`, kind: "model", box, name: String(i + 1), phrase: name, says: `The model’s box ${i + 1}` })));
@@ -321,7 +328,9 @@ export class Worklist {
   }
 
   #window(window) {
-    const { source, frame } = this.picture, mine = (this.opening = new AbortController());
+    const { source, frame } = this.picture;
+    this.opening?.abort();
+    const mine = (this.opening = new AbortController());
     return this.attempt(async () => this.#display(await open(source, frame, window, mine.signal)));
   }
 
@@ -329,9 +338,9 @@ export class Worklist {
 
   /** The answer, to change in words, boxes and their names. */
   edit() {
-    if (this.doing || !this.picture) return;
+    const { decision, answer } = this.entry, { text, boxes } = decision ?? answer;
+    this.#look();
     this.doing = "edit";
-    const { text, boxes } = this.entry.answer;
     this.view.makes = "rewrite";
     this.view.replace("rewrite", []);
     this.view.replace("model", []); // only what will be sent is seen while it is made
@@ -344,6 +353,9 @@ export class Worklist {
     this.tools.choose("draw");
     this.text = make("textarea", { rows: 4, maxlength: 4000, "aria-describedby": "w-help" });
     this.text.value = lettered(text, marks);
+    this.text.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#save();
+    });
     this.list = make("ul", { class: "boxes", "aria-label": "Your boxes" });
     this.help = make("p", { class: "soft small", id: "w-help" });
     find("w-detail").append(make("label", { class: "rewriting" }, "Your answer", this.text), this.list, this.help);
@@ -387,7 +399,6 @@ export class Worklist {
 
   /** Rejecting takes a second key, with room for a note in between. */
   reject() {
-    if (this.doing) return;
     this.doing = "reject";
     const note = make("input", { type: "text", maxlength: 1000, autocomplete: "off" });
     const form = make("form", {
