@@ -161,6 +161,22 @@ def test_a_rejected_answer_is_never_sent(worklist):
     assert [e.id for e in worklist.list_decided("rejected")] == [id] and not list(worklist.list_decided("edited"))
 
 
+def test_a_decision_waits_to_be_sent_and_is_taken_back_until_then(worklist):
+    id = answered(worklist)
+    worklist = reopen(worklist, limits=WorklistLimits(undo_seconds=3600))
+    revision = worklist.decide(id, ACCEPTED, 1).revision
+    assert worklist.take_unsent() is None
+    with pytest.raises(DecisionConflict):
+        worklist.undo(id, 1)
+    undone = worklist.undo(id, revision)
+    assert undone.state == "answered" and undone.decision is None
+    with pytest.raises(BadInput, match="no decision"):
+        worklist.undo(id, undone.revision)
+    assert worklist.take_unsent(undecided=True).id == id
+    with pytest.raises(BadInput, match="unsent takes no decision"):
+        worklist.undo(id, worklist.get(id).revision)
+
+
 def test_where_all_is_sent_nobody_need_decide(worklist):
     id = answered(worklist)
     assert worklist.take_unsent(undecided=True).id == id

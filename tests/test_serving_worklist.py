@@ -76,6 +76,8 @@ def test_a_decision_meets_another(client, worklist):
     assert json_of(late, 409)["error"]["code"] == "conflict"
     entry = json_of(client.post(f"/v1/worklist/{id}/decision", json={"kind": "rejected", "revision": 2, "note": "x"}))
     assert entry["state"] == "rejected" and entry["decision"]["note"] == "x"
+    entry = json_of(client.post(f"/v1/worklist/{id}/decision", json={"kind": "undo", "revision": 3}))
+    assert entry["state"] == "answered" and entry["decision"] is None
 
 
 def test_what_is_wrong_is_refused(client, worklist):

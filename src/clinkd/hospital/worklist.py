@@ -164,6 +164,7 @@ class WorklistLimits:
 
     waiting: int = 10_000  # questions without an answer
     bytes: int = 50 << 30  # of all images that it holds
+    undo_seconds: float = 0.0  # for so long a decision is not sent, so that it can be taken back
 
 
 class Worklist:
@@ -311,20 +312,36 @@ class Worklist:
         edit without a text, and for a text whose marks are not one a box.
         """
         with self._changing() as base:
-            entry = self.get(id)
-            if entry.revision != revision:
-                decided = f"it was {entry.decision.kind}" if entry.decision else "it changed"
-                raise DecisionConflict(f"entry {id}", f"{decided} (revision {entry.revision}, {entry.state})")
-            if entry.answer is None or entry.state not in ("answered", "accepted", "rejected"):
-                raise BadInput(f"an entry that is {entry.state} takes no decision")
+            entry = self._demand_open(id, revision)
+            assert entry.answer
             if decision.kind == "accepted":
                 decision = WorklistDecision("accepted", entry.answer.text, entry.answer.boxes, decision.note)
             elif decision.right_answer is None and decision.kind == "edited":
                 raise BadInput("edited: the new text is missing")
             state: EntryState = "rejected" if decision.kind == "rejected" else "accepted"
-            change = "state = ?, decision = ?, revision = revision + 1"
-            base.execute(f"update entries set {change} where id = ?", (state, _dump(decision), id))
+            change = "state = ?, decision = ?, due = ?, revision = revision + 1"
+            due = time.time() + self.limits.undo_seconds
+            base.execute(f"update entries set {change} where id = ?", (state, _dump(decision), due, id))
             return self.get(id)
+
+    def undo(self, id: str, revision: int) -> WorklistEntry:
+        """Take a decision back until it is sent. Raises as `decide` does."""
+        with self._changing() as base:
+            if self._demand_open(id, revision).decision is None:
+                raise BadInput("there is no decision to take back")
+            change = "state = 'answered', decision = null, due = 0, revision = revision + 1"
+            base.execute(f"update entries set {change} where id = ?", (id,))
+            return self.get(id)
+
+    def _demand_open(self, id: str, revision: int) -> WorklistEntry:
+        """The entry if it has an answer, is not on its way to the archive, and did not change since `revision`."""
+        entry = self.get(id)
+        if entry.revision != revision:
+            decided = f"it was {entry.decision.kind}" if entry.decision else "it changed"
+            raise DecisionConflict(f"entry {id}", f"{decided} (revision {entry.revision}, {entry.state})")
+        if entry.answer is None or entry.state not in ("answered", "accepted", "rejected"):
+            raise BadInput(f"an entry that is {entry.state} takes no decision")
+        return entry
 
     def list_decided(self, *kinds: DecisionKind) -> Iterator[WorklistEntry]:
         """Entries with a decision of these kinds."""

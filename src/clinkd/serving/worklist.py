@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query
 from fastapi.responses import Response
@@ -95,9 +95,9 @@ class RegionRequest(schemas.RequestModel):
 class EntryDecisionRequest(schemas.RequestModel):
     """`revision`: of the entry that the person saw. `text` and `boxes` are the right answer: required for an edit,
     without effect where the model's answer is accepted, and allowed for a rejection. The text has a `[box]` mark for
-    each box, or none."""
+    each box, or none. `undo` takes the decision back."""
 
-    kind: DecisionKind
+    kind: DecisionKind | Literal["undo"]
     revision: Annotated[int, Field(ge=0)]
     text: Annotated[str, Field(max_length=4000)] = ""
     boxes: Annotated[list[RegionRequest], Field(max_length=256, default_factory=list)]
@@ -138,8 +138,10 @@ def add_worklist(app: FastAPI, worklist: Worklist) -> None:
 
     @app.post("/v1/worklist/{id}/decision", tags=["worklist"], responses={**MISSING, **CONFLICT})
     async def decide(id: _EntryId, body: EntryDecisionRequest) -> EntryReply:
-        """Accept, edit or reject an answer; it is on the disk when the reply comes. Refused with 409 where the entry
-        changed since `revision`."""
+        """Accept, edit or reject an answer, or undo that until it is sent; it is on the disk when the reply comes.
+        Refused with 409 where the entry changed since `revision`."""
+        if body.kind == "undo":
+            return EntryReply.model_validate(await asyncio.to_thread(worklist.undo, id, body.revision))
         boxes = tuple(FoundRegion(make_box(region.box), region.name) for region in body.boxes)
         decision = WorklistDecision(body.kind, body.text, boxes, body.note)
         decided = await asyncio.to_thread(worklist.decide, id, decision, body.revision)
