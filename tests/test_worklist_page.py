@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -15,7 +14,14 @@ from pydicom.uid import generate_uid
 
 from browser import Browser, program
 from clinkd.hospital.worklist import (
-    AnswerCaution, ArrivedImage, FoundRegion, ModelAnswer, RuledQuestion, Worklist, WorklistDecision, WorklistEntry,
+    AnswerCaution,
+    ArrivedImage,
+    FoundRegion,
+    ModelAnswer,
+    RuledQuestion,
+    Worklist,
+    WorklistDecision,
+    WorklistEntry,
 )  # fmt: skip
 from clinkd.records import Box
 from clinkd.serving.app import Served
@@ -117,7 +123,9 @@ def test_an_answer_is_shown_accepted_taken_back_and_sent(page, server, worklist)
     assert "Canary" not in page.ask("document.documentElement.textContent")
     page.press("a")
     badge(page, "accepted, waits to be sent")
-    assert worklist.get(first).final == WorklistDecision("accepted", "The liver is at [box].", (FoundRegion(LIVER, "liver"),))
+    assert worklist.get(first).final == WorklistDecision(
+        "accepted", "The liver is at [box].", (FoundRegion(LIVER, "liver"),)
+    )
     page.press("u")
     badge(page, "to decide")
     assert worklist.get(first).decision is None

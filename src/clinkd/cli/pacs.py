@@ -180,6 +180,9 @@ def _add_listen(kinds: Any, runs: Parser) -> None:
     group.add_argument("--to", metavar="ADDRESS", help=f"the archive that gets structured reports: {_ADDRESS}")
     group.add_argument("--send", choices=("accepted", "all"), default="accepted", help="accepted: what a person "
                        "accepted on the page (the default); all: every answer, seen or not")  # fmt: skip
+    group.add_argument(
+        "--undo", type=float, default=30.0, metavar="S", help="seconds in which a decision can be taken back (30)"
+    )
     group = verb.add_argument_group("TLS, of the receiver and towards the archives")
     group.add_argument("--ca", type=Path, metavar="PEM", help="who may vouch for the other side")
     group.add_argument("--certificate", type=Path, metavar="PEM", help="who we are")
@@ -228,7 +231,7 @@ def _listen(args: argparse.Namespace) -> int:
     source = ModelSource.find(args.run, args.runs, choose_run)
     plan = ListenPlan(
         args.folder, rules, (source.name, source.fingerprint()), receiver, None, polling, archive, args.send,
-        WorklistLimits(args.waiting, int(args.gigabytes * 1e9)),
+        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo),
     )  # fmt: skip
     page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open)
 
@@ -241,8 +244,8 @@ def _listen(args: argparse.Namespace) -> int:
 
 def _demand_numbers(args: argparse.Namespace) -> None:
     """Raises BadInput for a number out of its range."""
-    ranges = {"port": (0, 65535), "page_port": (0, 65535), "every": (1, 86400), "gigabytes": (0.001, 10**6),
-              "waiting": (1, 10**6)}  # fmt: skip
+    ranges = {"port": (0, 65535), "page_port": (0, 65535), "every": (1, 86400), "undo": (0, 86400),
+              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6)}  # fmt: skip
     for name, (least, most) in ranges.items():
         if not least <= (value := getattr(args, name)) <= most:
             raise BadInput(f"--{name.replace('_', '-')} {value:g}: {least:g} to {most:g} is wanted")

@@ -106,8 +106,12 @@ def read_rules(file: Path) -> Rules:
         tree = yaml.safe_load(text)
     except FileNotFoundError:
         raise BadInput(f"{place}: no such file; `clinkd pacs listen --example-rules` prints one") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{place}: not readable as YAML ({type(error).__name__}); mend it") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else type(error).__name__
+        raise BadInput(f"{place}: not readable as YAML ({where}); a question inside [] stands in quotes") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"{place}: cannot be read ({type(error).__name__}); check the path") from None
     if not isinstance(tree, dict) or not tree or len(tree) > _MOST["rules"]:
         raise BadInput(f"{place}: 1 to {_MOST['rules']} rules are wanted, each a name with modality, body_part and "
                        "questions below it; `clinkd pacs listen --example-rules` prints some")  # fmt: skip
@@ -124,11 +128,9 @@ def _read_rule(name: object, rule: object, place: str) -> ArrivalRule:
 
 def ask_by_rules(rules: Rules, image: ArrivedImage) -> list[RuledQuestion]:
     """The questions about an image, each once a frame, in the order of the rules."""
-    asked = {
-        (question, frame): RuledQuestion(name, question, frame)
-        for name, rule in reversed(rules.items())
-        if rule.fits(image)
-        for frame in reversed(rule.list_frames(image.frames))
-        for question in reversed(rule.questions)
-    }
-    return list(reversed(asked.values()))
+    asked: dict[tuple[str, int], RuledQuestion] = {}
+    for name, rule in rules.items():
+        for frame in rule.list_frames(image.frames) if rule.fits(image) else ():
+            for question in rule.questions:
+                asked.setdefault((question, frame), RuledQuestion(name, question, frame))
+    return list(asked.values())
