@@ -132,8 +132,12 @@ def store_raw(association: Any, content: bytes, number: int) -> int | None:
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}"
     request.DataSet = io.BytesIO(content)
     context = next(c for c in association.accepted_contexts if c.abstract_syntax == request.AffectedSOPClassUID)
+    association._reactor_checkpoint.clear()  # as pynetdicom's own requests: its reactor would take the reply
+    while not association._is_paused:
+        time.sleep(0.001)
     association.dimse.send_msg(request, context.context_id)
     _, reply = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
     return getattr(reply, "Status", None)
 
 
