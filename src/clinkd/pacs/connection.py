@@ -73,6 +73,7 @@ class BoundedHandler(RequestHandler):
             self.server.shutdown_request(client)
             return
         client.settimeout(limits.stall_seconds)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it a reply of two parts takes 40 ms
         if self.server.ssl_context:
             client.do_handshake()
         super().handle()
