@@ -28,6 +28,7 @@ from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import Worklist, WorklistDecision
 from clinkd.pacs import Receiver, ReceiverAddress
 
+DOCS = Path(__file__).parents[1] / "docs" / "PACS.md"
 FAILURES = (0xA700, 0xA900, 0xC000)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from clinkd.cli import main
 from clinkd.hospital.rules import EXAMPLE, ask_by_rules, read_rules
 from clinkd.hospital.worklist import ArrivedImage, RuledQuestion
 from clinkd.records import BadInput
@@ -27,6 +29,15 @@ def test_the_example_asks_by_modality_and_body_part(tmp_path):
     assert ask_by_rules(rules, image("DX")) == [RuledQuestion("x-ray", "What does this image show?", 1)]
     assert ask_by_rules(rules, image("CT")) == ask_by_rules(rules, image("CT", "HEAD")) == []
     assert [q.frame for q in ask_by_rules(rules, image("US", frames=9))] == [5]
+
+
+def test_the_command_and_the_docs_show_rules_that_are_read(tmp_path, capsys):
+    assert main(["pacs", "listen", "--example-rules"]) == 0
+    assert capsys.readouterr().out == EXAMPLE
+    docs = (Path(__file__).parents[1] / "docs" / "PACS.md").read_text()
+    [shown] = re.findall(r"^```yaml\n(.*?)^```", docs, re.M | re.S)
+    assert read(tmp_path, shown) == {n: r for n, r in read(tmp_path, EXAMPLE).items() if n != "x-ray"}
+    assert main(["pacs", "listen"]) == 2 and "--example-rules" in capsys.readouterr().err
 
 
 def test_every_rule_that_fits_asks_and_no_question_twice(tmp_path):

@@ -37,7 +37,8 @@ class BoundedServer(ThreadedAssociationServer):
 
     def __init__(self, *args: Any, limits: ReceiverLimits, allowed: Container[str] = (), **kwargs: Any) -> None:
         self.limits, self.allowed = limits, allowed
-        super().__init__(*args, request_handler=BoundedHandler, **kwargs)
+        kwargs["request_handler"] = BoundedHandler
+        super().__init__(*args, **kwargs)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The next connection. A handshake of TLS is left to its own thread: here, a silent peer would keep out all
