@@ -26,8 +26,11 @@ FORMS = {  # class, modality, frames, whether colour, where its place in the pat
 }
 
 
-def make_image(form: str, seed: int = 0, **elements: str) -> bytes:
-    """An image of a form. Those of one seed are of one patient, study and frame of reference."""
+def make_image(form: str, seed: int = 0, mark: tuple[int, int, int, int] | None = None, **elements: str) -> bytes:
+    """An image of a form, with a bright `mark` (left, top, right, bottom in pixels) in each frame.
+
+    Those of one seed are of one patient, study and frame of reference.
+    """
     sop_class, modality, frames, colour, place = FORMS[form]
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
@@ -52,7 +55,11 @@ def make_image(form: str, seed: int = 0, **elements: str) -> bytes:
     for keyword, value in elements.items():
         setattr(ds, keyword, value)
     shape = (frames, ROWS, COLUMNS, 3 if colour else 1)
-    ds.PixelData = np.random.default_rng(seed).integers(0, 256, shape, np.uint8).tobytes()
+    pixels = np.random.default_rng(seed).integers(0, 100 if mark else 256, shape, np.uint8)
+    if mark:
+        left, top, right, bottom = mark
+        pixels[:, top:bottom, left:right] = 255
+    ds.PixelData = pixels.tobytes()
     content = io.BytesIO()
     pydicom.dcmwrite(content, ds, enforce_file_format=True)
     return content.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from clinkd.records import BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.settings import override
 from clinkd.storage import sha256_file, write_json
+from clinkd.workflows.answer_warnings import AnswerWarning
 from clinkd.workflows.ask import Answer, Answerer, AskResult, Question
 
 BATCH = 3
@@ -37,6 +39,7 @@ class ScriptedAnswerer:
 
     config: RunConfig
     stops: bool = False
+    names: tuple[str, ...] = ("Leber",)
     batches: list[list[str]] = field(default_factory=list)
 
     def read(self, text: str, picture: Image.Image | None = None) -> BoxedText:
@@ -59,7 +62,8 @@ class ScriptedAnswerer:
         candidates = (Candidate("raw", BoxedText("No.")), Candidate("raw", box, -0.5, {"clip": 0.5}))
         consistency = SelfConsistency((0.5, 0.5), (0.0, 1.0), 0.5, "the candidates differ in their boxes")
         answer = Answer(Prediction("x", candidates, chosen=1), consistency, False, 1, 1)
-        return answer._replace(uncertain="the candidates disagree")
+        doubts = (AnswerWarning("no_box", "no box; given"), AnswerWarning("unknown_name", "x"))
+        return answer._replace(uncertain="the candidates disagree", warnings=doubts)
 
 
 @pytest.fixture
@@ -243,7 +247,9 @@ def test_a_sheet_of_questions_becomes_a_row_each_with_what_is_wrong_with_it(runs
     assert first["answer"] == "Wo ist die Leber? ä on 128: [box]" and first["error"] == ""
     assert first["boxes"] == "0.25 0.5 0.75 1" and first["boxes_pixels"] == "32 64 96 128"
     assert first["candidates"] == "No. | Wo ist die Leber? ä on 128: [0.25 0.5 0.75 1]"
-    assert first["uncertain"] == "the candidates disagree"
+    assert first["uncertain"] == "the candidates disagree" and first["box_names"] == "Leber"
+    assert first["warnings"] == "no_box: no box; given; unknown_name: x"
+    assert re.fullmatch("small/teacher@[0-9a-f]{16}", first["model"]) and answers[1]["model"] == ""
     errors = [row["error"] for row in answers]
     assert "no such file" in errors[1] and "empty" in errors[2] and "too long" in errors[3]
     assert errors[4] == "" and "names no image" in errors[5] and "leads out" in errors[6]
@@ -263,6 +269,8 @@ def test_the_same_question_about_every_image_of_a_folder(runs, scripted):
     assert [(row["image"], row["question"]) for row in rows] == asked
     assert [bool(row["error"]) for row in rows] == [name == "broken.png" for name, _ in asked]
     assert rows[0]["boxes"] == [[0.25, 0.5, 0.75, 1.0]] and rows[0]["boxes_pixels"] == [[10, 10, 30, 20]]
+    assert rows[0]["box_names"] == ["Where?"]
+    assert rows[0]["warnings"][1] == {"kind": "unknown_name", "message": "x"}
     assert rows[0]["candidates"][1]["chosen"] and rows[0]["sop_instance_uid"] == ""
     assert [len(texts) for texts in scripted[0].batches] == [3, 3]
 

@@ -1,4 +1,4 @@
-"""The verbs of an archive of images: pull and listen."""
+"""The verbs of an archive of images: pull, push and listen."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def add(verbs: Any, runs: Parser) -> None:
     """Add `pacs` and its verbs."""
     pacs = verbs.add_parser(
         "pacs",
-        help="bring studies from the archive of a hospital, or listen to it",
-        description="Bring studies from the archive of a hospital (PACS), or listen to it, by DICOMweb or the DICOM "
-        "network. A token stands in CLINKD_PACS_TOKEN, or user and password in CLINKD_PACS_USER and "
-        "CLINKD_PACS_PASSWORD.",
+        help="bring studies from the archive of a hospital, send answers to it, or listen to it",
+        description="Bring studies from the archive of a hospital (PACS), send answers to it, or listen to it, by "
+        "DICOMweb or the DICOM network. A token stands in CLINKD_PACS_TOKEN, or user and password in CLINKD_PACS_USER "
+        "and CLINKD_PACS_PASSWORD.",
         epilog="example: clinkd pacs pull https://pacs/dicom-web --out scans --accession A100",
     )
     kinds = pacs.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _add_pull(kinds)
+    _add_push(kinds)
     _add_listen(kinds, runs)
 
 
 # ---- the archive ----------------------------------------------------------------------------------------------------
 
 
-def _build_archive_flags() -> Parser:
+def _build_archive_flags(optional: bool = False) -> Parser:
     parser = Parser(add_help=False)
-    parser.add_argument("address", metavar="ADDRESS", help=_ADDRESS)
+    parser.add_argument("address", nargs="?" if optional else None, metavar="ADDRESS", help=_ADDRESS)
     group = parser.add_argument_group("the connection")
     group.add_argument("--aet", default="CLINKD", metavar="TITLE", help="our title on the DICOM network (CLINKD)")
     group.add_argument(
@@ -155,6 +156,51 @@ def _tell_problems(problems: list[str]) -> None:
         tell(problem)
     if len(problems) > SHOWN:
         tell(f"and {len(problems) - SHOWN} more")
+
+
+# ---- push -----------------------------------------------------------------------------------------------------------
+
+
+def _add_push(kinds: Any) -> None:
+    what = "send the answers of `clinkd ask` to an archive as DICOM structured reports; each is sent once"
+    example = "clinkd pacs push https://pacs/dicom-web --answers answers.csv --images scans --seg"
+    verb = add_verb(kinds, "push", _push, what, example, [_build_archive_flags(optional=True)])
+    verb.add_argument(
+        "--answers", type=Path, required=True, metavar="FILE", help="the .csv or .jsonl that `clinkd ask --out` wrote"
+    )
+    verb.add_argument(
+        "--images", type=Path, required=True, metavar="FOLDER", help="of the images that the questions were about"
+    )
+    verb.add_argument("--seg", action="store_true", help="send the boxes as a segmentation, too: filled rectangles")
+    verb.add_argument("--codes", type=Path, metavar="YAML", help="codes of names and their sites, beside our own map")
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="FOLDER", help="write the objects there instead of sending them")
+    where.add_argument("--dry-run", action="store_true", help="make every object, and neither send nor write it")
+    verb.set_defaults(stopped="what was sent is written down, and the same command goes on from there")
+
+
+def _push(args: argparse.Namespace) -> int:
+    from clinkd.data.dicom_objects import read_code_map
+    from clinkd.hospital.push import Nowhere, ObjectFolder, PushPlan, push
+
+    sends = not (args.out or args.dry_run)
+    if (sends and not args.address) or (args.out and args.address):
+        raise BadInput(f"ADDRESS: give that of the archive ({_ADDRESS}), or --out FOLDER instead, or --dry-run")
+    if not args.images.is_dir():
+        raise BadInput(f"--images {args.images}: is no folder; give that of the images that the questions were about")
+    code_map = read_code_map(args.codes) if args.codes else None
+    plan = PushPlan(args.answers, args.images, args.address if sends else "", args.seg, code_map)
+    end_in_order()
+    archive = _connect(args) if sends else ObjectFolder(args.out) if args.out else Nowhere()
+    result = push(plan, archive)
+    _tell_problems(result.problems)
+    done = {"sent": sends, "written": args.out is not None, "would be sent": args.dry_run}
+    verb = next(words for words, is_so in done.items() if is_so)
+    before = f"; {result.before} were sent before" if result.before else ""
+    print(f"pushed   {_count(result.sent, 'object')} {verb}, of {_count(result.rows, 'answer')}{before}")
+    if result.problems:
+        tell(f"{_count(len(result.problems), 'answer')} not sent; the same command tries again")
+    return WRONG if result.problems else 0
 
 
 # ---- listen ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ __all__ = [
     "foreign",
     "languages",
     "negation",
+    "phrases",
     "sides",
     "verdicts",
     "words",

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from clinkd.data import questions
+from clinkd.language.phrases import find_phrases
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.serving import schemas
 from clinkd.serving.decoding import Decoders, Opened
 from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine
 from clinkd.serving.limits import NOTICE, QueueFull, ServerLimits, TimeLimit
-from clinkd.serving.phrases import phrases
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,7 +86,7 @@ class RequestHandler:
         assert self.engine.answerer
         prediction, consistency, reordered, *_ = result.answer
         text, question, size = prediction.answer.answer, result.question.text, picture.picture.size
-        named = zip(text.boxes, phrases(text, question.text, self.engine.answerer.names), strict=True)
+        named = zip(text.boxes, find_phrases(text, question.text, self.engine.answerer.names), strict=True)
         asked_boxes = self.engine.answerer.as_seen(question, picture.picture).boxes
         candidates = zip(prediction.candidates, consistency.weights, consistency.similarities, strict=True)
         return schemas.AnswerReply.model_validate(

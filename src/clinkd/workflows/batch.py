@@ -20,6 +20,7 @@ from clinkd.data.images import encode_picture, is_named_as_image, kind_of, locat
 from clinkd.data.readers.choices import ask_with_options
 from clinkd.data.readers.dicom_folder import list_sheet_lines
 from clinkd.data.readers.rows import ROW_FILES, FieldError, RowResult, table_rows, use_cell
+from clinkd.language.phrases import find_phrases
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
@@ -27,8 +28,8 @@ from clinkd.storage import JsonLines, demand_empty, progress, read_json, replaci
 from clinkd.workflows.ask import Answer, Answerer, Question, read_stated_modality
 
 COLUMNS = (
-    "id", "image", "sha256", "sop_instance_uid", "question", "answer", "boxes", "boxes_pixels", "candidates",
-    "uncertain", "warnings", "error",
+    "id", "image", "sha256", "sop_instance_uid", "question", "answer", "boxes", "boxes_pixels", "box_names",
+    "candidates", "uncertain", "warnings", "model", "error",
 )  # fmt: skip
 BATCH_PIXELS = 1 << 26  # of all images that wait for their answers
 
@@ -142,7 +143,8 @@ def ask_many(run: Run, questions: QuestionList, out: Path, pictures: Path | None
         raise BadInput(f"--out {out}: is there already; choose another name")
     if pictures is not None and not journal.exists():
         demand_empty(pictures)
-    done = _open_journal(journal, _identify(run, questions, pictures))
+    asked = _identify(run, questions, pictures)
+    done, model = _open_journal(journal, asked), spell_model(run, asked["model"])
     with JsonLines(journal) as lines, progress(total, "ask", "answers", done=done) as advance:
         if done < total:
             answerer = Answerer.of_run(run)
@@ -151,7 +153,7 @@ def ask_many(run: Run, questions: QuestionList, out: Path, pictures: Path | None
                 for number, row in enumerate(batch, start=done + 1):
                     if pictures is not None:
                         _draw_row(row, number, pictures)
-                    lines.append(_make_record(row))
+                    lines.append(_make_record(row, answerer.names, model))
                 done += len(batch)
                 advance(len(batch))
     errors = _write_answers(journal, out)
@@ -162,6 +164,12 @@ def ask_many(run: Run, questions: QuestionList, out: Path, pictures: Path | None
 def journal_of(out: Path) -> Path:
     """Where answers are kept until all are there."""
     return out.with_name(f"{out.name}.journal.jsonl")
+
+
+def spell_model(run: Run, identities: Sequence[str]) -> str:
+    """Who answers: run, last training, and a hash of the stages that decide, as "demo/round-2@0123456789abcdef"."""
+    digest = hashlib.sha256(" ".join(identities).encode()).hexdigest()
+    return f"{run.folder.name}/{run.last_trained}@{digest[:16]}"
 
 
 def _identify(run: Run, questions: QuestionList, pictures: Path | None) -> dict[str, Any]:
@@ -295,14 +303,14 @@ def _draw_row(row: _BatchRow, number: int, pictures: Path) -> None:
         write_atomic(pictures / f"{number:05d}-{name}.png", encode_picture(drawn))
 
 
-def _make_record(row: _BatchRow) -> dict[str, Any]:
+def _make_record(row: _BatchRow, names: Sequence[str], model: str) -> dict[str, Any]:
     asked = row.asked
     record: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     record |= {"id": asked.id, "image": asked.image, "question": asked.question, "error": row.error}
-    record |= {"boxes": [], "boxes_pixels": [], "candidates": [], "warnings": []}
+    record |= {"boxes": [], "boxes_pixels": [], "box_names": [], "candidates": [], "warnings": []}
     if row.image is not None:
         record |= {"sha256": row.image.sha256, "sop_instance_uid": row.image.instance_uid}
-    if row.image is None or row.answer is None:
+    if row.image is None or row.question is None or row.answer is None:
         return record
     prediction = row.answer.prediction
     answer, size = prediction.answer.answer, row.image.picture.size
@@ -310,12 +318,14 @@ def _make_record(row: _BatchRow) -> dict[str, Any]:
         "answer": answer.text,
         "boxes": [box.to_json() for box in answer.boxes],
         "boxes_pixels": [to_pixels(box, size) for box in answer.boxes],
+        "box_names": [phrase.words for phrase in find_phrases(answer, row.question.text.text, names)],
         "candidates": [
             {"answer": c.answer.to_json(), "logprob": c.logprob, "scores": c.scores, "chosen": n == prediction.chosen}
             for n, c in enumerate(prediction.candidates)
         ],
         "uncertain": row.answer.uncertain or "",
-        "warnings": [warning.message for warning in row.answer.warnings],
+        "warnings": [warning._asdict() for warning in row.answer.warnings],
+        "model": model,
     }
 
 
@@ -353,7 +363,8 @@ def _spell_record(record: dict[str, Any]) -> list[str]:
         "boxes": "; ".join(map(_spell_numbers, record["boxes"])),
         "boxes_pixels": "; ".join(map(_spell_numbers, record["boxes_pixels"])),
         "candidates": " | ".join(_spell_answer(candidate["answer"]) for candidate in record["candidates"]),
-        "warnings": "; ".join(record["warnings"]),
+        "box_names": "; ".join(name.replace(";", ",") for name in record["box_names"]),
+        "warnings": "; ".join(f"{w['kind']}: {w['message']}" for w in record["warnings"]),
     }
     return [str(cells[column]) for column in COLUMNS]
 

@@ -69,7 +69,7 @@ def derive_uid(*parts: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ObjectIdentity:
     """The UIDs of what an answer about an image becomes. Study, image, frame, model, question and all that is said
     decide them, so that an object that is made again is the same object, and an edited answer is another one."""
 
@@ -80,7 +80,8 @@ class Identity:
 
     @classmethod
     def of(cls, told: ReportedAnswer, study: str, series: str, frame: tuple[str, int]) -> Self:
-        regions = [(region.box.corners, region.label, region.by) for region in told.regions]
+        # in the digits of a sheet of answers, so that an answer has the same UIDs however it was kept
+        regions = [([f"{x:g}" for x in region.box.corners], region.label, region.by) for region in told.regions]
         warnings = [tuple(warning) for warning in told.warnings]
         said = repr((frame, told.question, told.answer, regions, told.confidence, warnings))
         return cls(study, series, told.model, said)

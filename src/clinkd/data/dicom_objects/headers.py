@@ -9,19 +9,19 @@ from highdicom import ContentQualificationValues
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom import Dataset
 
-from clinkd.data.dicom_objects.answer import SCHEME, Identity, ReportedAnswer
+from clinkd.data.dicom_objects.answer import SCHEME, ObjectIdentity, ReportedAnswer
 from clinkd.data.dicom_objects.codes import clean_line
 from clinkd.data.dicom_objects.source import SourceFrame
 
 
-def identify(told: ReportedAnswer, frame: SourceFrame) -> Identity:
+def identify(told: ReportedAnswer, frame: SourceFrame) -> ObjectIdentity:
     """The UIDs of an answer about a frame."""
     image = frame.evidence
     study, series, instance = image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID
-    return Identity.of(told, str(study), str(series), (str(instance), frame.number))
+    return ObjectIdentity.of(told, str(study), str(series), (str(instance), frame.number))
 
 
-def describe_object(told: ReportedAnswer, identity: Identity, modality: str) -> dict[str, Any]:
+def describe_object(told: ReportedAnswer, identity: ObjectIdentity, modality: str) -> dict[str, Any]:
     """The arguments that every object of highdicom takes."""
     moment = (told.answered or datetime.now()).replace(microsecond=0)
     return {

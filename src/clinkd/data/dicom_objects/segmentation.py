@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from clinkd.data.dicom_objects.answer import Identity, Region, ReportedAnswer, derive_uid
+from clinkd.data.dicom_objects.answer import ObjectIdentity, Region, ReportedAnswer, derive_uid
 from clinkd.data.dicom_objects.codes import CodeMap, clean_line, read_code_map
 from clinkd.data.dicom_objects.headers import describe_object, finish_object, identify, name_region
 from clinkd.data.dicom_objects.source import SourceFrame, open_source
@@ -76,7 +76,7 @@ def _make_source(frame: SourceFrame) -> Dataset:
 
 
 def _describe_segment(
-    number: int, region: Region, told: ReportedAnswer, identity: Identity, code_map: CodeMap
+    number: int, region: Region, told: ReportedAnswer, identity: ObjectIdentity, code_map: CodeMap
 ) -> seg.SegmentDescription:
     label = clean_line(region.label)
     coded = code_map.find(label or "region")
@@ -110,7 +110,7 @@ def _round_ends(low: float, high: float, pixels: int) -> slice:
     return slice(first, max(round(high * pixels), first + 1))
 
 
-def _finish_references(ds: Any, frame: SourceFrame, identity: Identity) -> None:
+def _finish_references(ds: Any, frame: SourceFrame, identity: ObjectIdentity) -> None:
     """Name the frame where a segment refers to it, and derive the UID that highdicom draws."""
     finish_object(ds, frame)
     uid = derive_uid("dimensions", identity)

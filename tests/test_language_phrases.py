@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from clinkd.language.phrases import find_phrases
 from clinkd.records import BOX_MARK, Box, BoxedText
-from clinkd.serving.phrases import phrases
 
 NAMES = ("liver", "lung", "left lung", "spleen")
 BOX = Box(0, 0, 1, 1)
@@ -15,7 +15,7 @@ BOX = Box(0, 0, 1, 1)
 
 def of(text: str, asked: str = "Where is the spleen?", names: tuple[str, ...] = NAMES) -> list[str]:
     answer = BoxedText(text, (BOX,) * text.count(BOX_MARK))
-    found = phrases(answer, asked, names)
+    found = find_phrases(answer, asked, names)
     assert all(p.span is None or text[slice(*p.span)] == p.words for p in found)
     return [p.words for p in found]
 

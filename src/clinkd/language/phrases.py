@@ -20,7 +20,7 @@ class Phrase(NamedTuple):
     span: tuple[int, int] | None
 
 
-def phrases(answer: BoxedText, question: str, names: Sequence[str]) -> list[Phrase]:
+def find_phrases(answer: BoxedText, question: str, names: Sequence[str]) -> list[Phrase]:
     """One for each box: the last class name before its mark in its sentence, or else the words there; without any, the
     first class name or the words after the mark; without any again, the class name in the question, or its words.
 
