@@ -285,7 +285,7 @@ def _listen(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    serve(source, page, ServerLimits(), say, partial(listening, plan, say))
+    serve(lambda: source, page, ServerLimits(), say, partial(listening, plan, say))
     return 0
 
 

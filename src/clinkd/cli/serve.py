@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,6 @@ def _serve(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 65536:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
     address = ListenAddress(args.host, args.port, args.token_file, args.open)
-    source = ModelSource.find(args.run, args.runs, choose_run)
-    serve(source, address, ServerLimits(**limits), lambda line: print(line, flush=True))
+    find = partial(ModelSource.find, args.run, args.runs, choose_run)
+    serve(find, address, ServerLimits(**limits), lambda line: print(line, flush=True))
     return 0

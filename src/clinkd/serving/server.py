@@ -86,13 +86,13 @@ Beside = Callable[["Engine"], contextlib.AbstractContextManager["Worklist | None
 
 
 def serve(
-    source: ModelSource,
+    find: Callable[[], ModelSource],
     address: ListenAddress,
     limits: ServerLimits,
     say: Callable[[str], object],
     beside: Beside | None = None,
 ) -> None:
-    """Serve a model until it is stopped. `beside` runs with it, and makes the worklist of its page.
+    """Serve the model that `find` finds, until it is stopped. `beside` runs with it and makes the worklist of the page.
 
     Every route but `/healthz` needs a token: from `token_file` or the environment, or else a new one, which `say`
     prints with the address. Raises BadInput if other machines can reach the address and no token was given, and if
@@ -104,6 +104,7 @@ def serve(
             f"--host {host}: other machines could ask; give a token first, in the variable {TOKEN_VARIABLE} or by "
             "--token-file"
         )
+    source = find()
     listener = _open_socket(host, address.port)
     port = listener.getsockname()[1]
     url_host = f"[{host}]" if ":" in host else host
