@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add(verbs)
     evaluate.add(verbs)
     manage.add(verbs, runs)
-    pacs.add(verbs)
+    pacs.add(verbs, runs)
     report.add(verbs, runs)
     serve.add(verbs, runs)
     spice.add(verbs)

@@ -1,10 +1,11 @@
-"""The verbs of an archive of images: pull, push."""
+"""The verbs of an archive of images: pull, push and listen."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,20 @@ SHOWN = 20  # problems on the screen
 _ADDRESS = "https://HOST/dicom-web, or dicom://TITLE@HOST:PORT (dicoms:// with TLS)"
 
 
-def add(verbs: Any) -> None:
+def add(verbs: Any, runs: Parser) -> None:
     """Add `pacs` and its verbs."""
     pacs = verbs.add_parser(
         "pacs",
-        help="bring studies from the archive of a hospital, and send answers to it",
-        description="Bring studies from the archive of a hospital (PACS), and send answers to it, by DICOMweb or the "
-        "DICOM network. A token "
-        "stands in CLINKD_PACS_TOKEN, or user and password in CLINKD_PACS_USER and CLINKD_PACS_PASSWORD.",
+        help="bring studies from the archive of a hospital, send answers to it, or listen to it",
+        description="Bring studies from the archive of a hospital (PACS), send answers to it, or listen to it, by "
+        "DICOMweb or the DICOM network. A token stands in CLINKD_PACS_TOKEN, or user and password in CLINKD_PACS_USER "
+        "and CLINKD_PACS_PASSWORD.",
         epilog="example: clinkd pacs pull https://pacs/dicom-web --out scans --accession A100",
     )
     kinds = pacs.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _add_pull(kinds)
     _add_push(kinds)
+    _add_listen(kinds, runs)
 
 
 # ---- the archive ----------------------------------------------------------------------------------------------------
@@ -199,3 +201,98 @@ def _push(args: argparse.Namespace) -> int:
     if result.problems:
         tell(f"{_count(len(result.problems), 'answer')} not sent; the same command tries again")
     return WRONG if result.problems else 0
+
+
+# ---- listen ---------------------------------------------------------------------------------------------------------
+
+
+def _add_listen(kinds: Any, runs: Parser) -> None:
+    what = "receive images, ask the model about them by rules, and send back what a person accepts on the page"
+    example = "clinkd pacs listen demo --rules rules.yaml --folder worklist --to dicom://ORTHANC@127.0.0.1:4242"
+    verb = add_verb(kinds, "listen", _listen, what, example, [runs])
+    verb.add_argument("run", nargs="?", metavar="RUN|MODEL", help="a run, by name or path, or a model's folder")
+    verb.add_argument("--rules", type=Path, metavar="FILE", help="YAML: which questions are asked of which images")
+    verb.add_argument("--example-rules", action="store_true", help="print rules to begin with, and end")
+    verb.add_argument("--folder", type=Path, default=Path("worklist"), help="keeps images and answers (worklist)")
+    group = verb.add_argument_group("who sends images: a receiver, or an archive that is polled")
+    group.add_argument("--port", type=int, default=11112, help="of the receiver; 0 takes a free one (11112)")
+    group.add_argument("--host", default="127.0.0.1", help="of the receiver (127.0.0.1: this machine alone)")
+    group.add_argument("--aet", default="CLINKD", metavar="TITLE", help="our title on the DICOM network (CLINKD)")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="IP/TITLE", help="who may send, by address and title; repeat it"
+    )
+    group.add_argument("--poll", metavar="ADDRESS", help=f"ask an archive for new studies: {_ADDRESS}; no receiver")
+    group.add_argument("--every", type=float, default=60.0, metavar="S", help="seconds between two polls (60)")
+    group = verb.add_argument_group("where answers go")
+    group.add_argument("--to", metavar="ADDRESS", help=f"the archive that gets structured reports: {_ADDRESS}")
+    group.add_argument("--send", choices=("accepted", "all"), default="accepted", help="accepted: what a person "
+                       "accepted on the page (the default); all: every answer, seen or not")  # fmt: skip
+    group.add_argument(
+        "--undo", type=float, default=30.0, metavar="S", help="seconds in which a decision can be taken back (30)"
+    )
+    group = verb.add_argument_group("TLS, of the receiver and towards the archives")
+    group.add_argument("--ca", type=Path, metavar="PEM", help="who may vouch for the other side")
+    group.add_argument("--certificate", type=Path, metavar="PEM", help="who we are")
+    group.add_argument("--key", type=Path, metavar="PEM", help="of the certificate")
+    group = verb.add_argument_group("the page, and limits")
+    group.add_argument("--page-host", default="127.0.0.1", help="address of the page (127.0.0.1: this machine alone)")
+    group.add_argument("--page-port", type=int, default=8000, help="0 takes a free one (8000)")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="holds the page's token; else CLINKD_TOKEN's")
+    group.add_argument("--open", action="store_true", help="open the page in the browser, too")
+    group.add_argument("--gigabytes", type=float, default=50.0, metavar="N", help="of images that are kept (50)")
+    group.add_argument("--waiting", type=int, default=10_000, metavar="N", help="questions that may wait (10000)")
+    verb.set_defaults(stopped="what arrived, was answered and decided is kept, and the same command goes on from there")
+
+
+def _listen(args: argparse.Namespace) -> int:
+    from clinkd.hospital.rules import EXAMPLE, read_rules
+
+    if args.example_rules:
+        print(EXAMPLE, end="")
+        return 0
+    if args.rules is None:
+        raise BadInput("--rules: a file is wanted; `clinkd pacs listen --example-rules` prints one to begin with")
+    _demand_numbers(args)
+    end_in_order()
+    rules = read_rules(args.rules)
+    from clinkd.cli.choice import choose_run
+    from clinkd.hospital.listen import Polling
+    from clinkd.hospital.worklist import WorklistLimits
+    from clinkd.pacs import AllowedPeer, ReceiverAddress, TlsFiles, connect
+    from clinkd.serving.limits import ServerLimits
+    from clinkd.serving.listening import ListenPlan, listening
+    from clinkd.serving.server import ListenAddress, ModelSource, serve
+
+    tls = TlsFiles(args.ca, args.certificate, args.key)
+    receiver, polling, archive = None, None, None
+    if args.poll:
+        polling = Polling(connect(args.poll, args.aet, args.port, tls), args.every)
+    else:
+        allowed = tuple(map(AllowedPeer.parse, args.allow))
+        receiver = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
+        receiver.demand_safe()
+    if args.to:
+        archive = connect(args.to, args.aet, args.port, tls)
+    elif args.send == "all":
+        raise BadInput("--send all: to which archive? give --to ADDRESS")
+    source = ModelSource.find(args.run, args.runs, choose_run)
+    plan = ListenPlan(
+        args.folder, rules, (source.name, source.fingerprint()), receiver, None, polling, archive, args.send,
+        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo),
+    )  # fmt: skip
+    page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    serve(lambda: source, page, ServerLimits(), say, partial(listening, plan, say))
+    return 0
+
+
+def _demand_numbers(args: argparse.Namespace) -> None:
+    """Raises BadInput for a number out of its range."""
+    ranges = {"port": (0, 65535), "page_port": (0, 65535), "every": (1, 86400), "undo": (0, 86400),
+              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6)}  # fmt: skip
+    for name, (least, most) in ranges.items():
+        if not least <= (value := getattr(args, name)) <= most:
+            raise BadInput(f"--{name.replace('_', '-')} {value:g}: {least:g} to {most:g} is wanted")

@@ -1,3 +1,4 @@
-"""What a hospital does with its archive: bring studies, list their images in a sheet, and send answers."""
+"""What a hospital does with its archive: bring studies, list their images in a sheet, send answers, or listen: what
+arrives is asked by rules, and waits in a worklist until a person decides."""
 
-__all__ = ["image_sheet", "pull", "push"]
+__all__ = ["image_sheet", "listen", "pull", "push", "rules", "worklist"]

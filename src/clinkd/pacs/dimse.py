@@ -125,7 +125,7 @@ class DimseArchive:
             self.node.host, self.node.port, ae_title=self.node.title,
             ext_neg=[build_role(name, scp_role=True) for name in classes if name not in (_FIND, _GET)],
             evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_CONN_OPEN, lambda _: reached.set()), *handlers],
-            tls_args=(_make_context(self.node.tls), self.node.host) if self.node.tls else None,
+            tls_args=(make_tls_context(self.node.tls), self.node.host) if self.node.tls else None,
         )  # fmt: skip
         if not association.is_established:
             raise ArchiveUnreachable(f"{self.node}: {self._explain_failure(association, reached.is_set())}")
@@ -272,7 +272,7 @@ class DimseArchive:
             server = entity.start_server(
                 (address, self.receive_port), block=False,
                 evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_C_STORE, inbox.store)],
-                ssl_context=_make_context(tls, serves=True) if tls else None,
+                ssl_context=make_tls_context(tls, serves=True) if tls else None,
             )  # fmt: skip
             yield
         except OSError as error:
@@ -357,11 +357,14 @@ def _read(ds: Dataset, keyword: str) -> str:
         return ""
 
 
-def _make_context(tls: TlsFiles | None, serves: bool = False) -> ssl.SSLContext:
+def make_tls_context(tls: TlsFiles | None, serves: bool = False) -> ssl.SSLContext:
     """The rules of an encrypted connection: the other side must show a certificate that we trust, on both ends."""
     assert tls is not None
     purpose = ssl.Purpose.CLIENT_AUTH if serves else ssl.Purpose.SERVER_AUTH
-    context = ssl.create_default_context(purpose, cafile=tls.ca)
+    try:
+        context = ssl.create_default_context(purpose, cafile=tls.ca)
+    except (ssl.SSLError, OSError):
+        raise BadInput(f"ca = {tls.ca}: it cannot be read; give a PEM file") from None
     if serves:
         context.verify_mode = ssl.CERT_REQUIRED
     if tls.certificate and tls.key:

@@ -1,3 +1,3 @@
 """View a run and ask a model, in a browser or over an API: one process, behind one token."""
 
-__all__ = ["limits", "server"]
+__all__ = ["limits", "listening", "server"]

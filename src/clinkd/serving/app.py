@@ -21,11 +21,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from clinkd.data.images import KINDS, PRESETS, encode_picture
+from clinkd.hospital.worklist import MissingEntry, Worklist
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
 from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, read_question
 from clinkd.serving.engine import AnswerRequest, ModelUnavailable
 from clinkd.serving.limits import NOTICE, DeadlineExceeded, QueueFull, TimeLimit
+from clinkd.serving.worklist import CONFLICT, MISSING, add_worklist, describe_file
 from clinkd.version import __version__
 from clinkd.workflows.review import DecisionConflict, Last, Review, ReviewedAnswer, Shown
 
@@ -50,16 +52,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         504: "No answer in time",
     }.items()
 }
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": schemas.Failure, "description": "There is no such thing"}}
-_CONFLICT: dict[int | str, dict[str, Any]] = {
-    409: {"model": schemas.Failure, "description": "Another decision was taken meanwhile; the message says which"}
-}
 T = TypeVar("T")
-
-
-def _describe_file(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """The description of a reply that is a file."""
-    return {200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}}
 
 
 class Missing(Exception):
@@ -68,6 +61,7 @@ class Missing(Exception):
 
 _STATUSES: dict[type[Exception], tuple[int, str]] = {  # with the code in the reply
     DecisionConflict: (409, "conflict"),
+    MissingEntry: (404, "missing"),
     BadInput: (400, "invalid"),
     Missing: (404, "missing"),
     QueueFull: (429, "full"),
@@ -78,12 +72,14 @@ _STATUSES: dict[type[Exception], tuple[int, str]] = {  # with the code in the re
 
 @dataclass(frozen=True)
 class Served:
-    """What a server shows: a model by its name, and the report and corrections if the model is a run's."""
+    """What a server shows: a model by its name, the report and corrections if the model is a run's, and the worklist
+    if it listens to an archive."""
 
     name: str
     handler: RequestHandler
     report: Path | None = None
     review: Review | None = None
+    worklist: Worklist | None = None
 
 
 def create(served: Served) -> FastAPI:
@@ -121,6 +117,8 @@ def create(served: Served) -> FastAPI:
     _add_openai(app, served)
     if served.review is not None:
         _add_corrections(app, served.review)
+    if served.worklist is not None:
+        add_worklist(app, served.worklist)
     return app
 
 
@@ -224,6 +222,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
             state=handler.engine.state,
             why=handler.engine.why,
             run=run,
+            worklist=served.worklist is not None,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
             modalities=[m.value for m in Modality],
@@ -279,7 +278,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
 
         return await attend(request, handler, answer)
 
-    @app.post("/v1/sr", tags=["images"], response_class=Response, responses=_describe_file("application/dicom"))
+    @app.post("/v1/sr", tags=["images"], response_class=Response, responses=describe_file("application/dicom"))
     async def sr(request: Request, body: schemas.ReportRequest) -> Response:
         """Boxes and texts about a DICOM as a structured report (TID 1500), marked unverified and partial."""
         regions = [{"box": list(make_box(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
@@ -325,7 +324,7 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         "/v1/chat/completions",
         tags=["openai"],
         response_model=schemas.ChatReply,
-        responses={**_MISSING, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={**MISSING, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
     async def completions(request: Request, body: schemas.ChatRequest) -> Any:
         """A conversation about one image, given as a data URI. With `stream`, server-sent events."""
@@ -368,14 +367,14 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         )  # fmt: skip
 
     @app.get(
-        "/v1/corrections/image", tags=["corrections"], response_class=Response, responses=_describe_file("image/png")
+        "/v1/corrections/image", tags=["corrections"], response_class=Response, responses=describe_file("image/png")
     )
     async def image(id: str = Query(max_length=500), round: int = Query(1, ge=1, le=1000)) -> Response:
         """The picture of a question."""
         picture = await asyncio.to_thread(review.picture, id, round)
         return Response(await asyncio.to_thread(encode_picture, picture, compress_level=1), media_type="image/png")
 
-    @app.put("/v1/corrections", tags=["corrections"], responses=_CONFLICT)
+    @app.put("/v1/corrections", tags=["corrections"], responses=CONFLICT)
     async def decide(body: schemas.DecideRequest) -> schemas.CorrectionReply:
         """Accept, edit or reject a rewrite, or undo that. The decision is written to the file at once.
 

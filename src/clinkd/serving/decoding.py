@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -198,15 +199,18 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
 
 
 def _report(
-    content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **texts: str
+    content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **told: Any
 ) -> _Reply:
-    """`texts`: question, answer, and name and version of the model."""
+    """`told`: question, answer, name and version of the model, and perhaps confidence, warnings and when (ISO 8601)."""
     from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
 
     drawn = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
-    model = Model(texts["model"], texts["version"])
-    told = ReportedAnswer(texts["question"], texts["answer"], drawn, model, frame)
-    return {}, [write_report(content, told, limits=limits)]
+    model, answered = Model(told["model"], told["version"]), told.get("answered")
+    answer = ReportedAnswer(
+        told["question"], told["answer"], drawn, model, frame, told.get("confidence"), told.get("warnings", ()),
+        datetime.fromisoformat(answered) if answered else None,
+    )  # fmt: skip
+    return {}, [write_report(content, answer, limits=limits)]
 
 
 _JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "report": _report}

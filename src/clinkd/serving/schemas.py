@@ -380,7 +380,8 @@ class Caps(ReplyModel):
 
 
 class AboutReply(ReplyModel):
-    """The facts about a server for its page. `questions`: by task, in the words of the training data."""
+    """The facts about a server for its page. `questions`: by task, in the words of the training data; `worklist`:
+    whether there is one."""
 
     name: str
     version: str
@@ -388,6 +389,7 @@ class AboutReply(ReplyModel):
     state: Literal["loading", "ready", "failed"]
     why: str | None
     run: AboutRun | None
+    worklist: bool
     names: list[str]
     questions: dict[str, str]
     modalities: list[str]

@@ -60,11 +60,7 @@ class ReviewedAnswer:
 class DecisionConflict(BadInput):
     """A decision was taken meanwhile, elsewhere, that whoever decides has not seen."""
 
-    def __init__(self, answer: ReviewedAnswer) -> None:
-        other = "the decision was taken back" if answer.decided is None else f"it was decided: {answer.verdict}"
-        if answer.decided and answer.decided.after:
-            other += f" ({json.dumps(answer.decided.after.to_json(), ensure_ascii=False)})"
-        where = f"{answer.correction.id}, round {answer.correction.round}"
+    def __init__(self, where: str, other: str) -> None:
         super().__init__(f"{where}: meanwhile {other}; decide once more to overrule that")
 
 
@@ -195,9 +191,17 @@ class Review:
             self._shown[key] = present.decided  # as of now, in the reply or in the refusal
             if present.shown != wanted.shown:
                 if present.shown != (last.shown if seen == "last" else seen):
-                    raise DecisionConflict(present)
+                    where = f"{present.correction.id}, round {present.correction.round}"
+                    raise DecisionConflict(where, _describe_decision(present))
                 kept = {other: line for other, line in lines.items() if other != key}
                 kept |= {key: decision.to_json()} if decision else {}
                 write_lines(self.file, (kept[other] for other in sorted(kept, key=lambda key: (key[1], key[0]))))
                 self._shown[key] = decision
             return wanted
+
+
+def _describe_decision(answer: ReviewedAnswer) -> str:
+    if answer.decided is None:
+        return "the decision was taken back"
+    text = f" ({json.dumps(answer.decided.after.to_json(), ensure_ascii=False)})" if answer.decided.after else ""
+    return f"it was decided: {answer.verdict}{text}"

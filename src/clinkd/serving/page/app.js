@@ -7,6 +7,7 @@ import { Corrections } from "./corrections.js";
 import { brief, button, complain, find, make, paused, say } from "./dom.js";
 import { saveAnswer, savePicture, saveReport } from "./download.js";
 import { open, read } from "./picture.js";
+import { Worklist } from "./worklist.js";
 
 const MOST_ENTRIES = 50; // questions that can be come back to
 const view = new View(find("stage"));
@@ -45,6 +46,7 @@ async function acquaint() {
   find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
   find("to-report").hidden = !about.run?.report;
   find("to-corrections").hidden = !about.run?.rounds.length;
+  find("to-worklist").hidden = !about.worklist;
   route();
 }
 
@@ -481,19 +483,21 @@ find("zoom-in").addEventListener("click", () => view.zoom(1.25));
 find("zoom-out").addEventListener("click", () => view.zoom(0.8));
 find("zoom-fit").addEventListener("click", () => view.fit());
 
-let corrections = null;
+let corrections = null, worklist = null;
 
 function route() {
-  if (!["", "#ask", "#corrections"].includes(location.hash)) return; // a jump within the view
-  const wanted = location.hash === "#corrections" && about?.run?.rounds.length;
-  find("ask").hidden = Boolean(wanted);
-  find("corrections").hidden = !wanted;
-  for (const [id, here] of [["to-ask", !wanted], ["to-corrections", wanted]]) {
-    if (here) find(id).setAttribute("aria-current", "page");
-    else find(id).removeAttribute("aria-current");
+  const views = { ask: true, corrections: about?.run?.rounds.length, worklist: about?.worklist };
+  const wanted = location.hash.slice(1) || "ask";
+  if (!Object.hasOwn(views, wanted)) return; // a jump within the view
+  const shown = views[wanted] ? wanted : "ask";
+  for (const name of Object.keys(views)) {
+    find(name).hidden = name !== shown;
+    if (name === shown) find(`to-${name}`).setAttribute("aria-current", "page");
+    else find(`to-${name}`).removeAttribute("aria-current");
   }
   complain("");
-  if (wanted && !corrections) corrections = new Corrections(find("corrections"), about.run.rounds, attempt);
+  if (shown === "corrections") corrections ??= new Corrections(find("corrections"), about.run.rounds, attempt);
+  if (shown === "worklist") worklist ??= new Worklist(find("worklist"), about, attempt);
 }
 
 addEventListener("hashchange", route);

@@ -25,7 +25,11 @@ const CLEAR = 64; // CSS pixels of a side from which it has a grip in its middle
 const clip = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-/** @typedef {{key: string, kind: string, box: number[], name: string, says?: string, editable?: boolean}} Mark */
+/** @typedef {{key: string, kind: string, box: number[], name: string, phrase?: string, says?: string,
+ *   editable?: boolean}} Mark  `phrase`: what it shows, beside its name */
+
+/** What stands at a box. */
+const labelled = ({ name, phrase }) => (phrase ? `${name} ${phrase}` : name);
 
 /**
  * Events: "marks" (an editable mark was made, changed or deleted), "select", "point" (detail: keys under the pointer or
@@ -82,7 +86,7 @@ export class View extends EventTarget {
   clear() {
     this.size = null;
     this.sheet.replaceChildren();
-    this.stage.setAttribute("aria-label", "Image of the correction, not there yet");
+    this.stage.setAttribute("aria-label", "Image, not there yet");
   }
 
   /** The whole picture, as large as it can be. */
@@ -160,6 +164,12 @@ export class View extends EventTarget {
     return mark;
   }
 
+  /** Other words for what a mark shows. */
+  rename(key, phrase) {
+    this.marks.set(key, { ...this.marks.get(key), phrase });
+    this.render();
+  }
+
   /** Another place for a mark. */
   put(key, box) {
     this.marks.set(key, { ...this.marks.get(key), box });
@@ -211,14 +221,14 @@ export class View extends EventTarget {
     const line = draw("rect", { class: "line", stroke: colour, "stroke-dasharray": dash });
     const hit = draw("rect", { class: "hit" });
     const plate = draw("rect", { class: "plate", fill: colour, rx: 2 });
-    const text = draw("text", { class: "name" }, mark.name);
+    const text = draw("text", { class: "name" });
     const grips = mark.editable ? GRIPS.map(([h, v]) => new Grip(h, v)) : [];
     const group = draw("g", {
       class: `mark ${mark.kind}`, "data-key": mark.key, tabindex: 0, role: mark.editable ? "group" : "button",
     }, edge, line, hit, plate, text, ...grips.map((one) => one.element));
     this.over.insertBefore(group, mark.editable ? this.ghost : this.over.querySelector(".mark.editable") ?? this.ghost);
     if (mark.editable) group.classList.add("editable");
-    const made = { group, edge, line, hit, plate, text, grips, width: text.getBBox().width };
+    const made = { group, edge, line, hit, plate, text, grips, width: 0 };
     this.nodes.set(mark.key, made);
     return made;
   }
@@ -227,6 +237,8 @@ export class View extends EventTarget {
     const node = this.nodes.get(mark.key) ?? this.#node(mark);
     const [left, top, width, height] = this.#inside(mark.box);
     for (const rect of [node.edge, node.line, node.hit]) outline(rect, [left, top, width, height]);
+    const label = labelled(mark);
+    if (node.text.textContent !== label) Object.assign(node, { width: 0 }).text.textContent = label;
     const wide = (node.width ||= node.text.getBBox().width) + 8, high = 18;
     const [vertical, side] = KINDS[mark.kind].corner;
     const above = vertical === "n" ? top - high - 2 : top + height + 2;
@@ -244,7 +256,7 @@ export class View extends EventTarget {
     }
     const [x1, y1, x2, y2] = mark.box;
     const place = `from ${percent(x1)} left, ${percent(y1)} top, to ${percent(x2)} left, ${percent(y2)} top`;
-    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${mark.name}`}, ${place}`);
+    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${label}`}, ${place}`);
   }
 
   // ---- pointers -------------------------------------------------------------------------------------------------
