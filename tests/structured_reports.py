@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 from pydicom import Dataset
 
-from clinkd.data.structured_report import Model, Region
+from clinkd.data.dicom_objects import Model, Region
 from clinkd.records import Box
 
 

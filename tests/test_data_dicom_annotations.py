@@ -13,11 +13,11 @@ from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
+from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
 from clinkd.data.readers import forms
 from clinkd.data.readers.dicom_annotations import _list_points
 from clinkd.data.readers.shapes import extent
 from clinkd.data.readers.source import Source
-from clinkd.data.structured_report import Model, Region, write_report
 from clinkd.records import BadInput, Box, Task
 
 ROWS, COLUMNS = 32, 48
@@ -96,7 +96,9 @@ def test_segments_are_boxes_in_the_slices_they_were_drawn_on(tmp_path):
 def test_regions_of_our_own_report_come_back(tmp_path):
     write_slices(tmp_path, 1)
     region = Region(Box(0.25, 0.5, 0.5, 0.75), "liver", "person")
-    report = write_report((tmp_path / "0.dcm").read_bytes(), None, "Where?", "There.", [region], Model("m", "1"))
+    report = write_report(
+        (tmp_path / "0.dcm").read_bytes(), ReportedAnswer("Where?", "There.", [region], Model("m", "1"))
+    )
     (tmp_path / "report.dcm").write_bytes(report)
     boxes, _, _ = read(tmp_path)
     assert boxes == {("0.dcm", "Liver"): [(12, 16, 24, 24)]}

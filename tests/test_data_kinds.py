@@ -13,6 +13,7 @@ from PIL import Image
 
 from clinkd.data import images
 from clinkd.data.checks.check import Checks
+from clinkd.data.dicom_objects import Model, ReportedAnswer, write_report
 from clinkd.data.images import (
     KINDS,
     Facts,
@@ -32,7 +33,6 @@ from clinkd.data.importing import import_data
 from clinkd.data.readers import detect_form, dicom_folder
 from clinkd.data.readers.forms import read_rows, read_samples
 from clinkd.data.readers.source import Source
-from clinkd.data.structured_report import Model, write_report
 from clinkd.pipeline import prepared
 from clinkd.records import BadInput, ImageRef, Modality
 from clinkd.remote.scrub import PlainPage
@@ -127,8 +127,8 @@ def test_a_new_kind_is_uploaded(root: Path) -> None:
     assert (facts.frames, shown.number, facts.modality, facts.burned_in) == (2, 2, Modality.MR, "YES")
     assert shown.picture.size == (3, 2)
     assert (np.asarray(shown.picture)[..., 0] == 2 * GREY).all()
-    with pytest.raises(BadInput, match="not a DICOM, so no structured report"):
-        write_report(content, 1, "q", "a", [], Model("m", "1"))
+    with pytest.raises(BadInput, match="not a DICOM, so no DICOM object"):
+        write_report(content, ReportedAnswer("q", "a", [], Model("m", "1"), 1))
 
 
 def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Path) -> None:

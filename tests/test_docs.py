@@ -21,7 +21,7 @@ HISTORY = ("LOG.md", "CHANGELOG.md")  # what was said then stays
 NOW = [page for page in ALL if page.name not in HISTORY and page.parent != FOLDER]  # and FOLDER is generated
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 PARSER = _parser()
-VERBS = {verb.prog for verb in PARSER._list_verbs()} | {"clinkd data", "clinkd spice"}
+VERBS = {verb.prog for verb in PARSER._list_verbs()} | {"clinkd data", "clinkd pacs", "clinkd spice"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 

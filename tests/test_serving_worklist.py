@@ -54,7 +54,8 @@ def test_entries_come_in_pages_with_what_they_hold(client, worklist):
         "instance": "1.2.3.1", "frame": 1, "modality": "CT", "body_part": "CHEST", "rule": "chest",
         "question": "Where is the heart?", "state": "answered", "decision": None, "why": "", "revision": 1,
         "answer": {
-            "text": "The heart[box].", "boxes": [{"box": BOX, "name": "heart"}], "warnings": [], "confidence": 0.75,
+            "text": "The heart[box].", "boxes": [{"box": BOX, "name": "heart"}], "warnings": [],
+            "confidence": 0.75, "answered": "",
         },
     }  # fmt: skip
     last = json_of(client.get("/v1/worklist", params={"limit": 2, "after": page["after"]}))

@@ -564,9 +564,11 @@ def ungated(stream: Any) -> Any:
     return getattr(stream, "ungated", stream)
 
 
-def write_csv(file: Any, rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> None:
+def write_csv(file: Any, rows: Iterable[Iterable[object]], line_end: str = "\r\n", separator: str = ",") -> None:
     """Write rows as CSV. A text that a spreadsheet would compute gets a ' before it, which `read_cell` takes away."""
-    csv.writer(ungated(file), lineterminator=line_end).writerows(map(_quote_cell, row) for row in rows)
+    csv.writer(ungated(file), lineterminator=line_end, delimiter=separator).writerows(
+        map(_quote_cell, row) for row in rows
+    )
 
 
 def _quote_cell(cell: object) -> object:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
-from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, serve, spice
+from clinkd.cli import ablate, ask, compare, data, evaluate, manage, pacs, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import ENDED, end_in_order, may_write
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add(verbs)
     evaluate.add(verbs)
     manage.add(verbs, runs)
+    pacs.add(verbs, runs)
     report.add(verbs, runs)
     serve.add(verbs, runs)
     spice.add(verbs)

@@ -49,7 +49,7 @@ def add(verbs: Any, runs: Parser) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from clinkd.records import BadInput
     from clinkd.serving.limits import ServerLimits
-    from clinkd.serving.server import ListenAddress, serve
+    from clinkd.serving.server import ListenAddress, ModelSource, serve
 
     limits = {name: getattr(args, name) for name in ("batch", "queue", "prompt_tokens", "batch_tokens", "seconds")}
     for name, value in limits.items():
@@ -58,5 +58,6 @@ def _serve(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 65536:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
     address = ListenAddress(args.host, args.port, args.token_file, args.open)
-    serve(args.run, args.runs, address, ServerLimits(**limits), lambda line: print(line, flush=True), choose_run)
+    source = ModelSource.find(args.run, args.runs, choose_run)
+    serve(source, address, ServerLimits(**limits), lambda line: print(line, flush=True))
     return 0

@@ -4,6 +4,7 @@ __all__ = [
     "checks",
     "codecs",
     "dataset",
+    "dicom_objects",
     "general_drawings",
     "grids",
     "images",
@@ -13,7 +14,6 @@ __all__ = [
     "questions",
     "readers",
     "split",
-    "structured_report",
     "worker",
     "writers",
 ]

@@ -1,3 +1,4 @@
-"""Into the hospital: images that an archive sends wait with their answers in a worklist until a person decides."""
+"""What a hospital does with its archive: bring studies from it, list their images in a sheet to be filled in, or
+listen: what arrives is asked by rules, and waits in a worklist until a person decides."""
 
-__all__ = ["worklist"]
+__all__ = ["image_sheet", "listen", "pull", "rules", "worklist"]

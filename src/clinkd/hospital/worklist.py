@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sqlite3
 import threading
 import time
@@ -17,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+from clinkd.pacs import is_uid
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record
 from clinkd.storage import make_folder, naming_full_disk, write_atomic
 from clinkd.workflows.review import DecisionConflict
@@ -29,7 +29,6 @@ STATES: tuple[EntryState, ...] = get_args(EntryState)
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
 MOST_LISTED = 500  # entries of one page
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _NAMESPACE = uuid.UUID("d6c1f0de-2b0d-5a51-9d0e-6f3a9f3c7a11")
 _TABLE = """
 create table if not exists entries (
@@ -88,12 +87,13 @@ class AnswerCaution(Record):
 @dataclass(frozen=True, slots=True)
 class ModelAnswer(Record):
     """The answer of the model. `text` has a `[box]` mark for each of `boxes`; `confidence` is 0 to 1, None if none is
-    known."""
+    known; `answered`: when it was given, UTC, as ISO 8601."""
 
     text: str
     boxes: tuple[FoundRegion, ...] = ()
     warnings: tuple[AnswerCaution, ...] = ()
     confidence: float | None = None
+    answered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,10 @@ class WorklistEntry:
     def final(self) -> ModelAnswer | WorklistDecision | None:
         """The answer that counts: a person's where there is one, else the model's."""
         return self.decision or self.answer
+
+
+_Entries: TypeAlias = list[WorklistEntry]  # a class below has a method `list`
+_Names: TypeAlias = list[str]
 
 
 class MissingEntry(BadInput):
@@ -201,7 +205,7 @@ class Worklist:
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
-    def add_image(self, content: bytes, facts: ArrivedImage, questions: Sequence[RuledQuestion]) -> list[str]:
+    def add_image(self, content: bytes, facts: ArrivedImage, questions: Sequence[RuledQuestion]) -> _Names:
         """Keep an image and its questions; when this returns, both are on the disk. Returns the ids of new entries.
 
         A question that is known is not asked again. Raises WorklistFull beyond a limit, and BadInput on a full disk
@@ -242,13 +246,13 @@ class Worklist:
             raise WorklistFull(f"the images of the worklist take {self.limits.bytes:,} bytes, as many as are allowed")
 
     def _image_path(self, instance: str) -> Path:
-        if not _UID.fullmatch(instance) or len(instance) > 64:
+        if not is_uid(instance):
             raise BadInput("its SOPInstanceUID is missing or not valid; mend the header")
         return self.folder / IMAGES / f"{instance}.dcm"
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def list(self, state: EntryState | None = None, after: str | None = None, limit: int = 50) -> list[WorklistEntry]:
+    def list(self, state: EntryState | None = None, after: str | None = None, limit: int = 50) -> _Entries:
         """Entries in a state, or all, in the order of their arrival, those behind the entry with the id `after`."""
         terms, values = ["number > coalesce((select number from entries where id = ?), 0)"], [after]
         if state is not None:
@@ -281,7 +285,7 @@ class Worklist:
         found = self._select(f"where state = 'waiting' and id not in ({marks}) order by number limit 1", *skip)
         return found[0] if found else None
 
-    def _select(self, terms: str, *values: Any) -> list[WorklistEntry]:
+    def _select(self, terms: str, *values: Any) -> _Entries:
         with self._lock:
             rows = self._base.execute(f"select {_COLUMNS} from entries {terms}", values).fetchall()
         return [_read_entry(row) for row in rows]
@@ -402,11 +406,8 @@ def _dump(record: Record) -> str:
 
 
 def _read_entry(row: Sequence[Any]) -> WorklistEntry:
-    *facts, answer, decision, why, revision = row
-    return WorklistEntry(
-        *facts,
-        ModelAnswer.from_json(json.loads(answer)) if answer else None,
-        WorklistDecision.from_json(json.loads(decision)) if decision else None,
-        why,
-        revision,
-    )
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    for name, kind in (("answer", ModelAnswer), ("decision", WorklistDecision)):
+        if values[name]:
+            values[name] = kind.from_json(json.loads(values[name]))
+    return WorklistEntry(**values)

@@ -42,7 +42,13 @@ class RequestHandler:
 
     async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
         """The frame of an image given as a data URI. Raises BadInput, and QueueFull if too many pixels are held."""
-        opened = await self.decoders.open(decode_data_uri(image), frame, window, grey)
+        return await self.open_picture(decode_data_uri(image), frame, window, grey)
+
+    async def open_picture(
+        self, content: bytes, frame: int | None, window: str | None = None, grey: bool = False
+    ) -> Opened:
+        """As `picture`, of the bytes of a file."""
+        opened = await self.decoders.open(content, frame, window, grey)
         pixels = opened.picture.width * opened.picture.height
         weakref.finalize(opened.picture, self._hold_pixels, -pixels)
         self._hold_pixels(pixels)

@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ class Decoders:
         return Opened(about, picture, grey_values[0] if grey_values else None)
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
-        """A structured report about a DICOM, see `data.structured_report`. Raises BadInput for another file."""
+        """A structured report about a DICOM, see `data.dicom_objects`. Raises BadInput for another file."""
         _, [report] = await self._run_job({"do": "report", **fields}, content)
         return report
 
@@ -198,14 +199,18 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
 
 
 def _report(
-    content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **texts: str
+    content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **told: Any
 ) -> _Reply:
-    """`texts`: question, answer, and name and version of the model."""
-    from clinkd.data.structured_report import Model, Region, write_report
+    """`told`: question, answer, name and version of the model, and perhaps confidence, warnings and when (ISO 8601)."""
+    from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
 
     drawn = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
-    model = Model(texts["model"], texts["version"])
-    return {}, [write_report(content, frame, texts["question"], texts["answer"], drawn, model, limits)]
+    model, answered = Model(told["model"], told["version"]), told.get("answered")
+    answer = ReportedAnswer(
+        told["question"], told["answer"], drawn, model, frame, told.get("confidence"), told.get("warnings", ()),
+        datetime.fromisoformat(answered) if answered else None,
+    )  # fmt: skip
+    return {}, [write_report(content, answer, limits=limits)]
 
 
 _JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "report": _report}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import os
 import re
@@ -13,7 +14,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import uvicorn
 
@@ -22,9 +23,11 @@ from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.connections import BACKLOG, BoundedConnection
 from clinkd.serving.limits import ServerLimits
+from clinkd.storage import sha256_file
 from clinkd.workflows.review import Review
 
 if TYPE_CHECKING:
+    from clinkd.hospital.worklist import Worklist
     from clinkd.serving.engine import Engine
     from clinkd.workflows.ask import Answerer
 
@@ -43,16 +46,53 @@ class ListenAddress:
     open_page: bool = False
 
 
+class ModelSource(NamedTuple):
+    """The model to serve: that of a run, or a folder with one."""
+
+    wanted: str | None
+    run: Run | None
+
+    @classmethod
+    def find(cls, wanted: str | None, runs: Path, choose: Callable[[str | None, Path], Run]) -> Self:
+        """A run (a name under `runs`, or a path), or a folder with a model. `choose` finds the run, also where none is
+        named. Raises BadInput where it cannot answer yet."""
+        run = None if _is_model(wanted, runs) else choose(wanted, runs)
+        if run:
+            for stage in run.answering_stages:
+                run.stage(stage)  # raises its errors here, not in the model's thread
+        return cls(wanted, run)
+
+    @property
+    def name(self) -> str:
+        return self.run.folder.name if self.run else Path(self.wanted or "").resolve().name
+
+    def open(self) -> Answerer:
+        from clinkd.workflows.ask import Answerer
+
+        return Answerer.of_run(self.run) if self.run else Answerer.of_folder(Path(self.wanted or ""))
+
+    def fingerprint(self) -> str:
+        """What tells this model from every other one: of a run by its stages, of a folder by the bytes of its files."""
+        if self.run:
+            stages = set(self.run.answering_stages)
+            parts = [f"{s['name']}-{s['identity']}" for s in self.run.stages if s["name"] in stages]
+        else:
+            files = sorted(path for path in Path(self.wanted or "").rglob("*") if path.is_file())
+            parts = [f"{path.name}-{sha256_file(path)}" for path in files]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+Beside = Callable[["Engine"], contextlib.AbstractContextManager["Worklist | None"]]
+
+
 def serve(
-    wanted: str | None,
-    runs: Path,
+    source: ModelSource,
     address: ListenAddress,
     limits: ServerLimits,
     say: Callable[[str], object],
-    choose: Callable[[str | None, Path], Run],
+    beside: Beside | None = None,
 ) -> None:
-    """Serve a run (a name under `runs`, or a path), or a folder with a model, until it is stopped. `choose` finds the
-    run, also where none is named.
+    """Serve a model until it is stopped. `beside` runs with it, and makes the worklist of its page.
 
     Every route but `/healthz` needs a token: from `token_file` or the environment, or else a new one, which `say`
     prints with the address. Raises BadInput if other machines can reach the address and no token was given, and if
@@ -64,10 +104,6 @@ def serve(
             f"--host {host}: other machines could ask; give a token first, in the variable {TOKEN_VARIABLE} or by "
             "--token-file"
         )
-    run = None if _is_model(wanted, runs) else choose(wanted, runs)
-    if run:
-        for stage in run.answering_stages:
-            run.stage(stage)  # raises its errors here, not in the model's thread
     listener = _open_socket(host, address.port)
     port = listener.getsockname()[1]
     url_host = f"[{host}]" if ":" in host else host
@@ -81,7 +117,7 @@ def serve(
         url = page if user_token else f"{page}{suffix}"
         # in a thread: some browsers return only when they are closed
         threading.Thread(target=open_browser, args=(url, say), name="browser", daemon=True).start()
-    _run_server(wanted, run, listener, token, limits)
+    _run_server(source.wanted, source.run, listener, token, limits, beside)
 
 
 def open_browser(url: str, say: Callable[[str], object]) -> None:
@@ -132,28 +168,25 @@ def _open_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run_server(wanted: str | None, run: Run | None, listener: socket.socket, token: str, limits: ServerLimits) -> None:
+def _run_server(
+    wanted: str | None, run: Run | None, listener: socket.socket, token: str, limits: ServerLimits,
+    beside: Beside | None = None,
+) -> None:  # fmt: skip
     from clinkd.serving.app import Served, create
     from clinkd.serving.asking import RequestHandler
     from clinkd.serving.decoding import Decoders
     from clinkd.serving.engine import Engine
 
-    def open_answerer() -> Answerer:
-        from clinkd.workflows.ask import Answerer
-
-        return Answerer.of_run(run) if run else Answerer.of_folder(Path(wanted or ""))
-
-    handler = RequestHandler(Engine(open_answerer, limits), Decoders(limits), limits)
-    if run:
-        report = None
-        with contextlib.suppress(BadInput):  # an unfinished run has none
-            report = run.report()
-        served = Served(run.folder.name, handler, report, Review(run))
-    else:
-        served = Served(Path(wanted or "").resolve().name, handler)
-    port = listener.getsockname()[1]
-    app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")
-    _Server(make_server_config(app), handler.engine).run(sockets=[listener])
+    source = ModelSource(wanted, run)
+    handler = RequestHandler(Engine(source.open, limits), Decoders(limits), limits)
+    report = None
+    with contextlib.suppress(BadInput):  # an unfinished run has none
+        report = run.report() if run else None
+    with beside(handler.engine) if beside else contextlib.nullcontext() as worklist:
+        served = Served(source.name, handler, report, Review(run) if run else None, worklist)
+        port = listener.getsockname()[1]
+        app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")
+        _Server(make_server_config(app), handler.engine).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -46,6 +46,7 @@ class EntryAnswer(schemas.ReplyModel):
     boxes: list[RegionReply]
     warnings: list[CautionReply]
     confidence: float | None
+    answered: str
 
 
 class EntryDecision(schemas.ReplyModel):

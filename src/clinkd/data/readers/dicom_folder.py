@@ -134,7 +134,7 @@ def list_sheet_lines(root: Path) -> Iterator[dict[str, str]]:
         empty = False
         relative = path.relative_to(root).as_posix()
         try:
-            yield from _make_sheet_lines(root, relative)
+            yield from make_sheet_lines(root, relative)
         except BadInput as error:
             yield {"image": _escape_unprintable(relative), "problem": str(error).removeprefix(f"{relative}: ")}
     for reason, count in unfollowed_links.items():
@@ -144,7 +144,8 @@ def list_sheet_lines(root: Path) -> Iterator[dict[str, str]]:
         raise BadInput(f"{root}: the folder is empty; give the one that holds the images")
 
 
-def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
+def make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
+    """The lines of one picture, as in `list_sheet_lines`. Raises BadInput where it cannot be opened."""
     if _escape_unprintable(relative) != relative:
         raise BadInput(f"{relative}: a name that cannot be written into a sheet; rename the file")
     path, _ = locate(root, relative, relative)

@@ -661,10 +661,9 @@ _INDEX = "(no name)"  # of a first column, which pandas writes for its index
 _NUMERIC = re.compile(r"[\d.,\s+-]+")
 
 
-def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
+def find_csv_dialect(head: bytes, encoding: str = "utf-8") -> tuple[str, str, bool]:
+    """The encoding of a CSV that begins so, what separates its cells, and whether its first line names that."""
     encoding = normalize_encoding(encoding)
-    with _open_file(file) as stream:
-        head = stream.read(HEAD_BYTES)
     if head[:2] in _UTF16_MARKS:
         encoding = "utf-16"
     elif encoding == "utf-8":
@@ -673,6 +672,12 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
     separator_line = re.fullmatch(r"sep=(.)", first_lines[0].strip())  # with this line Excel names the separator
     head_line = next((line for line in first_lines if any(s in line for s in _SEPARATORS)), "")  # below a title
     separator = separator_line[1] if separator_line else max(_SEPARATORS, key=head_line.count)
+    return encoding, separator, separator_line is not None
+
+
+def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
+    with _open_file(file) as stream:
+        encoding, separator, has_separator_line = find_csv_dialect(stream.read(HEAD_BYTES), encoding)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(_bound_lines(file, lines), delimiter=separator, strict=True)
         while True:
@@ -687,7 +692,7 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
                 cells = FieldError("row", where, why)
             except UnicodeError as error:
                 raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
-            if not (separator_line and start == 1):
+            if not (has_separator_line and start == 1):
                 yield start, cells
 
 

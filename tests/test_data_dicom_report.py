@@ -7,8 +7,10 @@ import random
 import shutil
 import subprocess
 import warnings
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pydicom
@@ -16,12 +18,24 @@ import pytest
 from highdicom import sr
 from pydicom import Dataset, uid
 from pydicom.data import get_testdata_file
+from pydicom.sr._concepts_dict import concepts
 from pydicom.sr.codedict import codes
 
+from clinkd.data.dicom_objects import (
+    NOTICE,
+    WARNINGS,
+    Model,
+    Region,
+    ReportedAnswer,
+    read_code_map,
+    write_report,
+    write_segmentation,
+)
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.limits import UPLOADS
-from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, write_report
+from clinkd.data.phantoms import NAMES
 from clinkd.records import BadInput, Box
+from clinkd.workflows.answer_warnings import Kind
 from mutations import survivors
 from structured_reports import read_report
 
@@ -63,7 +77,7 @@ def parsed(content: bytes) -> sr.ComprehensiveSR:
 
 
 def made(content: bytes, *regions: Region, frame: int | None = None) -> bytes:
-    return write_report(content, frame, "Where is it?", "Here.", regions, MODEL)
+    return write_report(content, ReportedAnswer("Where is it?", "Here.", regions, MODEL, frame))
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
@@ -78,7 +92,7 @@ def test_the_round_trip_over_all_files_is_exact(every: int) -> None:
             frame = dice.choice((None, facts.frames))
             wanted = tuple(region(dice) for _ in range(dice.randrange(4)))
             question, answer = dice.choice(LABELS), "Two lines\nof an answer, 2\\3; ü and 肝.\n" * dice.randrange(3)
-            content = write_report(path.read_bytes(), frame, question, answer, wanted, MODEL)
+            content = write_report(path.read_bytes(), ReportedAnswer(question, answer, wanted, MODEL, frame))
         except BadInput:
             continue
         report = read_report(content, facts.width, facts.height)
@@ -156,12 +170,123 @@ def test_a_frame_is_named_where_there_are_several() -> None:
         made(film, frame=999)
 
 
-def test_every_structure_has_its_code() -> None:
-    assert len(_STRUCTURES) > 50
-    regions = [Region(Box(0, 0, 1, 1), f"the {name}", "model") for name in sorted(_STRUCTURES)]
-    groups = parsed(made(file("MR_small.dcm"), *regions)).content.get_planar_roi_measurement_groups()
-    for name, group in zip(sorted(_STRUCTURES), groups, strict=True):
-        assert group.finding_type.scheme_designator == "SCT" and group.finding_type.meaning.lower() == name
+# ---- codes, warnings and identity -----------------------------------------------------------------------------------
+
+
+def test_a_region_is_bounded_by_its_rectangle_and_has_codes() -> None:
+    box = Box(0, 0, 0.5, 0.5)
+    names = ("liver", "subarachnoid haemorrhage", "the left kidney", "soft tissue sarcoma", "left nonsense")
+    regions = [Region(box, name, "model") for name in names]
+    groups = parsed(made(file("CT_small.dcm"), *regions)).content.get_planar_roi_measurement_groups()
+    for group in groups:
+        (purpose,) = group.get_qualitative_evaluations(name=codes.DCM.GeometricPurposeOfRegion)
+        assert purpose.value == codes.SCT.BoundedBy and purpose[0].RelationshipType == "CONTAINS"
+        assert not group.get_measurements()  # viewers look for the rectangle below the first number of a group
+    types = [(g.finding_type.scheme_designator, g.finding_type.meaning) for g in groups]
+    private = [("99CLINKD", "subarachnoid haemorrhage"), ("99CLINKD", "left kidney")]
+    assert types == [("SCT", "Liver"), *private, ("SCT", "Sarcoma of soft tissue"), ("99CLINKD", "left nonsense")]
+    sites = [[(s.value.meaning, s.laterality and s.laterality.meaning) for s in g.finding_sites] for g in groups]
+    assert sites == [[], [("Subarachnoid space", None)], [("Kidney", "Left")], [], []]
+
+
+def test_confidence_and_warnings_stand_in_a_group_of_the_answer() -> None:
+    told = ReportedAnswer("q", "a", [Region(Box(0, 0, 1, 1), "liver", "model")], MODEL, None, 0.82345678)
+    told = replace(told, warnings=[("no_box", "no box given"), ("unknown_name", "not a name: ü\0")])
+    content = write_report(file("CT_small.dcm"), told)
+    (group,) = parsed(content).content.get_image_measurement_groups()
+    (number,) = group.get_measurements()
+    assert (float(number.value), number.unit) == (0.8235, codes.UCUM.NoUnits)
+    (reference,) = group.source_images
+    assert reference.referenced_sop_instance_uid == pydicom.dcmread(io.BytesIO(file("CT_small.dcm"))).SOPInstanceUID
+    texts = [(i.ConceptNameCodeSequence[0], i.TextValue) for i in items(group[0]) if i.ValueType == "TEXT"]
+    found = [(c.CodeValue, c.CodingSchemeDesignator, t) for c, t in texts if c.CodeValue in WARNINGS]
+    assert found == [("no_box", "99CLINKD", "no box given"), ("unknown_name", "99CLINKD", "not a name: ü")]
+    assert named(pydicom.dcmread(io.BytesIO(content)), "Algorithm Name") == ["tiny-demo"] * 2
+    with pytest.raises(BadInput, match="confidence = 1.2"):
+        replace(told, confidence=1.2)
+    with pytest.raises(BadInput, match="warning = tired"):
+        replace(told, warnings=[("tired", "x")])
+
+
+def test_the_kinds_of_warnings_are_those_of_answers() -> None:
+    assert set(get_args(Kind)) == set(WARNINGS) and all(len(kind) <= 16 for kind in WARNINGS)
+
+
+WRITERS = (write_report, write_segmentation)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_repeat_is_the_same_object_and_another_answer_another_one(write: Any) -> None:
+    image, at = file("MR_small.dcm"), datetime(2026, 11, 30, 12)
+    told = ReportedAnswer("q", "a", [Region(Box(0, 0, 0.5, 0.5), "liver", "model")], MODEL, answered=at)
+    ds = pydicom.dcmread(io.BytesIO(write(image, told)))
+    assert write(image, told) == write(image, told)
+    assert (ds.ContentDate, ds.ContentTime, ds.InstanceCreationDate) == ("20261130", "120000", "20261130")
+    later = pydicom.dcmread(io.BytesIO(write(image, replace(told, answered=datetime(2027, 1, 1)))))
+    assert later.SOPInstanceUID == ds.SOPInstanceUID and later.ContentDate != ds.ContentDate
+    others = [
+        replace(told, question="other"), replace(told, answer="other"), replace(told, confidence=0.5),
+        replace(told, regions=[*told.regions, *told.regions]), replace(told, warnings=[("no_box", "x")]),
+        replace(told, regions=[replace(told.regions[0], by="person")]), replace(told, model=Model("tiny-demo", "2")),
+    ]  # fmt: skip
+    found = [pydicom.dcmread(io.BytesIO(write(image, other))) for other in others]
+    found.append(pydicom.dcmread(io.BytesIO(write(file("CT_small.dcm"), told))))
+    uids = {str(o.SOPInstanceUID) for o in (ds, *found)}
+    assert len(uids) == len(others) + 2 and all(uid.startswith("2.25.") for uid in uids)
+    series = [o.SeriesInstanceUID == ds.SeriesInstanceUID for o in found]
+    assert series == [*[True] * 6, False, False]  # one series for a model and a series of images
+
+
+def test_both_objects_track_a_region_by_one_uid() -> None:
+    told = ReportedAnswer("q", "a", [Region(Box(0, 0, 0.5, 0.5), "liver", "model")] * 2, MODEL)
+    image = file("MR_small.dcm")
+    report, segmentation = (
+        parsed(write_report(image, told)),
+        pydicom.dcmread(io.BytesIO(write_segmentation(image, told))),
+    )
+    groups = report.content.get_planar_roi_measurement_groups()
+    uids = [str(group.tracking_uid) for group in groups]
+    assert uids == [str(s.TrackingUID) for s in segmentation.SegmentSequence] and len(set(uids)) == 2
+
+
+def test_the_starter_map_has_codes_of_the_standard_for_names_of_the_phantoms() -> None:
+    known = concepts["SCT"]
+    listed = {(code, meaning) for entry in known.values() for code, (meaning, _) in entry.items()}
+    starter = read_code_map()
+    assert len(starter.entries) > 70 and {"liver", "optic disc", "melanoma"} <= set(NAMES) & set(starter.entries)
+    for name, entry in starter.entries.items():
+        for code in (entry.code, entry.site):
+            known_code = code and (code.value, code.meaning) in listed
+            assert code is None or known_code or code.scheme_designator == "99CLINKD", name
+
+
+def test_a_class_map_of_ones_own(tmp_path: Path) -> None:
+    own = tmp_path / "codes.yaml"
+    own.write_text(
+        "findings:\n  Käfer: {code: 99HOSP 17 Käfer, site: SCT 69536005 Head}\nstructures:\n  liver: 99HOSP L L\n"
+    )
+    codes_of = read_code_map(own)
+    assert codes_of.find("der Käfer").code.scheme_designator == "99CLINKD"
+    found = codes_of.find("käfer")
+    assert (found.group, found.code.value, found.site and found.site.meaning) == ("findings", "17", "Head")
+    assert codes_of.find("Liver").code.scheme_designator == "99HOSP" and codes_of.find("lung").code.value == "39607008"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such file"), ("a: [", "not readable as YAML"), ("- a", "its groups are"),
+        ("organs:\n  a: b", "its groups are"), ("findings: 3", "names are wanted"), ("findings:\n  a: 7", "write"),
+        ("findings:\n  a: SCT 1", "code = SCT 1: write"), ("findings:\n  a: {side: x}", "write"),
+        ("findings:\n  a: SCT 1 " + "x" * 65, "at most 64"),
+    ],
+)  # fmt: skip
+def test_class_maps_that_are_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "codes.yaml").write_text(text)
+    with pytest.raises(BadInput, match=said) as found:
+        read_code_map(tmp_path / "codes.yaml")
+    assert "codes.yaml" in str(found.value) and "\n" not in str(found.value)
 
 
 # ---- odd sources ----------------------------------------------------------------------------------------------------
@@ -245,7 +370,7 @@ def test_retired_and_private_classes_are_referred_to() -> None:
 @pytest.mark.parametrize("text", ["\ud800", "\0", "a\tb\x1b[31m", "\r\n", "\u202e", "x" * 100_000])
 def test_any_text_can_be_written(text: str) -> None:
     regions = [Region(Box(0, 0, 1, 1), text, "model")]
-    content = write_report(file("CT_small.dcm"), None, text, text, regions, Model(text, text))
+    content = write_report(file("CT_small.dcm"), ReportedAnswer(text, text, regions, Model(text, text)))
     report = read_report(content, 128, 128)
     assert report.question == report.answer and report.question.isprintable()
     assert len(parsed(content).content.get_planar_roi_measurement_groups()) == 1
@@ -257,7 +382,7 @@ def test_sources_that_are_refused() -> None:
 
     Image.new("L", (4, 4)).save(image, "PNG")
     for content, said in (
-        (image.getvalue(), "not a DICOM, so no structured report"),
+        (image.getvalue(), "not a DICOM, so no DICOM object"),
         (b"", "not a DICOM"),
         (file("image_dfl.dcm"), "deflated"),
         (file("reportsi.dcm"), "without pixels"),
@@ -303,5 +428,5 @@ def judged(content: bytes) -> str:
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_sources_are_reported_on_or_refused(tmp_path: Path, count: int) -> None:
-    said = survivors("test_data_structured_report:judged", count, 3, tmp_path, 60 + count)
+    said = survivors("test_data_dicom_report:judged", count, 3, tmp_path, 60 + count)
     assert len(said) == count and [line for line in said if not line.endswith(": ")] == []

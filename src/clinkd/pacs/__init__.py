@@ -1,0 +1,24 @@
+"""Conversations with an archive of DICOM images, by DICOMweb or by the DICOM network: find, fetch, store, receive."""
+
+from clinkd.pacs.archive import Archive, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.connect import connect
+from clinkd.pacs.instance import InstanceHeader, is_uid, read_instance_header
+from clinkd.pacs.limits import ReceiverLimits
+from clinkd.pacs.receiver import AllowedPeer, Receiver, ReceiverAddress, StoreRefusal
+
+__all__ = [
+    "AllowedPeer",
+    "Archive",
+    "ArchiveUnreachable",
+    "InstanceHeader",
+    "Receiver",
+    "ReceiverAddress",
+    "ReceiverLimits",
+    "SeriesReference",
+    "StoreRefusal",
+    "StudyQuery",
+    "TlsFiles",
+    "connect",
+    "is_uid",
+    "read_instance_header",
+]

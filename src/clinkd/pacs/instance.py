@@ -1,0 +1,72 @@
+"""What a DICOM file is, by its header, and what the status of an answer of the DICOM network means."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from typing import NamedTuple
+
+from clinkd.records import BadInput
+
+_UID = re.compile(r"\d+(\.\d+)+")
+_REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits name a kind
+    "A7": "it is out of resources",
+    "A801": "it does not know the application entity title that is to receive",
+    "A9": "the object does not match its class",
+    "B0": "not all instances could be sent",
+    "C": "it cannot process it",
+    "FE": "it was cancelled",
+    "0110": "a fault of the archive",
+    "0117": "the instance has no valid UID",
+    "0122": "it takes no objects of this class",
+    "0124": "we are not authorised",
+    "0211": "it does not offer this operation",
+}
+
+
+class InstanceHeader(NamedTuple):
+    """The UIDs of a DICOM file."""
+
+    study: str
+    series: str
+    instance: str
+    sop_class: str
+    transfer_syntax: str
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a DICOM UID, and so safe as the name of a file."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def read_instance_header(content: bytes) -> InstanceHeader:
+    """The UIDs of a DICOM file. Raises BadInput where it is damaged or has none."""
+    from pydicom import dcmread
+
+    silence_libraries()
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ds = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(names))
+            uids = [str(ds[name].value) for name in names] + [str(ds.file_meta.TransferSyntaxUID)]
+    except Exception as error:  # whatever pydicom meets in a damaged file; its message may quote the header
+        raise BadInput(f"not a whole DICOM file ({type(error).__name__})") from None
+    if not all(map(is_uid, uids)):
+        raise BadInput("a DICOM file without valid UIDs")
+    return InstanceHeader(*uids)
+
+
+def explain_status(status: int) -> str:
+    """The status of an answer in words. The archive's own comment is not repeated: it may hold a name."""
+    code = f"{status:04X}"
+    reason = next((_REASONS[code[:n]] for n in (4, 2, 1) if code[:n] in _REASONS), "no reason that the standard names")
+    return f"{reason} (status {code})"
+
+
+def silence_libraries() -> None:
+    """These loggers would write queries, values and names, perhaps of a patient."""
+    for name in ("pydicom", "pynetdicom", "dicomweb_client", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,209 @@
+"""Receive images that others send by the DICOM network (C-STORE), and answer C-ECHO.
+
+Success is answered only when the image is kept. All that a peer sends is counted before it is held: the bytes of a
+PDU, of a command, of an image and of all images at once, connections, and the time that each byte may take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from clinkd.pacs.archive import TlsFiles
+from clinkd.pacs.instance import silence_libraries
+from clinkd.pacs.limits import ReceiverLimits
+from clinkd.records import BadInput
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4, table B.2-1
+_STORAGE = "1.2.840.10008.5.1.4.1.1."  # classes of stored objects begin so
+_SYNTAXES = [  # in which images are read: implicit, explicit, big-endian, JPEG, lossless JPEG, JPEG-LS, JPEG 2000, RLE
+    f"1.2.840.10008.1.2{rest}"
+    for rest in ("", ".1", ".2", ".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91", ".5")
+]
+_COMMENT = 64  # characters of an error comment (VR LO)
+
+
+class StoreRefusal(Exception):
+    """An image is not kept: the status of the reply, and why, for whoever sent it."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class AllowedPeer(NamedTuple):
+    """Who may send: the IP address and the application entity title."""
+
+    address: str
+    title: str
+
+    @classmethod
+    def parse(cls, text: str) -> AllowedPeer:
+        """Of ADDRESS/TITLE. Raises BadInput for another text."""
+        address, _, title = text.partition("/")
+        try:
+            return cls(str(ipaddress.ip_address(address.strip())), check_title(title))
+        except ValueError as error:
+            why = error if isinstance(error, BadInput) else "no IP address"
+            raise BadInput(f"--allow {text}: {why}; 10.0.0.5/ORTHANC is the form") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverAddress:
+    """Where a receiver listens, under which title, and who may send; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 11112
+    title: str = "CLINKD"
+    allowed: tuple[AllowedPeer, ...] = ()
+    tls: TlsFiles | None = None
+
+    def demand_safe(self) -> None:
+        """Raises BadInput where other machines can reach the address and nothing says which of them may send."""
+        with contextlib.suppress(ValueError):
+            if self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback:
+                return
+        if not (self.tls and self.tls.certificate and self.tls.ca) and not self.allowed:
+            raise BadInput(
+                f"--host {self.host}: any machine of the network could send; say who may, by --allow ADDRESS/TITLE, "
+                "or take client certificates, by --certificate, --key and --ca"
+            )
+
+
+def check_title(title: str) -> str:
+    """An application entity title without blanks around it. Raises BadInput where it is none."""
+    title = title.strip()
+    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise BadInput(f"{title[:20]!r} is no application entity title: 1 to 16 plain characters are wanted")
+    return title
+
+
+class Receiver:
+    """Listens from `start` to `stop`. `take` gets each image as a DICOM file, in several threads, and keeps it: when it
+    returns, success is answered. It raises StoreRefusal, or BadInput for a file that it cannot use.
+
+    `outcomes` counts the replies by their status.
+    """
+
+    def __init__(
+        self, address: ReceiverAddress, take: Callable[[bytes], object], limits: ReceiverLimits | None = None
+    ) -> None:
+        """Raises BadInput where the extra `pacs` is missing, and as `ReceiverAddress.demand_safe`."""
+        address.demand_safe()
+        check_title(address.title)
+        self.address, self.limits, self.outcomes = address, limits or ReceiverLimits(), Counter[int]()
+        self._take, self._server, self._lock = take, cast(Any, None), threading.Lock()
+        _import_network()
+
+    def start(self) -> int:
+        """Listen; the port. Raises BadInput where it is taken, or a file of TLS cannot be used."""
+        pynetdicom, limits, address = _import_network(), self.limits, self.address
+        entity = pynetdicom.AE(address.title)
+        entity.maximum_pdu_size = limits.pdu_bytes >> 1
+        entity.maximum_associations = limits.connections
+        entity.require_called_aet = True
+        entity.acse_timeout, entity.network_timeout = limits.stall_seconds, limits.idle_seconds
+        entity.dimse_timeout = limits.idle_seconds
+        for name in _list_image_classes():
+            entity.add_supported_context(name, _SYNTAXES)
+        entity.add_supported_context("1.2.840.10008.1.1")  # verification
+        events = pynetdicom.evt
+        handlers = [
+            (events.EVT_C_STORE, self._store),
+            (events.EVT_C_ECHO, lambda event: SUCCESS),
+            (events.EVT_REQUESTED, self._reject_strangers),
+        ]
+        from clinkd.pacs.connection import BoundedServer
+        from clinkd.pacs.dimse import make_tls_context
+
+        context = make_tls_context(address.tls, serves=True) if address.tls else None
+        try:
+            self._server = entity.make_server(
+                (address.host, address.port), ssl_context=context, evt_handlers=handlers, server_class=BoundedServer,
+                limits=limits, allowed={peer.address for peer in address.allowed},
+            )  # fmt: skip
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise BadInput(f"--host {address.host} --port {address.port}: cannot be taken ({why})") from None
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="receiver", daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def stop(self) -> None:
+        """Listen no more, and end what is open; an image that is being kept is kept."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort()
+        self._server = None
+
+    def _reject_strangers(self, event: Any) -> None:
+        """Reject an association whose title is not allowed for its address."""
+        if self.address.allowed:
+            from clinkd.pacs.connection import plain_address
+
+            requestor = event.assoc.requestor
+            peer = (plain_address(requestor.address), (requestor.primitive.calling_ae_title or "").strip())
+            if peer not in self.address.allowed:
+                event.assoc.acse.send_reject(0x01, 0x01, 0x03)  # permanent: calling title not recognised
+                event.assoc.kill()
+
+    def _store(self, event: Any) -> Dataset:
+        status, why = SUCCESS, ""
+        dimse, request = event.assoc.dimse, event.request
+        size = len(request.DataSet.getvalue()) if request.DataSet else 0
+        try:
+            if reason := dimse.refused.pop(request.MessageID, None):
+                raise StoreRefusal(OUT_OF_RESOURCES, reason)
+            if not size:
+                raise StoreRefusal(CANNOT_UNDERSTAND, "there is no data set")
+            self._take(event.encoded_dataset())
+        except StoreRefusal as refusal:
+            status, why = refusal.status, str(refusal)
+        except BadInput as error:
+            status, why = CANNOT_UNDERSTAND, str(error)
+        except Exception as error:  # a fault of ours; its words may be a patient's
+            status, why = OUT_OF_RESOURCES, f"a fault of the receiver ({type(error).__name__})"
+        finally:
+            dimse.held -= size
+        with self._lock:
+            self.outcomes[status] += 1
+        return _make_status(status, why)
+
+
+def _make_status(status: int, why: str) -> Dataset:
+    from pydicom import Dataset
+
+    reply = Dataset()
+    reply.Status = status
+    if why:
+        reply.ErrorComment = why.encode("ascii", "replace").decode().replace("\\", "/")[:_COMMENT]
+    return reply
+
+
+@cache
+def _import_network() -> Any:
+    """pynetdicom, whose loggers would write values and titles. Raises BadInput where it is not installed."""
+    try:
+        import pynetdicom
+    except ImportError:
+        raise BadInput("pynetdicom: not installed: pip install 'clinkd[pacs]'") from None
+    silence_libraries()
+    return pynetdicom
+
+
+@cache
+def _list_image_classes() -> tuple[str, ...]:
+    """The storage classes of images, by their names in the standard."""
+    contexts = _import_network().AllStoragePresentationContexts
+    classes = [context.abstract_syntax for context in contexts]
+    return tuple(str(uid) for uid in classes if uid.startswith(_STORAGE) and "Image" in uid.keyword)

@@ -1,0 +1,93 @@
+"""DICOM images of no meaning, a desk that answers them at once, and an archive in memory, for tests of listening."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Container, Iterator
+
+import numpy as np
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from clinkd.hospital.listen import ModelBusy
+from clinkd.hospital.worklist import FoundRegion, ModelAnswer, WorklistEntry
+from clinkd.pacs import ArchiveUnreachable, SeriesReference, StudyQuery
+from clinkd.records import BadInput, Box
+
+RULES = "ct:\n  modality: CT\n  questions: Where is the heart?\n"
+
+
+def make_image(number: int = 1, side: int = 8, **elements: object) -> Dataset:
+    """A CT slice."""
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.Modality = "1.2.1", "1.2.2", "CT"
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.Rows = image.Columns = side
+    image.BitsAllocated = image.BitsStored = 16
+    image.HighBit, image.PixelRepresentation = 15, 0
+    image.PixelData = np.random.default_rng(number).integers(0, 4096, (side, side), np.uint16).tobytes()
+    for name, value in elements.items():
+        setattr(image, name, value)
+    return image
+
+
+def encode(image: Dataset) -> bytes:
+    """As the bytes of a file, also where its meta information tells another story than the image."""
+    file = io.BytesIO()
+    image.preamble = bytes(128)
+    dcmwrite(file, image)
+    return file.getvalue()
+
+
+class ScriptedDesk:
+    """Gives one answer to every question, and counts how often each was asked. `busy`: refusals before that."""
+
+    def __init__(self, busy: int = 0) -> None:
+        self.asked: list[str] = []
+        self.busy = busy
+        self._lock = threading.Lock()
+
+    def answer(self, entry: WorklistEntry, image: bytes) -> ModelAnswer:
+        with self._lock:
+            if self.busy:
+                self.busy -= 1
+                raise ModelBusy(0.01)
+            self.asked.append(entry.id)
+        if b"BROKEN" in image:
+            raise BadInput("the file could not be decoded")
+        return ModelAnswer("The heart[box].", (FoundRegion(Box(0.25, 0.25, 0.5, 0.75), "heart"),))
+
+    def write_report(self, entry: WorklistEntry, image: bytes) -> bytes:
+        assert entry.final
+        return f"{entry.id} {entry.final.text}".encode()
+
+
+class MemoryArchive:
+    """Holds what it is given. `lost`: how many calls of `store` find no connection."""
+
+    def __init__(self, images: dict[str, bytes] | None = None, lost: int = 0) -> None:
+        self.images, self.lost = images or {}, lost
+        self.stored: list[bytes] = []
+        self.fetched: list[str] = []
+
+    def find_series(self, query: StudyQuery) -> list[SeriesReference]:
+        assert query.date
+        return [SeriesReference("1.2.1", "1.2.2", "CT", len(self.images))] if query.modality in ("CT", None) else []
+
+    def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
+        for name, content in self.images.items():
+            if name not in skip:
+                self.fetched.append(name)
+                yield content
+
+    def store(self, content: bytes) -> None:
+        if self.lost:
+            self.lost -= 1
+            raise ArchiveUnreachable("no connection")
+        self.stored.append(content)

@@ -1,0 +1,168 @@
+"""Listening: what arrives is asked once and answered once, and only what a person accepted is sent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from benchmarks.patience import Deadline, patience
+
+from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
+from clinkd.cli import main
+from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival
+from clinkd.hospital.rules import read_rules
+from clinkd.hospital.worklist import ArrivedImage, FoundRegion, Worklist, WorklistDecision, WorklistLimits
+from clinkd.pacs import StoreRefusal
+from clinkd.records import BadInput, Box
+
+RIGHT = FoundRegion(Box(0.5, 0.25, 0.75, 1.0), "heart")
+
+
+def until(done: Callable[[], object]) -> None:
+    end = Deadline(patience(20))
+    while not done():
+        assert not end.passed()
+        time.sleep(0.005)
+
+
+@contextmanager
+def listening(
+    folder: Path, archive: MemoryArchive | None = None, send: str = "accepted", desk: ScriptedDesk | None = None,
+    rules: str = RULES, limits: WorklistLimits | None = None, polled: MemoryArchive | None = None,
+) -> Iterator[Listening]:  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "rules.yaml").write_text(rules)
+    worklist = Worklist(folder / "work", "model", limits)
+    made = Listening(worklist, read_rules(folder / "rules.yaml"), archive, send)  # type: ignore[arg-type]
+    made.start(desk or ScriptedDesk(), polling=Polling(polled, 0.05) if polled else None)
+    try:
+        yield made
+    finally:
+        made.stop()
+        worklist.close()
+
+
+def answered(listening: Listening, count: int) -> list[str]:
+    until(lambda: listening.worklist.counts()["waiting"] == 0 and len(listening.worklist.list()) == count)
+    return [entry.id for entry in listening.worklist.list()]
+
+
+def decide(listening: Listening, id: str, *decision: object) -> None:
+    listening.worklist.decide(id, WorklistDecision(*decision), listening.worklist.get(id).revision)  # type: ignore[arg-type]
+
+
+def test_facts_are_read_from_the_header_alone():
+    image = make_image(7, BodyPartExamined="CHEST", PatientName="Canary^Paul")
+    assert read_arrival(encode(image)) == ArrivedImage("1.2.1", "1.2.2", "1.2.3.7", "CT", "CHEST", 1)
+    image.BodyPartExamined = "CHEST/CANARY"
+    assert read_arrival(encode(image)).body_part == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda image: image.file_meta.update({"MediaStorageSOPInstanceUID": "1.2.99"}), 0xA900),
+        (lambda image: image.update({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}), 0xA900),
+        (lambda image: image.update({"Modality": "US"}), 0xC000),
+    ],
+)
+def test_what_is_not_what_it_was_sent_as_or_not_asked_about_is_refused(tmp_path, change, status):
+    image = make_image()
+    change(image)
+    with listening(tmp_path) as running, pytest.raises(StoreRefusal) as refusal:
+        running.take(encode(image))
+    assert refusal.value.status == status
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+@pytest.mark.parametrize("content", [b"", b"%PDF-1.4", encode(make_image())[:400], encode(make_image())[:-20]])
+def test_what_is_no_whole_image_is_refused(tmp_path, content):
+    with listening(tmp_path) as running:
+        with pytest.raises(BadInput):
+            running.take(content)
+        assert running.worklist.list() == []
+
+
+def test_a_full_worklist_refuses_with_out_of_resources(tmp_path):
+    with listening(tmp_path, limits=WorklistLimits(bytes=10)) as running, pytest.raises(StoreRefusal) as refusal:
+        running.take(encode(make_image()))
+    assert refusal.value.status == 0xA700
+
+
+def test_each_question_is_answered_once(tmp_path):
+    desk = ScriptedDesk(busy=3)
+    with listening(tmp_path, desk=desk) as running:
+        for number in (1, 2, 3, 1, 2):
+            running.take(encode(make_image(number)))
+        ids = answered(running, 3)
+        assert sorted(desk.asked) == sorted(ids) and running.worklist.counts()["answered"] == 3
+    again = ScriptedDesk()
+    with listening(tmp_path, desk=again) as running:  # another start
+        running.take(encode(make_image(2)))
+        assert answered(running, 3) == ids and again.asked == []
+
+
+def test_what_cannot_be_answered_says_why(tmp_path):
+    with listening(tmp_path) as running:
+        running.take(encode(make_image(1, PatientComments="BROKEN")))
+        [id] = answered(running, 1)
+        entry = running.worklist.get(id)
+        assert entry.state == "failed" and entry.why == "the file could not be decoded"
+
+
+def test_only_what_a_person_accepted_is_sent_and_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("clinkd.hospital.listen._RETRY_SECONDS", 0.02)
+    archive = MemoryArchive(lost=3)
+    with listening(tmp_path, archive) as running:
+        for number in range(1, 5):
+            running.take(encode(make_image(number)))
+        accepted, edited, rejected, _ = answered(running, 4)
+        decide(running, rejected, "rejected", "", (), "nonsense")
+        decide(running, accepted, "accepted")
+        decide(running, edited, "edited", "Here[box].", (RIGHT,))
+        until(lambda: running.worklist.counts()["sent"] == 2)
+        states = {entry.id: entry.state for entry in running.worklist.list()}
+    assert sorted(archive.stored) == sorted([f"{accepted} The heart[box].".encode(), f"{edited} Here[box].".encode()])
+    assert states[rejected] == "rejected" and list(states.values()).count("answered") == 1
+
+
+def test_all_answers_are_sent_where_that_is_wanted(tmp_path):
+    archive = MemoryArchive()
+    with listening(tmp_path, archive, "all") as running:
+        running.take(encode(make_image()))
+        until(lambda: running.worklist.counts()["sent"] == 1)
+    assert len(archive.stored) == 1
+
+
+def test_an_archive_is_polled_and_nothing_is_fetched_twice(tmp_path):
+    images = {f"1.2.3.{n}": encode(make_image(n, Modality="CT" if n < 3 else "MR")) for n in (1, 2, 3)}
+    archive = MemoryArchive(images)
+    with listening(tmp_path, polled=archive) as running:
+        answered(running, 2)
+        archive.images["1.2.3.9"] = encode(make_image(9))
+        answered(running, 3)
+        assert running.counts["refused"] == 1  # of the other modality, which no rule asks about
+    assert sorted(archive.fetched) == ["1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.9"]
+
+
+def test_what_people_answered_better_becomes_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with listening(tmp_path) as running:
+        for number in range(1, 5):
+            running.take(encode(make_image(number, 64, PatientID=f"P{number}")))
+        accepted, edited, rejected, worded = answered(running, 4)
+        decide(running, accepted, "accepted")
+        decide(running, rejected, "rejected")
+        decide(running, edited, "edited", "Here[box].", (RIGHT,))
+        decide(running, worded, "rejected", "There is no heart.")
+        file = tmp_path / "work" / CORRECTIONS
+        until(lambda: file.exists() and len(file.read_text().splitlines()) == 2)
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert first["objects"] == [{"name": "heart", "box": [32.0, 16.0, 48.0, 64.0]}] and first["modality"] == "ct"
+    assert second["qa"] == [{"question": "Where is the heart?", "answer": "There is no heart."}]
+    assert main(["data", "import", str(file), "--out", "mydata"]) == 0
+    assert "data     mydata: 3 samples of 2 images" in capsys.readouterr().out
