@@ -317,8 +317,8 @@ export class Worklist {
   }
 
   #display(picture) {
-    const { width, height, frame, frames, modality } = picture.about;
-    const facts = [`${modality} image of ${width} by ${height} pixels`];
+    const { width, height, frame, frames } = picture.about;
+    const facts = [`${this.entry.modality} image of ${width} by ${height} pixels`];
     if (frames > 1) facts.push(`frame ${frame} of ${frames}`);
     this.picture = picture;
     this.view.show(picture.canvas, facts.join(", "));
