@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real test test-all check lint audit format docs extras wheel wheelhouse clean
+.PHONY: help venv demo real test test-all check lint audit format docs extras pacs wheel wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -91,6 +91,9 @@ extras: $(V)/.run  ## install what pip cannot: the jars of SPICE, by Maven, and 
 	$(V)/bin/clinkd spice install $(if $(SPICE_JARS),--from "$(SPICE_JARS)")
 	@$(foreach name,$(CHROMIUMS),command -v $(name) >/dev/null || ) $(install_chromium)
 
+pacs:  ## install a real archive and judges of DICOM objects for the tests, by apt-get as root; no service is started
+	@$(install_pacs)
+
 # What an earlier build left in build/ would be packed, too.
 wheel: $(V)/.made  ## build dist/clinkd-VERSION-py3-none-any.whl, to install elsewhere (docs/INSTALL.md)
 	$(INSTALL) setuptools
@@ -157,6 +160,26 @@ define install_chromium
 { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	apt-get install -y -qq chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }; \
 	else false; fi || echo "extras: no Chromium here; on Debian, as root: apt-get install chromium" >&2; }
+endef
+
+# Debian starts a service as it installs it, but where policy-rc.d says no (101); where Orthanc was there before, it stays
+# as it is.
+PACS_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps
+POLICY := /usr/sbin/policy-rc.d
+define install_pacs
+if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	echo "pacs: wants Debian or Ubuntu, as root: there give make pacs, or install $(PACS_PACKAGES) in another way;" \
+		"where they are absent, tests that need them are skipped" >&2; exit 2; fi; \
+echo "installs $(PACS_PACKAGES), with what they need; apt-get tells how much"; \
+dpkg -s orthanc >/dev/null 2>&1 && was=there || was=absent; \
+[ -e "$(POLICY).clinkd" ] || [ ! -e "$(POLICY)" ] || mv "$(POLICY)" "$(POLICY).clinkd"; \
+trap 'rm -f "$(POLICY)"; [ ! -e "$(POLICY).clinkd" ] || mv "$(POLICY).clinkd" "$(POLICY)"' EXIT; \
+printf '#!/bin/sh\nexit 101\n' > "$(POLICY)"; chmod 755 "$(POLICY)"; \
+export DEBIAN_FRONTEND=noninteractive; \
+apt-get install -y --no-install-recommends $(PACS_PACKAGES) || \
+	{ apt-get update; apt-get install -y --no-install-recommends $(PACS_PACKAGES); }; \
+[ $$was = there ] || ! command -v systemctl >/dev/null || systemctl disable orthanc || true; \
+echo "pacs: installed; the service of Orthanc was not started, the tests start one of their own"
 endef
 
 define check_wheelhouse

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
 
-from clinkd.hospital.listen import ModelBusy
-from clinkd.hospital.worklist import FoundRegion, ModelAnswer, WorklistEntry
-from clinkd.pacs import ArchiveUnreachable, SeriesReference, StudyQuery
+from clinkd.hospital.listen import Listening, ModelBusy
+from clinkd.hospital.rules import read_rules
+from clinkd.hospital.worklist import FoundRegion, ModelAnswer, Worklist, WorklistEntry
+from clinkd.pacs import ArchiveUnreachable, Receiver, ReceiverAddress, SeriesReference, StudyQuery
 from clinkd.records import BadInput, Box
 
 RULES = "ct:\n  modality: CT\n  questions: Where is the heart?\n"
@@ -91,3 +98,42 @@ class MemoryArchive:
             self.lost -= 1
             raise ArchiveUnreachable("no connection")
         self.stored.append(content)
+
+
+class FolderArchive:
+    """Keeps each object it is given as a file, by what it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def store(self, content: bytes) -> None:
+        path = self.folder / hashlib.sha256(content).hexdigest()
+        path.write_bytes(content)
+        with (self.folder / "calls").open("ab") as file:
+            file.write(b".")
+
+
+def listen_until_killed(folder: Path, port: int, ready: Connection) -> None:
+    """A process that receives, answers by a script and sends all answers."""
+    (folder / "rules.yaml").write_text(RULES)
+    worklist = Worklist(folder / "work", "model")
+    archive: Any = FolderArchive(folder / "archive")
+    running = Listening(worklist, read_rules(folder / "rules.yaml"), archive, "all")
+    running.start(ScriptedDesk())
+    Receiver(ReceiverAddress(port=port), running.take).start()
+    ready.send(True)
+    threading.Event().wait()
+
+
+@contextmanager
+def associated(port: int, title: str = "SENDER", called: str = "CLINKD", **tls: Any) -> Iterator[Any]:
+    """An association that sends CT images, and asks whether the other side is there."""
+    entity = AE(title)
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    entity.add_requested_context("1.2.840.10008.1.1")
+    association = entity.associate("127.0.0.1", port, ae_title=called, **tls)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()

@@ -41,6 +41,8 @@ class Orthanc:
     http_port: int = field(default_factory=free_port)
     dicom_port: int = field(default_factory=free_port)
     receive_port: int = field(default_factory=free_port)  # where it sends what CLINKD moves to itself
+    user: str = USER
+    password: str = PASSWORD
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,7 +64,7 @@ class Orthanc:
             "HttpPort": self.http_port, "DicomPort": self.dicom_port, "RemoteAccessAllowed": False,
             "StorageDirectory": str(self.folder / "storage"), "IndexDirectory": str(self.folder / "storage"),
             "Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-            "AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD},
+            "AuthenticationEnabled": True, "RegisteredUsers": {self.user: self.password},
             "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True, "DicomAlwaysAllowMove": True,
             "DicomModalities": {"clinkd": ["CLINKD", "127.0.0.1", self.receive_port]},
             "OverwriteInstances": True, "StableAge": 1,
@@ -84,7 +86,9 @@ class Orthanc:
     def get(self, path: str) -> Any:
         """The JSON that its own interface answers."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}")
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
+        request.add_header(
+            "Authorization", "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 

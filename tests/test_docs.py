@@ -22,6 +22,7 @@ NOW = [page for page in ALL if page.name not in HISTORY and page.parent != FOLDE
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 PARSER = _parser()
 VERBS = {verb.prog for verb in PARSER._list_verbs()} | {"clinkd data", "clinkd pacs", "clinkd spice"}
+PROGRAMS = ("pip", "export", "Orthanc", "storescu")  # of others, and of the shell
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 
@@ -108,7 +109,7 @@ def check_command(line: str) -> None:
     elif program == "python":
         assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
     else:
-        assert line in ("source .venv/bin/activate",) or program == "pip", line
+        assert line in ("source .venv/bin/activate",) or program in PROGRAMS, line
 
 
 def check_verb(words: list[str]) -> None:

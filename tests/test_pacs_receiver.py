@@ -13,36 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedSRStorage, ExplicitVRLittleEndian
+from pydicom.uid import EnhancedSRStorage
 from pynetdicom import AE, Association
 
+from arrivals import associated, make_image
 from clinkd.pacs import AllowedPeer, Receiver, ReceiverAddress, ReceiverLimits, StoreRefusal, TlsFiles
 from clinkd.pacs.receiver import CANNOT_UNDERSTAND, MISMATCH, OUT_OF_RESOURCES, SUCCESS
 from clinkd.records import BadInput
 
 LIMITS = ReceiverLimits(stall_seconds=patience(5))
-VERIFICATION = "1.2.840.10008.1.1"
-
-
-def make_image(number: int = 1, side: int = 8) -> Dataset:
-    """A CT slice of no meaning."""
-    image = Dataset()
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
-    image.StudyInstanceUID, image.SeriesInstanceUID, image.Modality = "1.2.1", "1.2.2", "CT"
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-    image.Rows = image.Columns = side
-    image.BitsAllocated = image.BitsStored = 16
-    image.HighBit, image.PixelRepresentation = 15, 0
-    image.PixelData = np.random.default_rng(number).integers(0, 4096, (side, side), np.uint16).tobytes()
-    return image
 
 
 @contextmanager
@@ -55,19 +37,6 @@ def receiving(
         yield receiver, port
     finally:
         receiver.stop()
-
-
-@contextmanager
-def associated(port: int, *contexts: str, title: str = "SENDER", called: str = "CLINKD", **tls: Any) -> Iterator[Any]:
-    entity = AE(title)
-    for context in contexts or (CTImageStorage, VERIFICATION):
-        entity.add_requested_context(context, ExplicitVRLittleEndian if context != VERIFICATION else None)
-    association = entity.associate("127.0.0.1", port, ae_title=called, **tls)
-    try:
-        yield association
-    finally:
-        if association.is_established:
-            association.release()
 
 
 def test_an_image_is_kept_as_it_was_before_success_is_answered():
@@ -104,7 +73,10 @@ def test_what_is_not_kept_is_refused_with_its_status(error, status, capfd):
 
 
 def test_only_images_are_taken():
-    with receiving(lambda content: None) as (_, port), associated(port, EnhancedSRStorage) as association:
+    sender = AE("SENDER")
+    sender.add_requested_context(EnhancedSRStorage)
+    with receiving(lambda content: None) as (_, port):
+        association = sender.associate("127.0.0.1", port, ae_title="CLINKD")
         assert not association.is_established or not association.accepted_contexts
 
 

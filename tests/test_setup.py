@@ -136,6 +136,47 @@ def test_a_wheelhouse_without_wheels_is_named(tmp_path):
     assert status != 0 and "WHEELHOUSE=empty: no wheels there; collect them with make wheelhouse" in lines[0]
 
 
+def give_pacs(folder, path, policy):
+    words = ["make", "-s", "pacs", f"POLICY={policy}"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env={"PATH": path})
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("before", [None, "#!/bin/sh\nexit 104\n"])
+def test_a_real_archive_is_installed_without_its_service_being_started(tmp_path, before, fails):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    policy, log = tmp_path / "policy-rc.d", tmp_path / "log"
+    if before:
+        policy.write_text(before)
+    programs = {
+        "apt-get": f'echo "$@" >> {log}; sh {policy}; echo "policy $?" >> {log}; exit {int(fails)}',
+        "id": "echo 0", "dpkg": "exit 1", "systemctl": f'echo "systemctl $@" >> {log}',
+    }  # fmt: skip
+    (tmp_path / "bin").mkdir()
+    for name, says in programs.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\n{says}\n")
+        program.chmod(0o755)
+    status, out, _ = give_pacs(tmp_path, f"{tmp_path / 'bin'}:{os.environ['PATH']}", policy)
+    told = log.read_text()
+    assert "orthanc orthanc-dicomweb dcmtk dicom3tools pixelmed-apps" in out and "policy 101" in told
+    assert (status == 0) == (not fails) and ("update" in told) == fails
+    assert ("systemctl disable orthanc" in told) == (not fails)
+    assert (policy.read_text() if policy.exists() else None) == before
+    assert not Path(f"{policy}.clinkd").exists()
+
+
+def test_where_there_is_no_apt_get_the_way_is_told(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("make", "id", "bash", "ls", "wildcard", "git"):
+        if program := shutil.which(name):
+            (tmp_path / "bin" / name).symlink_to(program)
+    status, _, err = give_pacs(tmp_path, str(tmp_path / "bin"), tmp_path / "policy-rc.d")
+    assert status != 0 and "wants Debian or Ubuntu, as root" in err and "tests that need them are skipped" in err
+
+
 def test_rooms_that_must_start_without_torch_do():
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     rooms = next(c["source_modules"] for c in contracts if c["type"] == "forbidden")

@@ -110,7 +110,8 @@ def _pull(args: argparse.Namespace) -> int:
     sheet = add_to_sheet(args.out)
     _tell_problems(sheet.problems)
     if sheet.annotations:
-        print(f"note     {sheet.annotations} segmentations or reports have no line in the sheet")
+        print(f"note     {sheet.annotations} segmentations or reports have no line in the sheet; data import --form "
+              "dicom reads them")  # fmt: skip
     if sheet.path.exists():
         print(f"sheet    {sheet.path}: {sheet.lines} lines added, to be filled in; lines that stay empty do not count")
         words = ["data", "import", str(sheet.path), "--images", str(args.out), "--out", "mydata"]

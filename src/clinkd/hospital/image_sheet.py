@@ -20,7 +20,7 @@ SHEET = "sheet.csv"
 @dataclass
 class SheetAddition:
     """How many lines a sheet got, and what has none: `problems`, each with its reason, and `annotations`, segmentations
-    and reports, which `clinkd data import FOLDER` reads beside the images."""
+    and reports, which `clinkd data import FOLDER --form dicom` reads beside the images."""
 
     path: Path
     lines: int = 0

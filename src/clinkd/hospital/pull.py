@@ -5,7 +5,8 @@ Files and folders are named by UIDs alone: `STUDY/SERIES/INSTANCE.dcm`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,21 +95,29 @@ def pull(archive: Archive, plan: PullPlan, folder: Path) -> PullResult:
     """Fetch what is not there yet. A file is whole and on the disk before it has its name, so the same call goes on
     after any end. What the archive refuses is told, and the next series follows; raises BadInput where it is lost."""
     result = PullResult()
-    with progress(plan.instances, "pull", "image", done=plan.there) as advance:
-        for number, series in enumerate(plan.series, start=1):
-            try:
-                for content in archive.fetch_series(series, skip=plan.present[series.series]):
+    with progress(plan.instances, "pull", "files", done=plan.there) as advance:
+        for series in plan.series:
+            present = plan.present[series.series]
+            with contextlib.closing(_fetch(archive, series, present, result.problems)) as contents:
+                for content in contents:
                     if problem := _file_instance(content, series, folder):
-                        result.problems.append(f"series {number} of {len(plan.series)}, {series.series}: {problem}")
+                        result.problems.append(f"series {series.series}: {problem}")
                     else:
                         result.files += 1
                         result.size_bytes += len(content)
                     advance(1)
-            except ArchiveUnreachable:
-                raise
-            except BadInput as error:
-                result.problems.append(str(error))
     return result
+
+
+def _fetch(
+    archive: Archive, series: SeriesReference, present: frozenset[str], problems: list[str]
+) -> Generator[bytes, None, None]:
+    try:
+        yield from archive.fetch_series(series, skip=present)
+    except ArchiveUnreachable:
+        raise
+    except BadInput as error:
+        problems.append(f"series {series.series}: {error}")
 
 
 def _file_instance(content: bytes, series: SeriesReference, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import queue
+import socket
 import ssl
 import threading
 import warnings
@@ -32,6 +33,7 @@ _INSTANCES = 100  # that one command names
 _QUEUED = 4  # instances in memory
 _GO_ON = "the same command goes on from there"
 _CLOSED_SECONDS = 0.2
+_STOP_SECONDS = 2.0  # that an archive has to stop sending, before the connection is dropped
 # Each alone, so that the archive may send a file as it holds it, in whichever of these that is.
 _SYNTAXES = (
     ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2"),
@@ -125,7 +127,7 @@ class DimseArchive:
         association = entity.associate(
             self.node.host, self.node.port, ae_title=self.node.title,
             ext_neg=[build_role(name, scp_role=True) for name in classes if name not in (_FIND, _GET)],
-            evt_handlers=[(evt.EVT_CONN_OPEN, lambda _: reached.set()), *handlers],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_CONN_OPEN, lambda _: reached.set()), *handlers],
             tls_args=(make_tls_context(self.node.tls), self.node.host) if self.node.tls else None,
         )  # fmt: skip
         if not association.is_established:
@@ -139,8 +141,10 @@ class DimseArchive:
             association.release()
 
     def _make_entity(self) -> Any:
-        from pynetdicom import AE
+        from pynetdicom import AE, _config
 
+        # it would spell out each answer for a log that nobody reads, which takes longer than the answer itself
+        _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
         entity = AE(self.own_title)
         entity.connection_timeout = min(10.0, self.timeout_seconds)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.timeout_seconds
@@ -219,11 +223,15 @@ class DimseArchive:
             if not offered or (gets and not any(context.as_scp for context in accepted)):
                 return _NOT_OFFERED
             if gets:
-                return (yield from self._receive(association.send_c_get(identifier, _GET), inbox))
+                responses = association.send_c_get(identifier, _GET)
+                return (yield from self._receive(association, operation, responses, inbox))
             with self._listen(inbox, association.requestor.address):
-                return (yield from self._receive(association.send_c_move(identifier, self.own_title, _MOVE), inbox))
+                responses = association.send_c_move(identifier, self.own_title, _MOVE)
+                return (yield from self._receive(association, operation, responses, inbox))
 
-    def _receive(self, responses: Iterator[tuple[Dataset, Any]], inbox: _Inbox) -> Generator[bytes, None, int]:
+    def _receive(
+        self, association: Association, operation: str, responses: Iterator[tuple[Dataset, Any]], inbox: _Inbox
+    ) -> Generator[bytes, None, int]:
         """Yield what arrives while a thread follows the responses, and return the last status."""
         last = _LOST
 
@@ -243,6 +251,8 @@ class DimseArchive:
             yield from inbox
         except BaseException:  # nobody reads on
             inbox.closed.set()
+            association.send_c_cancel(1, query_model=operation)
+            thread.join(_STOP_SECONDS)
             raise
         thread.join()
         return last
@@ -263,7 +273,8 @@ class DimseArchive:
         server = None
         try:
             server = entity.start_server(
-                (address, self.receive_port), block=False, evt_handlers=[(evt.EVT_C_STORE, inbox.store)],
+                (address, self.receive_port), block=False,
+                evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_C_STORE, inbox.store)],
                 ssl_context=make_tls_context(tls, serves=True) if tls else None,
             )  # fmt: skip
             yield
@@ -308,6 +319,12 @@ class _Inbox:
     def __iter__(self) -> Iterator[bytes]:
         while (content := self.contents.get()) is not None:
             yield content
+
+
+def _send_at_once(event: Event) -> None:
+    """Without this an answer of two parts waits for a word from the other side in between: 40 ms an image."""
+    if (connection := event.assoc.dul.socket) is not None and connection.socket is not None:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _storage_contexts(classes: Iterable[str]) -> list[tuple[str, Sequence[str]]]:

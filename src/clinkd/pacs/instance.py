@@ -68,5 +68,5 @@ def explain_status(status: int) -> str:
 
 def silence_libraries() -> None:
     """These loggers would write queries, values and names, perhaps of a patient."""
-    for name in ("pydicom", "pynetdicom", "dicomweb_client", "urllib3"):
+    for name in ("pydicom", "pynetdicom", "dicomweb_client", "urllib3", "retrying"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,302 @@
+"""The figures of listening: kills while images arrive, damaged files, and names that must not leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from benchmarks.patience import Deadline, patience
+from pydicom import Dataset, dcmread
+from pydicom.tag import Tag
+
+from arrivals import RULES, ScriptedDesk, associated, encode, listen_until_killed, make_image
+from clinkd.hospital.listen import Listening
+from clinkd.hospital.rules import read_rules
+from clinkd.hospital.worklist import Worklist, WorklistDecision
+from clinkd.pacs import Receiver, ReceiverAddress
+
+FAILURES = (0xA700, 0xA900, 0xC000)
+
+
+def free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
+
+
+class KilledService:
+    """A listening process that is killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "archive").mkdir()
+        self.folder, self.port, self.process = folder, free_port(), None
+        self.context: Any = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["arrivals"])
+
+    def start(self) -> None:
+        ours, theirs = self.context.Pipe(duplex=False)
+        self.process = self.context.Process(target=listen_until_killed, args=(self.folder, self.port, theirs))
+        self.process.start()
+        theirs.close()
+        assert ours.poll(patience(60)) and ours.recv()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(patience(20))
+
+
+def send(port: int, numbers: list[int], seconds: float) -> list[int]:
+    """Those of the images that were answered with success within a time."""
+    kept, end = [], time.monotonic() + seconds
+    with associated(port) as association:
+        for number in numbers:
+            if time.monotonic() > end or not association.is_established:
+                break
+            try:
+                if getattr(association.send_c_store(make_image(number)), "Status", None) == 0:
+                    kept.append(number)
+            except RuntimeError:  # the connection ended just before
+                break
+    return kept
+
+
+@pytest.mark.parametrize(("kills", "images"), [(3, 12), pytest.param(40, 200, marks=pytest.mark.slow)])
+def test_nothing_is_lost_or_answered_twice_over_kills(tmp_path, kills, images):
+    service, rng = KilledService(tmp_path), random.Random(kills)
+    kept: set[int] = set()
+    for _ in range(kills):
+        service.start()
+        threading.Timer(rng.uniform(0.02, 0.3), service.process.kill).start()
+        wanted = [n for n in range(1, images + 1) if n not in kept][: 1 + images // kills * 2]
+        kept |= set(send(service.port, wanted, 1.0))
+        service.process.join(patience(20))
+    service.start()
+    kept |= set(send(service.port, [n for n in range(1, images + 1) if n not in kept], patience(60)))
+    assert kept == set(range(1, images + 1))
+    end = Deadline(patience(60))
+    while len(list((tmp_path / "archive").iterdir())) < images + 1 and not end.passed():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    service.kill()
+    worklist = Worklist(tmp_path / "work", "model")
+    entries = worklist.list(limit=500)
+    assert {int(e.instance.rpartition(".")[2]) for e in entries} == kept and len(entries) == images
+    assert {e.state for e in entries} == {"sent"} and {e.revision for e in entries} == {3}  # answered, taken, sent
+    assert len(list((tmp_path / "archive").iterdir())) == images + 1  # each object once, and the count of calls
+    for entry in entries:
+        assert dcmread(io.BytesIO(worklist.image(entry.id))).SOPInstanceUID == entry.instance
+    worklist.close()
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """A data set with one damage, of the bytes that follow the meta information."""
+    kind = rng.choice(["cut", "flip", "zero", "insert", "length", "empty", "noise"])
+    place = rng.randrange(len(content))
+    data = bytearray(content)
+    if kind == "cut":
+        return bytes(data[:place])
+    if kind == "flip":
+        for _ in range(rng.randrange(1, 40)):
+            data[rng.randrange(min(len(data), 300))] ^= 1 << rng.randrange(8)
+    elif kind == "zero":
+        data[place : place + 64] = bytes(len(data[place : place + 64]))
+    elif kind == "insert":
+        data[place:place] = rng.randbytes(rng.randrange(1, 200))
+    elif kind == "length":
+        data[place : place + 4] = b"\xff\xff\xff\x7f"
+    elif kind == "empty":
+        return b"\x08\x00"
+    else:
+        data = bytearray(rng.randbytes(rng.randrange(2, 4000)))
+    return bytes(data)
+
+
+def store_raw(association: Any, content: bytes, number: int) -> int | None:
+    """The status of a data set that is sent as it is, of whatever bytes."""
+    from pynetdicom.dimse_primitives import C_STORE
+
+    request = C_STORE()
+    request.MessageID, request.Priority = number % 65535 + 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}"
+    request.DataSet = io.BytesIO(content)
+    context = next(c for c in association.accepted_contexts if c.abstract_syntax == request.AffectedSOPClassUID)
+    association._reactor_checkpoint.clear()  # as pynetdicom's own requests: its reactor would take the reply
+    while not association._is_paused:
+        time.sleep(0.001)
+    association.dimse.send_msg(request, context.context_id)
+    _, reply = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    return getattr(reply, "Status", None)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_images_are_refused_with_a_status_and_nothing_ends(tmp_path, count, capfd):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    worklist = Worklist(tmp_path / "work", "model")
+    running = Listening(worklist, read_rules(tmp_path / "rules.yaml"))
+    receiver, rng, statuses = Receiver(ReceiverAddress(port=0), running.take), random.Random(0), Counter[int | None]()
+    port = receiver.start()
+    with associated(port) as association:
+        for number in range(1, count + 1):
+            image = make_image(number)
+            whole = encode(image)
+            content = damage(whole[whole.index(b"\x08\0\x16\0UI") :], rng)
+            status = store_raw(association, content, number)
+            statuses[status] += 1
+            if status == 0:  # a damage that no header shows: of the pixels, or of an element that nobody reads
+                assert worklist.knows(f"1.2.3.{number}")
+            else:
+                assert status in FAILURES and not worklist.knows(f"1.2.3.{number}")
+        assert association.is_established and association.send_c_echo().Status == 0
+    receiver.stop()
+    kept = worklist.counts()["waiting"]
+    worklist.close()
+    assert statuses[0] == kept < count / 2 and sum(statuses.values()) == count
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- names that must not leave ---------------------------------------------------------------------------------------
+
+
+def fill_with_canaries(image: Dataset) -> str:
+    """Put one name into every element of text that an image may have."""
+    from pydicom.datadict import DicomDictionary
+
+    canary, taken = "CANARY", {"SpecificCharacterSet", "PhotometricInterpretation", "Modality"}
+    for tag, (vr, _, _, retired, keyword) in DicomDictionary.items():
+        if keyword in taken or keyword in image or retired or Tag(tag).group in (0, 2, 4) or not keyword:
+            continue
+        if vr in ("PN", "LO", "SH", "ST", "LT", "UT", "UC", "CS", "AE"):
+            setattr(image, keyword, f"{canary}^X" if vr == "PN" else canary)
+    return canary
+
+
+def test_no_name_leaves_the_images(tmp_path, capfd):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    image = make_image(1)
+    canary = fill_with_canaries(image)
+    assert encode(image).count(canary.encode()) > 1000
+    image.PixelPresentation = "MONOCHROME"
+    worklist = Worklist(tmp_path / "work", "model")
+    running = Listening(worklist, read_rules(tmp_path / "rules.yaml"))
+    running.start(ScriptedDesk())
+    receiver = Receiver(ReceiverAddress(port=0), running.take)
+    with associated(receiver.start(), title=canary) as association:
+        statuses = [association.send_c_store(image).Status]
+        image.Modality = "MR"
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = "1.2.3.2"
+        refused = association.send_c_store(image)
+        statuses.append(refused.Status)
+        image.Rows = 4000
+        statuses.append(association.send_c_store(image).Status)
+    assert statuses == [0, 0xC000, 0xC000] and canary not in refused.ErrorComment
+    end = Deadline(patience(20))
+    while worklist.counts()["waiting"] and not end.passed():
+        time.sleep(0.01)
+    receiver.stop()
+    running.stop()
+    [entry] = worklist.list()
+    assert entry.state == "answered" and entry.body_part == canary  # a word of the header that rules may ask for
+    worklist.decide(entry.id, WorklistDecision("rejected", "none"), 1)
+    shown = json.dumps([entry.id, entry.instance, entry.why, running.counts, receiver.outcomes])
+    worklist.close()
+    names = [path.name for path in tmp_path.rglob("*")]
+    out, err = capfd.readouterr()
+    assert canary not in shown + out + err + "\n".join(names)
+
+
+# ---- the command, with a real model ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_answers_with_a_real_model_and_sends_what_a_person_accepts(small_run, tmp_path):
+    """`clinkd pacs listen` in a process of its own, another receiver in the place of an archive, and the page's API."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    stored: list[bytes] = []
+
+    class AnyReceiver:
+        """Takes structured reports, as an archive does."""
+
+        def __init__(self) -> None:
+            from pynetdicom import AE, evt
+            from pynetdicom.sop_class import ComprehensiveSRStorage
+
+            entity = AE("ORTHANC")
+            entity.add_supported_context(ComprehensiveSRStorage)
+            handlers = [(evt.EVT_C_STORE, lambda event: stored.append(event.encoded_dataset()) or 0)]
+            self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+            self.port = self.server.server_address[1]
+
+    archive, port, page = AnyReceiver(), free_port(), free_port()
+    words = [
+        "pacs",
+        "listen",
+        str(small_run),
+        "--rules",
+        str(tmp_path / "rules.yaml"),
+        "--folder",
+        "work",
+        "--undo",
+        "0",
+    ]
+    words += ["--port", str(port), "--page-port", str(page), "--to", f"dicom://ORTHANC@127.0.0.1:{archive.port}"]
+    environment = {**os.environ, "CLINKD_TOKEN": "a-token-for-these-tests"}
+    listener = subprocess.Popen(
+        [sys.executable, "-m", "clinkd", *words], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        headers = {"authorization": "Bearer a-token-for-these-tests"}
+        with httpx2.Client(base_url=f"http://127.0.0.1:{page}", headers=headers, timeout=patience(60)) as client:
+            end = Deadline(patience(60))
+            while not _is_listening(port):
+                assert listener.poll() is None and not end.passed()
+                time.sleep(0.1)
+            with associated(port) as association:
+                assert [association.send_c_store(make_image(n, 64)).Status for n in (1, 2)] == [0, 0]
+            while (counts := client.get("/v1/worklist").json()["counts"])["waiting"]:
+                assert not end.passed()
+                time.sleep(0.2)
+            assert counts["answered"] == 2
+            first, second = client.get("/v1/worklist").json()["entries"]
+            for entry, kind in ((first, "accepted"), (second, "rejected")):
+                body = {"kind": kind, "revision": entry["revision"]}
+                assert client.post(f"/v1/worklist/{entry['id']}/decision", json=body).status_code == 200
+            while not client.get("/v1/worklist").json()["counts"]["sent"]:
+                assert not end.passed()
+                time.sleep(0.2)
+    finally:
+        listener.terminate()
+        out, _ = listener.communicate(timeout=patience(60))
+        archive.server.shutdown()
+    [report] = [dcmread(io.BytesIO(content)) for content in stored]
+    assert report.Modality == "SR" and report.StudyInstanceUID == "1.2.1"
+    assert (
+        report.CurrentRequestedProcedureEvidenceSequence[0]
+        .ReferencedSeriesSequence[0]
+        .ReferencedSOPSequence[0]
+        .ReferencedSOPInstanceUID
+        == first["instance"]
+    )
+    assert "Research use only" in out and "only answers that a person accepted" in out and "Traceback" not in out
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as own:
+        return own.connect_ex(("127.0.0.1", port)) == 0
