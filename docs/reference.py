@@ -158,7 +158,8 @@ def describe_api() -> dict[str, Any]:
 
     handler = RequestHandler(Engine(open_no_model, limits), Decoders(limits), limits)
     review: Any = Review()
-    return create(Served("RUN", handler, None, review)).openapi()
+    worklist: Any = object()  # not asked either
+    return create(Served("RUN", handler, None, review, worklist)).openapi()
 
 
 def write_api() -> Iterator[str]:

@@ -27,8 +27,8 @@ def test_every_route_is_told() -> None:
         rounds = (1,)
 
     handler = RequestHandler(Engine(never, limits), Decoders(limits), limits)
-    described = create(Served("x", handler, None, Review())).openapi()["paths"]
-    told = {m for cell in re.findall(r"^\| (`.*?) \|", TEXT, re.M) for m in re.findall(r"(/[\w/]+)", cell)}
+    described = create(Served("x", handler, None, Review(), object())).openapi()["paths"]
+    told = {m for cell in re.findall(r"^\| (`.*?) \|", TEXT, re.M) for m in re.findall(r"(/[\w/{}]+)", cell)}
     assert told == set(described)
 
 

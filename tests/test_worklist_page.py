@@ -32,7 +32,7 @@ from serving import LIMITS, TOKEN, Server, listening
 from test_serving_page import FAINT, NAMES, SMALL, places, text
 from test_serving_replies import ScriptedAnswerer
 
-LIVER = Box(0.25, 0.25, 0.5, 0.5)
+FOUND = (FoundRegion(Box(0.25, 0.25, 0.5, 0.5), "liver"),)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def arrive(worklist: Worklist, count: int = 1, question: str = "Where is the liv
         facts = ArrivedImage(ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, "CT", "ABDOMEN")
         [id] = worklist.add_image(content.getvalue(), facts, [RuledQuestion("liver on CT", question)])
         caution = AnswerCaution("unknown_name", "not a name this model learned: <b>lever</b>")
-        found = ModelAnswer("The liver is at [box].", (FoundRegion(LIVER, "liver"),), (caution,), 0.72)
+        found = ModelAnswer("The liver is at [box].", FOUND, (caution,), 0.72)
         assert worklist.set_answer(id, found)
         ids.append(id)
     return ids
@@ -123,9 +123,7 @@ def test_an_answer_is_shown_accepted_taken_back_and_sent(page, server, worklist)
     assert "Canary" not in page.ask("document.documentElement.textContent")
     page.press("a")
     badge(page, "accepted, waits to be sent")
-    assert worklist.get(first).final == WorklistDecision(
-        "accepted", "The liver is at [box].", (FoundRegion(LIVER, "liver"),)
-    )
+    assert worklist.get(first).final == WorklistDecision("accepted", "The liver is at [box].", FOUND)
     page.press("u")
     badge(page, "to decide")
     assert worklist.get(first).decision is None
@@ -162,6 +160,8 @@ def test_an_answer_is_edited_in_words_names_and_corners(page, server, worklist):
     assert region.name == "spleen" and region.box.corners == pytest.approx((0.25, 0.25, 0.75, 0.625), abs=0.01)
     assert "spleen" in text(page, "#w-detail dl")
     assert page.ask("document.querySelector('#w-stage .mark.rewrite .name').textContent") == "spleen"
+    page.press("e")  # once more, from where it was left
+    assert page.ask("document.querySelector('#w-detail textarea').value") == "The spleen is at [box A]."
 
 
 def test_a_box_that_the_answer_does_not_mention_is_not_saved(page, server, worklist):
@@ -193,12 +193,15 @@ def test_a_rejection_with_a_note(page, server, worklist):
 def test_a_decision_of_another_person_is_shown_and_not_overwritten(page, server, worklist):
     first, second = arrive(worklist, 2)
     look(page, server)
+    page.ask("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")  # it does not look again
+    page.ask("fetch('/v1/worklist').then((reply) => reply.text())")
     worklist.decide(first, WorklistDecision("rejected", note="no liver"), worklist.get(first).revision)
     page.press("a")
     page.until("document.getElementById('error').textContent.includes('meanwhile it was rejected')")
     badge(page, "rejected, never sent")
     assert "Note: no liver" in text(page, "#w-detail")
     assert worklist.get(first).state == "rejected"
+    page.ask("delete document.hidden")
     page.press("n")
     badge(page, "to decide")
     page.until("document.querySelector('#w-stage canvas')?.width === 128")
@@ -207,7 +210,7 @@ def test_a_decision_of_another_person_is_shown_and_not_overwritten(page, server,
     worklist.decide(second, WorklistDecision("accepted"), worklist.get(second).revision)
     refresh(page)
     page.until("document.querySelector('#w-changed').textContent.startsWith('Another person')")
-    for kept in (WorklistDecision("accepted").kind, "edited"):  # refused once, with the words kept; then meant so
+    for kept in ("accepted", "edited"):  # refused once, with the words kept; then meant so
         assert page.ask("document.querySelector('#w-detail textarea').value") == "My own words [box A]."
         assert worklist.get(second).decision.kind == "accepted"
         page.click("[data-act=save]")

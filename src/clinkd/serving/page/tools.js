@@ -30,8 +30,7 @@ export class Tools {
   /** The picture that the view shows, or none. */
   show(picture) {
     this.picture = picture;
-    const { dicom, grey } = picture?.about ?? {};
-    this.levels.hidden = !(dicom && grey);
+    this.levels.hidden = !picture?.about.grey;
     this.modes.find((button) => button.dataset.mode === "level").hidden = this.levels.hidden;
     if (this.levels.hidden) {
       this.choose(this.view.mode === "level" ? "draw" : this.view.mode);

@@ -48,7 +48,7 @@ function told({ answer, decision, state, why, arrived, rule, study, series, inst
     make("dl", {},
       ...(answer ? row("The model answered", ...words(answer, "model", (i) => String(i + 1))) : []),
       ...(found ? row("Boxes", found) : []),
-      ...(answer ? row("Confidence", sure == null ? "The model gives none." : `${percent(sure)}, by the model’s own estimate`) : []),
+      ...(answer ? row("Confidence", sure == null ? "none is known" : `${percent(sure)}, by its own estimate`) : []),
       ...(decision ? row("Decision", kinds[decision.kind],
         ...(decision.kind === "edited" ? words(decision, "rewrite", (i) => decision.boxes[i].name || "box") : []),
         ...(decision.note ? [` Note: ${decision.note}`] : [])) : []),
@@ -71,8 +71,8 @@ export class Worklist {
   /** @param {HTMLElement} root @param {object} about @param {(act: () => any) => Promise<any>} attempt */
   constructor(root, about, attempt) {
     Object.assign(this, {
-      root, about, attempt, items: [], counts: {}, afters: [null], more: null, entry: null, doing: null, busy: false,
-      pictured: null, picture: null, opening: null,
+      root, about, attempt, items: [], counts: {}, afters: [null], more: null, entry: undefined, doing: null,
+      busy: false, pictured: null, picture: null, opening: null,
     });
     this.view = new View(find("w-stage"));
     this.view.makes = null;
@@ -112,7 +112,7 @@ export class Worklist {
     this.#list();
     if (this.counts.answered > open) say(`${this.counts.answered} to decide`);
     if (this.entry) this.#renew(items.find(({ id }) => id === this.entry.id) ?? await this.#fetch(this.entry.id));
-    else this.show(items[0] ?? null);
+    else if (items.length || this.entry === undefined) this.show(items[0] ?? null);
   }
 
   #fetch(id) { return fetched(`/v1/worklist/${encodeURIComponent(id)}`); }
@@ -140,7 +140,7 @@ export class Worklist {
 
   /** Nobody accepts what was not seen. */
   #look() {
-    if (!this.picture) throw new Failure("The image is not shown yet. It has to be seen before its answer is accepted.");
+    if (!this.picture) throw new Failure("The image is not shown yet. Look at it before you accept its answer.");
   }
 
   /** The entry as it stands now, unless nothing changed or a person is at work on it. */
@@ -260,17 +260,14 @@ export class Worklist {
     }
     this.#picture(entry);
     this.#marks();
-    find("w-detail").replaceChildren(
-      make("h3", {}, titled(entry), " ", badge(entry)), ...told(entry));
-    const decided = ["accepted", "rejected"].includes(entry.state);
-    const choices = [
-      ["accept", "Accept", () => this.decide("accepted")], ["edit", "Edit and accept", () => this.edit()],
-      ["reject", "Reject", () => this.reject()],
-    ];
-    this.#act([
-      ...(entry.state === "answered" ? choices : []), ...(decided ? [["undo", "Undo", () => this.decide("undo")]] : []),
-      ["next", "Next", () => this.next()],
-    ]);
+    find("w-detail").replaceChildren(make("h3", {}, titled(entry), " ", badge(entry)), ...told(entry));
+    const open = { answered: ["accept", "edit", "reject"], accepted: ["edit", "undo"], rejected: ["undo"] };
+    const all = {
+      accept: ["Accept", () => this.decide("accepted")], reject: ["Reject", () => this.reject()],
+      edit: ["Edit and accept", () => this.attempt(() => this.edit())],
+      undo: ["Undo", () => this.decide("undo")], next: ["Next", () => this.next()],
+    };
+    this.#act([...(open[entry.state] ?? []), "next"].map((name) => [name, ...all[name]]));
   }
 
   #act(all) {
@@ -286,8 +283,10 @@ export class Worklist {
     const edited = decision?.kind === "edited" ? decision.boxes : [];
     this.view.replace("rewrite", edited.map(({ box, name }, i) => (
       { key: `rewrite-${i}`, kind: "rewrite", box, name, says: `Your box ${i + 1}, ${name}` })));
-    this.view.replace("model", (answer?.boxes ?? []).map(({ box, name }, i) => (
-      { key: `model-${i}`, kind: "model", box, name: String(i + 1), phrase: name, says: `The model’s box ${i + 1}` })));
+    this.view.replace("model", (answer?.boxes ?? []).map(({ box, name }, i) => ({
+      key: `model-${i}`, kind: "model", box, name: String(i + 1), phrase: name,
+      says: `The model’s box ${i + 1}, ${name}`,
+    })));
   }
 
   #clear() {
@@ -309,6 +308,7 @@ export class Worklist {
         const reply = await call(`/v1/worklist/${encodeURIComponent(id)}/image`, { signal: mine.signal });
         const source = await read(await reply.blob(), this.about.limits.body_bytes);
         this.#display(await open(source, frame, null, mine.signal));
+        this.view.fit();
       } catch (error) {
         if (this.pictured === id) this.pictured = null; // tried again when it is opened again
         throw error;
@@ -317,12 +317,11 @@ export class Worklist {
   }
 
   #display(picture) {
-    const { width, height, frame, frames, modality } = picture.about;
-    const facts = [`${modality} image of ${width} by ${height} pixels`];
+    const { width, height, frame, frames } = picture.about;
+    const facts = [`${this.entry.modality} image of ${width} by ${height} pixels`];
     if (frames > 1) facts.push(`frame ${frame} of ${frames}`);
     this.picture = picture;
     this.view.show(picture.canvas, facts.join(", "));
-    this.view.fit();
     this.tools.show(picture);
     find("w-facts").textContent = facts.join(" · ");
   }
@@ -370,8 +369,8 @@ export class Worklist {
     const rows = new Map([...this.list.children].map((line) => [line.dataset.key, line]));
     for (const [key, line] of rows) if (!marks.some((mark) => mark.key === key)) line.remove();
     for (const mark of marks) if (!rows.has(mark.key)) this.list.append(this.#named(mark));
-    this.help.textContent = "Move and resize the boxes on the image, or draw another. Each box needs a name and, in the "
-      + "answer, its mark, such as [box A].";
+    this.help.textContent = "Move and resize the boxes on the image, or draw another. Each has its mark in the answer, "
+      + "such as [box A].";
   }
 
   #named({ key, name, phrase }) {
@@ -385,7 +384,8 @@ export class Worklist {
       this.text.setRangeText(`[box ${name}]`, this.text.selectionStart, this.text.selectionEnd, "end");
       this.text.focus();
     };
-    return make("li", { "data-key": key }, go, input, button("Mention", insert, { "aria-label": `Mention box ${name}` }),
+    return make("li", { "data-key": key }, go, input,
+      button("Mention", insert, { "aria-label": `Mention box ${name}` }),
       button("×", () => { this.view.remove(key); this.text.focus(); }, { "aria-label": `Delete box ${name}` }));
   }
 
