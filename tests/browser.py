@@ -238,15 +238,15 @@ class Browser:
             self.call("Input.dispatchTouchEvent", type=kind, touchPoints=at)
         self.settle()
 
-    def choose(self, selector: str, path: Path) -> None:
-        """Give a file to an input of files."""
+    def choose(self, selector: str, *paths: Path) -> None:
+        """Give files to an input of files."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
-    def drop(self, x: float, y: float, path: Path) -> None:
-        """Let a file fall on the page."""
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    def drop(self, x: float, y: float, *paths: Path) -> None:
+        """Let files fall on the page."""
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 

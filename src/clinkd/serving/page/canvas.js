@@ -17,6 +17,7 @@ export const KINDS = {
 };
 
 const DRAG = 4; // CSS pixels below which a press is a click
+const NOTCH = 50; // CSS pixels of the wheel from which it goes to another frame
 const SCALE = 40; // CSS pixels of one pixel, at most
 const GRIPS = [["w", "n"], ["e", "n"], ["w", "s"], ["e", "s"], ["", "n"], ["", "s"], ["w", ""], ["e", ""]];
 const ALONG = { w: 0, n: 0, "": 0.5, e: 1, s: 1 };
@@ -31,6 +32,7 @@ const percent = (value) => `${(100 * value).toFixed(1)} %`;
  * Events: "marks" (an editable mark was made, changed or deleted), "select", "point" (detail: keys under the pointer or
  * with the focus), "press" (detail: key of a mark that was clicked), "zoom", "level" (detail: how far a drag went in
  * CSS pixels since its start, and whether it starts), "frame" (detail: how many frames on), "mode" (detail: its name).
+ * Where `scrolls` is set, the wheel alone goes through frames and zooms with Ctrl.
  */
 export class View extends EventTarget {
   /** @param {HTMLElement} stage an element with a height of its own, focusable */
@@ -39,6 +41,8 @@ export class View extends EventTarget {
     this.stage = stage;
     this.mode = "draw";
     this.makes = /** @type {string | null} */ ("person"); // the kind of new boxes; null: none are drawn
+    this.scrolls = false;
+    this.rolled = 0; // CSS pixels of the wheel that made no frame yet
     this.size = null;
     this.selected = null;
     this.marks = /** @type {Map<string, Mark>} */ (new Map());
@@ -378,7 +382,20 @@ export class View extends EventTarget {
     if (!this.size) return;
     event.preventDefault();
     const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
+    if (this.scrolls && !event.ctrlKey) {
+      this.#roll(pixels);
+      return;
+    }
     this.zoom(Math.exp(-clip(pixels, -200, 200) / (event.ctrlKey ? 100 : 400)), ...this.#at(event));
+  }
+
+  /** A notch of a mouse is a frame; a touchpad gives many small pieces of one. */
+  #roll(pixels) {
+    this.rolled = Math.sign(pixels) === Math.sign(this.rolled) ? this.rolled + pixels : pixels;
+    const frames = Math.abs(pixels) >= NOTCH ? Math.sign(pixels) : Math.trunc(this.rolled / NOTCH);
+    if (!frames) return;
+    this.rolled = 0;
+    this.#tell("frame", frames);
   }
 
   #point(event) {
@@ -419,7 +436,7 @@ export class View extends EventTarget {
     else if (event.key === "+" || event.key === "=") this.zoom(1.25);
     else if (event.key === "-") this.zoom(0.8);
     else if (event.key === "0") this.fit();
-    else if (event.key === "PageUp" || event.key === "PageDown") this.#tell("frame", event.key === "PageUp" ? -1 : 1);
+    else if (event.key in FRAMES) this.#tell("frame", FRAMES[event.key]);
     else if (mode) this.#tell("mode", mode);
     else if (event.key === "Enter" && mark) this.#tell("press", mark.key);
     else if (event.key === "Enter" && this.makes) this.#drawn(this.#middle());
@@ -434,6 +451,8 @@ export class View extends EventTarget {
     return [(2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3];
   }
 }
+
+const FRAMES = { PageUp: -1, PageDown: 1, Home: -Infinity, End: Infinity };
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 

@@ -77,14 +77,14 @@ function burn(context, { kind, box: [x1, y1, x2, y2], name }, width, height, siz
 
 /** The answer and what it is about; neither the picture nor the name of its file, which may name a patient. */
 export function saveAnswer(entry, about) {
-  const { width, height, frame, frames } = entry.picture.about;
+  const { about: { width, height, frame, frames }, plane, at, reformatted } = entry.picture;
   const placed = (box) => ({ fractions: box, pixels: box.map((v, i) => v * (i % 2 ? height : width)) });
   const made = {
     notice: about.notice,
     model: about.name,
     version: about.version,
     time: entry.time,
-    image: { width, height, frame, frames, window: entry.shown.window },
+    image: { width, height, frame, frames, window: entry.shown.window, plane, slice: at + 1, reformatted },
     question: { text: entry.question.text, boxes: entry.question.boxes.map(placed) },
     answer: {
       text: entry.answer.text,
