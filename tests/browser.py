@@ -24,8 +24,8 @@ FLAGS = (
 )  # fmt: skip
 SECONDS = 30.0
 KEYS = {
-    "Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "ArrowLeft": 37,
-    "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "+": 187, "-": 189,
+    "Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+    "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "+": 187, "-": 189,
 }  # fmt: skip
 HELD = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 

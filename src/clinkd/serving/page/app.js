@@ -1,5 +1,6 @@
 /** The page of `clinkd serve`: what is open, what was asked, and who is told of it. Nothing is kept in the browser. */
 
+import { Annotations } from "./annotate.js";
 import { Panel, marksOf } from "./answer.js";
 import { ask, Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
@@ -18,7 +19,6 @@ const panel = new Panel(find("answer"), find("candidates"));
 let about = null; // what the server tells of itself
 let reader = null; // of the stack that is open
 let picture = null; // the slice of it that is shown
-const boxesOf = new Map(); // a person's boxes by the key of a slice
 let entry = null; // the answer that is shown, with its question and picture
 let opening = null, asking = null; // what can be aborted
 const entries = [];
@@ -36,6 +36,8 @@ async function attempt(act) {
   }
 }
 
+const annotations = new Annotations(attempt);
+
 // ---- the server -----------------------------------------------------------------------------------------------------
 
 const STATES = { loading: "model is loading", ready: "model is ready", failed: "model failed" };
@@ -47,6 +49,7 @@ async function acquaint() {
   document.title = `${about.name} · ClinKD`;
   find("options").querySelector("[data-option=beams]").placeholder = about.candidates || "";
   find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
+  annotations.offer(about);
   find("to-report").hidden = !about.run?.report;
   find("to-corrections").hidden = !about.run?.rounds.length;
   route();
@@ -98,10 +101,9 @@ async function unfold(stack) {
   const next = new Reader(stack, about);
   const at = stack.placed ? next.count >> 1 : 0;
   const opened = await waiting((signal) => next.slice(at, null, signal));
-  keepBoxes();
   reader?.forget();
   reader = next;
-  display(opened, boxesOf.get(opened.key) ?? []);
+  display(opened, annotations.marks(opened.key));
 }
 
 /** Do what the newest wish is; what was wished before is given up. */
@@ -140,18 +142,13 @@ const progress = (text) => {
 
 const snapshot = () => view.of("person");
 
-function keepBoxes() {
-  if (picture) boxesOf.set(picture.key, snapshot());
-}
-
 /** Another slice (from 0), or another window of the one that is shown. */
 async function reload(at, window) {
   await attempt(async () => {
     const opened = await waiting((signal) => reader.slice(at, window, signal));
     if (opened.key !== picture.key) {
       asking?.abort();
-      keepBoxes();
-      display(opened, boxesOf.get(opened.key) ?? []);
+      display(opened, annotations.marks(opened.key));
     } else {
       picture = opened;
       view.show(picture.canvas, described());
@@ -192,6 +189,7 @@ function display(opened, marks) {
   find("facts").textContent = [picture.source.name, ...parts].join(" · ");
   find("burned").hidden = burned !== "YES";
   find("reformatted").hidden = !picture.reformatted;
+  annotations.look(picture);
   slices();
   levels();
   boxes();
@@ -305,9 +303,12 @@ function boxes() {
   for (const mark of marks) {
     const row = rows.get(mark.key) ?? list.appendChild(rowOf(mark));
     row.classList.toggle("selected", mark.key === view.selected);
-    row.querySelectorAll("input").forEach((input, i) => {
+    row.querySelectorAll("input[type=number]").forEach((input, i) => {
       if (input !== document.activeElement) input.value = brief(mark.box[i] * measure(i), 2);
     });
+    const label = row.querySelector("[data-label]");
+    if (label !== document.activeElement) label.value = mark.label ?? "";
+    label.hidden = picture.reformatted;
   }
   const chosen = subject();
   find("insert").textContent = chosen ? `Mention box ${chosen.name}` : "Mention box";
@@ -323,7 +324,11 @@ function rowOf({ key, name }) {
   }));
   const go = button(name, () => view.visit(key), { class: "chip person", "aria-label": `Go to box ${name}` });
   const drop = () => { view.remove(key); find("stage").focus(); };
-  return make("li", { "data-key": key }, go, ...numbers, button("×", drop, { "aria-label": `Delete box ${name}` }));
+  const label = make("input", {
+    type: "text", list: "names", maxlength: 200, autocomplete: "off", placeholder: "what it shows", "data-label": true,
+    "aria-label": `What box ${name} shows`, input: ({ target }) => view.label(key, target.value.trim()),
+  });
+  return make("li", { "data-key": key }, go, ...numbers, label, button("×", drop, { "aria-label": `Delete box ${name}` }));
 }
 
 function type(key, i, input) {
@@ -342,7 +347,10 @@ const subject = () => {
   return marks.find((m) => m.key === view.selected) ?? marks.at(-1) ?? null;
 };
 
-view.addEventListener("marks", boxes);
+view.addEventListener("marks", () => {
+  annotations.keep(snapshot());
+  boxes();
+});
 view.addEventListener("select", () => picture && boxes());
 view.addEventListener("zoom", () => { find("zoom").textContent = `${Math.round(100 * view.scale)} %`; });
 view.addEventListener("frame", ({ detail }) => step(detail));
@@ -480,12 +488,12 @@ function back(made) {
   complain("");
   asking?.abort();
   opening?.abort();
-  keepBoxes();
   made.picture.show(made.shown);
   if (reader !== made.reader) offer([], []);
   reader = made.reader;
   reader.plane = made.picture.plane;
-  display(made.picture, made.marks);
+  const { key } = made.picture; // what has names is kept as it is now
+  display(made.picture, annotations.named(key) ? annotations.marks(key) : made.marks);
   present(made);
   say("An earlier question is shown again.");
 }

@@ -26,7 +26,8 @@ const CLEAR = 64; // CSS pixels of a side from which it has a grip in its middle
 const clip = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-/** @typedef {{key: string, kind: string, box: number[], name: string, says?: string, editable?: boolean}} Mark */
+/** @typedef {{key: string, kind: string, box: number[], name: string, label?: string, says?: string, editable?: boolean}} Mark
+ * `label`: what a person says that the box shows */
 
 /**
  * Events: "marks" (an editable mark was made, changed or deleted), "select", "point" (detail: keys under the pointer or
@@ -171,6 +172,13 @@ export class View extends EventTarget {
     this.#tell("marks");
   }
 
+  /** What a box shows, in a person's words. */
+  label(key, label) {
+    this.marks.set(key, { ...this.marks.get(key), label });
+    this.render();
+    this.#tell("marks");
+  }
+
   remove(key) {
     const focused = this.nodes.get(key)?.group.contains(document.activeElement);
     this.#drop(key);
@@ -231,6 +239,11 @@ export class View extends EventTarget {
     const node = this.nodes.get(mark.key) ?? this.#node(mark);
     const [left, top, width, height] = this.#inside(mark.box);
     for (const rect of [node.edge, node.line, node.hit]) outline(rect, [left, top, width, height]);
+    const caption = mark.label ? `${mark.name} ${mark.label}` : mark.name;
+    if (node.text.textContent !== caption) {
+      node.text.textContent = caption;
+      node.width = 0; // to be measured
+    }
     const wide = (node.width ||= node.text.getBBox().width) + 8, high = 18;
     const [vertical, side] = KINDS[mark.kind].corner;
     const above = vertical === "n" ? top - high - 2 : top + height + 2;
@@ -248,7 +261,7 @@ export class View extends EventTarget {
     }
     const [x1, y1, x2, y2] = mark.box;
     const place = `from ${percent(x1)} left, ${percent(y1)} top, to ${percent(x2)} left, ${percent(y2)} top`;
-    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${mark.name}`}, ${place}`);
+    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${caption}`}, ${place}`);
   }
 
   // ---- pointers -------------------------------------------------------------------------------------------------

@@ -38,10 +38,12 @@ export class Stack {
   constructor(files) {
     const [first] = files;
     Object.assign(this, { files, first });
-    this.slices = files.flatMap((file) => Array.from({ length: file.frames }, (_, n) => ({
-      file, frame: file.frames > 1 ? n + 1 : null, position: file.positions[n] ?? null,
-      key: [file.path, file.file.size, file.file.lastModified, n].join("|"),
-    })));
+    this.slices = files.flatMap((file) => {
+      const source = [file.path, file.file.size, file.file.lastModified].join("|"); // the same where it is opened again
+      return Array.from({ length: file.frames }, (_, n) => ({
+        file, source, key: `${source}|${n}`, frame: file.frames > 1 ? n + 1 : null, position: file.positions[n] ?? null,
+      }));
+    });
     this.placed = first.orientation.length === 6 && this.slices.every((slice) => slice.position);
     this.normal = this.placed ? cross(first.orientation.slice(0, 3), first.orientation.slice(3)) : null;
     for (const slice of this.slices) slice.depth = this.placed ? dot(this.normal, slice.position) : 0;
