@@ -33,7 +33,7 @@ def decode_frame(
     return kind.open(stream, PLACE, 1 if frame is None else frame, window, limits)
 
 
-class _Head(io.BytesIO):
+class _FileStart(io.BytesIO):
     """The first bytes of a file, which ends where the whole file does."""
 
     def __init__(self, head: bytes, size: int) -> None:
@@ -49,7 +49,7 @@ def describe_head(head: bytes, size: int, limits: FileLimits = UPLOADS) -> tuple
 
     Raises BadInput as `decode_frame`, and where more bytes are needed.
     """
-    stream = _Head(head, size)
+    stream = _FileStart(head, size)
     kind = kind_of(stream)
     if not kind.medical and len(head) < size:
         raise BadInput(f"{PLACE}: a {kind.name} is described by all its bytes")

@@ -489,7 +489,10 @@ function back(made) {
   asking?.abort();
   opening?.abort();
   made.picture.show(made.shown);
-  if (reader !== made.reader) offer([], []);
+  if (reader !== made.reader) {
+    reader.forget();
+    offer([], []);
+  }
   reader = made.reader;
   reader.plane = made.picture.plane;
   const { key } = made.picture; // what has names is kept as it is now

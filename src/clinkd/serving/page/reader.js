@@ -49,7 +49,11 @@ export class Reader {
     }
   }
 
-  get #roomy() { return 5 * this.stack.first.width * this.stack.first.height <= KEPT_PIXELS; }
+  /** Whether reading ahead costs little: a file is sent whole for each of its frames. */
+  get #roomy() {
+    const { width, height, file } = this.stack.first;
+    return 5 * width * height <= KEPT_PIXELS && file.size <= KEPT_PIXELS;
+  }
 
   async #read(at, window, signal) {
     const slice = this.stack.slices[at];
