@@ -24,8 +24,8 @@ FLAGS = (
 )  # fmt: skip
 SECONDS = 30.0
 KEYS = {
-    "Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "ArrowLeft": 37,
-    "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "+": 187, "-": 189,
+    "Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+    "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "+": 187, "-": 189,
 }  # fmt: skip
 HELD = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 
@@ -238,15 +238,15 @@ class Browser:
             self.call("Input.dispatchTouchEvent", type=kind, touchPoints=at)
         self.settle()
 
-    def choose(self, selector: str, path: Path) -> None:
-        """Give a file to an input of files."""
+    def choose(self, selector: str, *paths: Path) -> None:
+        """Give files to an input of files."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
-    def drop(self, x: float, y: float, path: Path) -> None:
-        """Let a file fall on the page."""
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    def drop(self, x: float, y: float, *paths: Path) -> None:
+        """Let files fall on the page."""
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 

@@ -26,7 +26,7 @@ from clinkd.data.images import (
     read_medical_facts,
 )
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
-from clinkd.data.images.kind import choose_frame, open_stream
+from clinkd.data.images.kind import Geometry, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.importing import import_data
@@ -65,6 +65,9 @@ class Stack:
         number = choose_frame(frame, 2, file, place)
         picture = Image.fromarray(number * GREY).convert("RGB")
         return ImageFrame(picture, self.describe(file, place), number)
+
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        return Geometry()
 
     def instance_uid(self, path: Path, place: str) -> str:
         return ""

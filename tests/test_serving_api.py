@@ -60,8 +60,8 @@ def routes(server: Server) -> list[tuple[str, str]]:
 
     found = [(m, r.path) for r in create(server.served).routes for m in sorted(r.methods)]
     assert {path for _, path in found} == {
-        "/healthz", "/", "/assets/{name}", "/report", "/v1/about", "/v1/open", "/v1/ground", "/v1/refer", "/v1/sr",
-        "/v1/models", "/v1/chat/completions", "/v1/corrections", "/v1/corrections/image", "/openapi.json",
+        "/healthz", "/", "/assets/{name}", "/report", "/v1/about", "/v1/open", "/v1/series", "/v1/ground", "/v1/refer",
+        "/v1/sr", "/v1/models", "/v1/chat/completions", "/v1/corrections", "/v1/corrections/image", "/openapi.json",
     }  # fmt: skip
     return found
 

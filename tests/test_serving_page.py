@@ -263,15 +263,15 @@ def test_a_box_by_the_keyboard_alone(page, png):
     page.ask("document.getElementById('stage').focus()")
     page.press("Enter")
     assert page.ask("document.activeElement.dataset.key") == "person-A"
-    made = page.ask("[...document.querySelectorAll('#boxes input')].map((e) => +e.value)")
+    made = page.ask("[...document.querySelectorAll('#boxes input[type=number]')].map((e) => +e.value)")
     assert made == pytest.approx([WIDE / 3, HIGH / 3, 2 * WIDE / 3, 2 * HIGH / 3], abs=WIDE * 0.12)
     page.press("ArrowRight")
     page.press("ArrowDown", "Control")
     page.press("ArrowLeft", "Shift")
     wanted = [made[0] + 1.2, made[1] + 0.08, made[2], made[3] + 0.08]
-    assert page.ask("[...document.querySelectorAll('#boxes input')].map((e) => +e.value)") == pytest.approx(
-        wanted, abs=0.011
-    )
+    assert page.ask(
+        "[...document.querySelectorAll('#boxes input[type=number]')].map((e) => +e.value)"
+    ) == pytest.approx(wanted, abs=0.011)
     said = page.ask("document.activeElement.getAttribute('aria-label')")
     assert said.startswith("Your box A, from ") and f"{100 * wanted[0] / WIDE:.1f} % left" in said
     page.press("Delete")

@@ -253,6 +253,11 @@ def _add_model(app: FastAPI, served: Served) -> None:
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return schemas.OpenReply(**about, picture=uri, grey=grey)
 
+    @app.post("/v1/series", tags=["images"])
+    async def series(request: Request, body: schemas.SeriesRequest) -> schemas.SeriesReply:
+        """What files are, and where their frames lie in the patient, by their first bytes: what a stack is made of."""
+        return await attend(request, handler, lambda _: handler.describe_files(body.files))
+
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
         """The boxes of a structure."""

@@ -56,6 +56,17 @@ class RequestHandler:
             raise QueueFull(1, "too many pixels of large images wait")
         return opened
 
+    async def describe_files(self, heads: Sequence[schemas.FileHead]) -> schemas.SeriesReply:
+        """What each file is, by its first bytes, or why that cannot be told."""
+        files = list[schemas.FileReply | schemas.FileRefusal]()
+        for file in heads:
+            try:
+                about = await self.decoders.describe(decode_data_uri(file.head), file.size)
+                files.append(schemas.FileReply.model_validate(about))
+            except BadInput as error:
+                files.append(schemas.FileRefusal(why=str(error)))
+        return schemas.SeriesReply(files=files)
+
     def _hold_pixels(self, pixels: int) -> None:
         with self._lock:  # the last one to forget an image may be the model's thread
             self._held_pixels += pixels

@@ -12,7 +12,7 @@ import io
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,7 +22,7 @@ from PIL import Image
 
 from clinkd.data.images import kind_of
 from clinkd.data.images.limits import UPLOADS, FileLimits
-from clinkd.data.images.upload import decode_frame
+from clinkd.data.images.upload import decode_frame, describe_head
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost, do_jobs
 from clinkd.records import BadInput, Box, Modality
 from clinkd.serving.fair import CLIENT, FairShare
@@ -92,6 +92,14 @@ class Decoders:
         about, (pixels, *grey_values) = await self._run_job(request, content)
         picture = Image.frombytes("RGB", (about["width"], about["height"]), pixels)
         return Opened(about, picture, grey_values[0] if grey_values else None)
+
+    async def describe(self, head: bytes, size: int) -> dict[str, Any]:
+        """What a file is and where its frames lie, by its first bytes, as plain values.
+
+        Raises BadInput where these do not tell it.
+        """
+        about, _ = await self._run_job({"do": "describe", "size": size}, head)
+        return about
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
         """A structured report about a DICOM, see `data.dicom_objects`. Raises BadInput for another file."""
@@ -198,6 +206,12 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
     return about, contents
 
 
+def _describe(content: bytes, limits: FileLimits, size: int) -> _Reply:
+    kind, facts, geometry = describe_head(content, size, limits)
+    about = {"kind": kind, "width": facts.width, "height": facts.height, "frames": facts.frames}
+    return {**about, "modality": (facts.modality or Modality.OTHER).value, **asdict(geometry)}, ()
+
+
 def _report(
     content: bytes, limits: FileLimits, frame: int | None, regions: Sequence[dict[str, Any]], **told: Any
 ) -> _Reply:
@@ -213,4 +227,4 @@ def _report(
     return {}, [write_report(content, answer, limits=limits)]
 
 
-_JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "report": _report}
+_JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "describe": _describe, "report": _report}

@@ -335,6 +335,53 @@ class OpenReply(ReplyModel):
     grey: Grey | None
 
 
+class FileHead(RequestModel):
+    """`head`: the first bytes of a file of `size` bytes."""
+
+    head: DataUri
+    size: Annotated[int, Field(ge=1, le=1 << 40)]
+
+
+class SeriesRequest(RequestModel):
+    """Ask what files are. Of most DICOM files 128 kB are enough; of a picture, all bytes are needed."""
+
+    files: Annotated[list[FileHead], Field(min_length=1, max_length=512)]
+
+
+class FrameGeometry(ReplyModel):
+    """Where the frames of a file lie, in mm to the patient's left, back and head. `orientation`: the directions in
+    which columns and rows count up; `spacing`: between rows, and between columns; `positions`: the middle of the first
+    pixel of each frame. Each is empty where the file does not say it of all frames alike. `series`: a pseudonym, files
+    with the same one belong together."""
+
+    orientation: list[float]
+    spacing: list[float]
+    positions: list[tuple[float, float, float]]
+    series: str
+    series_number: int | None
+    instance_number: int | None
+
+
+class FileReply(FrameGeometry):
+    kind: str
+    width: int
+    height: int
+    frames: int
+    modality: str
+
+
+class FileRefusal(ReplyModel):
+    """`why`: the file is no image, is damaged, or its first bytes do not tell enough."""
+
+    why: str
+
+
+class SeriesReply(ReplyModel):
+    """One entry for each file, in the order of the request."""
+
+    files: list[FileReply | FileRefusal]
+
+
 class PlainText(RequestModel):
     text: Annotated[str, Field(max_length=4000)]
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from clinkd.data.images.dicom_geometry import GEOMETRY_FIELDS, read_geometry
 from clinkd.data.images.dicom_grey import choose_grey_curve, convert_colours, is_hounsfield, list_vois, make_grey_frame
 from clinkd.data.images.dicom_header import (
     CONVERT,
@@ -40,7 +41,7 @@ from clinkd.data.images.dicom_header import (
 )
 from clinkd.data.images.dicom_laterality import find_laterality
 from clinkd.data.images.grey import Ramp, Refusal, Values
-from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
+from clinkd.data.images.kind import Facts, File, Geometry, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import count_scans
 from clinkd.data.patients import names_nobody
@@ -106,6 +107,10 @@ class Dicom:
             grey = voi or Ramp(low, high - low)
             picture = Image.fromarray(values.to_8_bit(grey)).convert("RGB")
             return ImageFrame(picture, facts, number, grey.linear, is_hounsfield(header, index), values)
+
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        with open_header(file, place, limits, also=GEOMETRY_FIELDS) as header:
+            return read_geometry(header, _make_pseudonym(header.ds, "SeriesInstanceUID"))
 
     def instance_uid(self, path: Path, place: str) -> str:
         with open_header(path, place, also=("SOPInstanceUID",)) as header:

@@ -43,6 +43,23 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the frames of a file lie, in millimetres to the patient's left, back and head (PS3.3 C.7.6.2.1.1).
+
+    `orientation`: the directions in which columns and rows count up; `spacing`: between rows, and between columns;
+    `positions`: the middle of the first pixel of each frame. Each is empty where the file does not say it of all
+    frames alike. `series` is a pseudonym of SeriesInstanceUID, "" where absent.
+    """
+
+    orientation: tuple[float, ...] = ()
+    spacing: tuple[float, ...] = ()
+    positions: tuple[tuple[float, ...], ...] = ()
+    series: str = ""
+    series_number: int | None = None
+    instance_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFrame:
     """One decoded frame: its picture, and the values behind it."""
 
@@ -86,6 +103,9 @@ class ImageKind(Protocol):
 
         Raises BadInput like `describe`, and where the frame is beyond `limits` or cannot be decoded.
         """
+
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        """Where the frames of a file lie; no pixel is decoded. Raises BadInput like `describe`."""
 
     def instance_uid(self, path: Path, place: str) -> str:
         """The SOP instance UID of a file, "" where it has none. Raises BadInput where the header cannot be read."""

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images.grey import PRESETS, GreyCurve, GreyFrame, Ramp, Refusal, Values, parse_window
-from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
+from clinkd.data.images.kind import Facts, File, Geometry, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.records import BadInput, Laterality
 
@@ -173,6 +173,9 @@ class Nifti:
         picture = Image.fromarray(grey.to_8_bit(curve)).convert("RGB")
         return ImageFrame(picture, facts, number, curve.linear, volume.ranges[which][0] <= _FAT, grey)
 
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        return _find_geometry(read_volume_header(file, place, limits))
+
     def instance_uid(self, path: Path, place: str) -> str:
         return ""
 
@@ -182,6 +185,32 @@ class Nifti:
         with open_stream(path, place) as stream:
             head = _read(stream, offset, place).decode("latin-1")
         return {text.strip() for text in re.findall(r'[^\x00-\x1f"{}\[\]\x7f-\x9f]{3,}', head)}
+
+
+def _find_geometry(header: VolumeHeader) -> Geometry:
+    """Nothing where the file states no affine."""
+    from nibabel.affines import apply_affine
+    from nibabel.orientations import inv_ornt_aff
+
+    if not header.has_orientation:
+        return Geometry()
+    to_left_back_head = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.affine @ inv_ornt_aff(header.axes, header.shape)
+    slices, rows, columns = header.extent
+    slice_axis, row_axis, column_axis = PLANES[header.plane]
+    corners_S3 = np.zeros((slices, 3))  # in x, y, z of the turned volume; rows and columns count down its axes
+    corners_S3[:, slice_axis], corners_S3[:, row_axis], corners_S3[:, column_axis] = (
+        range(slices),
+        rows - 1,
+        columns - 1,
+    )
+    positions_S3 = apply_affine(to_left_back_head, corners_S3)
+    steps_23 = -to_left_back_head[:3, [column_axis, row_axis]].T
+    lengths_2 = np.linalg.norm(steps_23, axis=1)
+    return Geometry(
+        orientation=tuple((steps_23 / lengths_2[:, None]).ravel().tolist()),
+        spacing=(float(lengths_2[1]), float(lengths_2[0])),
+        positions=tuple(map(tuple, positions_S3.tolist())) * header.volumes,
+    )
 
 
 def _find_laterality(header: VolumeHeader) -> Laterality:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels
+from clinkd.data.images.kind import Facts, File, Geometry, ImageFrame, check_pixels
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import Plain
 from clinkd.records import BadInput
@@ -49,6 +49,9 @@ class Parquet:
         opened = Plain().open(picture, place, None, None, limits)
         check_pixels(opened.facts.width, opened.facts.height, place, limits)
         return ImageFrame(opened.picture, Facts(opened.facts.width, opened.facts.height, rows), frame or 1)
+
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        return Geometry()
 
     def instance_uid(self, path: Path, place: str) -> str:
         return ""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
+from clinkd.data.images.kind import Facts, File, Geometry, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, FileLimits
 from clinkd.data.images.pixels import convert_to_srgb
 from clinkd.data.images.structure import check_structure
@@ -62,6 +62,9 @@ class Plain:
             turned = ImageOps.exif_transpose(picture)
             upright = convert_to_srgb(turned, _convert_to_rgb(turned))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
+
+    def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
+        return Geometry()
 
     def instance_uid(self, path: Path, place: str) -> str:
         return ""

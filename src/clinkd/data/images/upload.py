@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from clinkd.data.images import kind_of, medical_names
-from clinkd.data.images.kind import ImageFrame
+from clinkd.data.images.kind import Facts, Geometry, ImageFrame
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.records import BadInput
 
@@ -31,3 +31,26 @@ def decode_frame(
         rule = f"windows are for the grey values of a {medical_names()}, leave it out"
         raise BadInput(f"window {window!r} of a picture; {rule}")
     return kind.open(stream, PLACE, 1 if frame is None else frame, window, limits)
+
+
+class _FileStart(io.BytesIO):
+    """The first bytes of a file, which ends where the whole file does."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        super().__init__(head)
+        self.size = max(size, len(head))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(self.size + offset) if whence == io.SEEK_END else super().seek(offset, whence)
+
+
+def describe_head(head: bytes, size: int, limits: FileLimits = UPLOADS) -> tuple[str, Facts, Geometry]:
+    """The kind of a file of `size` bytes, the facts of its first frame, and where its frames lie, by its first bytes.
+
+    Raises BadInput as `decode_frame`, and where more bytes are needed.
+    """
+    stream = _FileStart(head, size)
+    kind = kind_of(stream)
+    if not kind.medical and len(head) < size:
+        raise BadInput(f"{PLACE}: a {kind.name} is described by all its bytes")
+    return kind.name, kind.describe(stream, PLACE, limits=limits), kind.geometry(stream, PLACE, limits)

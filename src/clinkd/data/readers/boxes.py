@@ -3,10 +3,10 @@
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
      "qa": [{"question", "answer", "options"}]}
 
-Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive, unless `Source.box_layout`
-says otherwise. "left" and "right" in names are the patient's unless the source says otherwise. An object may have a
-"reader", who drew its box; a row "group" (the patient), "split" and "side". Other keys are counted. Options make a
-question a multiple choice (see `choices`).
+`annotations.jsonl`, which the page of `clinkd serve` saves, is the same. Boxes are pixels of the upright image, left
+and top inclusive, right and bottom exclusive, unless `Source.box_layout` says otherwise. "left" and "right" in names
+are the patient's unless the source says otherwise. An object may have a "reader", who drew its box; a row "group" (the
+patient), "split" and "side". Other keys are counted. Options make a question a multiple choice (see `choices`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
@@ -44,6 +45,7 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, Box, BoxedText, ImageRef, Sample, Side, Task, Turn
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
+ANNOTATIONS = "annotations.jsonl"
 READER_KEYS = ("reader", "reader_id", "rad_id", "annotator", "annotator_id")  # of a box
 OBJECT_KEYS = {"name", "box", *READER_KEYS}
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -51,7 +53,8 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of the file, or of `records.jsonl` in the folder. Raises BadInput if it is absent or empty."""
-    file = source.path / RECORDS if source.path.is_dir() else source.path
+    files = [source.path / name for name in (RECORDS, ANNOTATIONS)] if source.path.is_dir() else [source.path]
+    file = next(filter(Path.is_file, files), files[0])
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
     pictures = ImageResolver(source, notes)

@@ -1,12 +1,16 @@
 /** The page of `clinkd serve`: what is open, what was asked, and who is told of it. Nothing is kept in the browser. */
 
+import { Annotations } from "./annotate.js";
 import { Panel, marksOf } from "./answer.js";
 import { ask, Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
 import { Corrections } from "./corrections.js";
 import { brief, button, complain, find, make, paused, say } from "./dom.js";
 import { saveAnswer, savePicture, saveReport } from "./download.js";
-import { open, read } from "./picture.js";
+import { chosen, describe, dropped } from "./files.js";
+import { PLANE_NAMES } from "./planes.js";
+import { Reader } from "./reader.js";
+import { Stack, stacksOf } from "./stack.js";
 import { Worklist } from "./worklist.js";
 
 const MOST_ENTRIES = 50; // questions that can be come back to
@@ -14,8 +18,8 @@ const view = new View(find("stage"));
 const panel = new Panel(find("answer"), find("candidates"));
 
 let about = null; // what the server tells of itself
-let picture = null; // the frame that is shown
-let boxesOf = new Map(); // a person's boxes by frame, of the file that is open
+let reader = null; // of the stack that is open
+let picture = null; // the slice of it that is shown
 let entry = null; // the answer that is shown, with its question and picture
 let opening = null, asking = null; // what can be aborted
 const entries = [];
@@ -33,6 +37,8 @@ async function attempt(act) {
   }
 }
 
+const annotations = new Annotations(attempt);
+
 // ---- the server -----------------------------------------------------------------------------------------------------
 
 const STATES = { loading: "model is loading", ready: "model is ready", failed: "model failed" };
@@ -44,6 +50,7 @@ async function acquaint() {
   document.title = `${about.name} · ClinKD`;
   find("options").querySelector("[data-option=beams]").placeholder = about.candidates || "";
   find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
+  annotations.offer(about);
   find("to-report").hidden = !about.run?.report;
   find("to-corrections").hidden = !about.run?.rounds.length;
   find("to-worklist").hidden = !about.worklist;
@@ -65,54 +72,108 @@ async function watch() {
   setTimeout(watch, status === "loading" ? 1000 : 15_000);
 }
 
-// ---- a file and its frames ------------------------------------------------------------------------------------------
+// ---- stacks and their slices ----------------------------------------------------------------------------------------
 
-async function take(file) {
+/** @param {import("./files.js").Given[]} given files that were opened together */
+async function take(given) {
+  if (!given.length) return;
   await attempt(async () => {
     asking?.abort();
-    say(`Opening ${file.name}`);
+    const what = given.length > 1 ? `${given.length} files` : given[0].file.name;
+    say(`Opening ${what}`);
     if (!about) await acquaint();
-    const source = { ...await read(file, about.limits.body_bytes), name: file.name };
-    const opened = await load(source, null, null);
-    if (!opened) return;
-    boxesOf = new Map();
-    display(opened, []);
+    const told = await waiting((signal) => describe(given, about.limits.body_bytes, signal, (count) => {
+      if (given.length > 1) progress(`Looking at ${what}: ${count}`);
+    }));
+    let { stacks, left } = stacksOf(told);
+    if (given.length === 1 && left.length) { // opening it tells what is wrong
+      stacks = [new Stack([{ ...told[0], ...NOTHING_TOLD }])];
+      left = [];
+    }
+    if (!stacks.length) throw new Failure(`None of the ${what} is an image. ${left[0].path}: ${left[0].why}`);
+    await unfold(stacks[0]);
+    offer(stacks, left);
   });
 }
 
-/** A frame by the server; the newest wish wins. */
-async function load(source, frame, window) {
+const NOTHING_TOLD = { kind: "file", frames: 1, orientation: [], positions: [], spacing: [], modality: "other" };
+
+/** Show a stack from its middle slice, or a film from its first frame. */
+async function unfold(stack) {
+  const next = new Reader(stack, about);
+  const at = stack.placed ? next.count >> 1 : 0;
+  const opened = await waiting((signal) => next.slice(at, null, signal));
+  reader?.forget();
+  reader = next;
+  display(opened, annotations.marks(opened.key));
+}
+
+/** Do what the newest wish is; what was wished before is given up. */
+async function waiting(act) {
   opening?.abort();
   const mine = (opening = new AbortController());
   find("stage").setAttribute("aria-busy", "true");
   try {
-    return await open(source, frame, window, mine.signal);
+    const made = await act(mine.signal);
+    mine.signal.throwIfAborted();
+    return made;
   } finally {
-    if (opening === mine) find("stage").setAttribute("aria-busy", "false");
+    if (opening === mine) {
+      find("stage").setAttribute("aria-busy", "false");
+      progress("");
+    }
   }
 }
 
+/** The stacks to choose from, and the files that are in none, each with its reason. */
+function offer(stacks, left) {
+  find("stacks").hidden = stacks.length < 2;
+  find("stack").replaceChildren(...stacks.map((stack, n) => make("option", { value: n }, stack.title)));
+  find("stack").onchange = ({ target }) => attempt(() => unfold(stacks[target.value]));
+  find("left-out").hidden = !left.length;
+  find("left-out").open = left.length > 0 && left.length < 6;
+  const [summary, list] = find("left-out").children;
+  summary.textContent = `${left.length} ${left.length > 1 ? "files are" : "file is"} left out`;
+  list.replaceChildren(...left.map(({ path, why }) => make("li", {}, `${path}: ${why.replace(/^the file: /, "")}`)));
+}
+
+const progress = (text) => {
+  find("progress").textContent = text;
+  find("progress").hidden = !text;
+};
+
 const snapshot = () => view.of("person");
 
-/** Another frame or another window of the file that is open. */
-async function reload(frame, window) {
+/** Another slice (from 0), or another window of the one that is shown. */
+async function reload(at, window) {
   await attempt(async () => {
-    const opened = await load(picture.source, frame, window);
-    if (frame === picture.frame) {
+    const opened = await waiting((signal) => reader.slice(at, window, signal));
+    if (opened.key !== picture.key) {
+      asking?.abort();
+      display(opened, annotations.marks(opened.key));
+    } else {
       picture = opened;
       view.show(picture.canvas, described());
       levels();
-      return;
     }
-    asking?.abort();
-    boxesOf.set(picture.frame, snapshot());
-    display(opened, boxesOf.get(opened.frame) ?? []);
   });
 }
 
-/** Show a frame with these boxes, and no answer yet. */
+async function turn(plane) {
+  await attempt(async () => {
+    try {
+      await waiting((signal) => reader.turn(plane, signal, (n, count) => progress(`Reading slice ${n} of ${count}`)));
+    } finally {
+      find("plane").value = reader.plane;
+    }
+    await reload(reader.seen[plane] ?? reader.count >> 1, picture.shown.window);
+  });
+}
+
+/** Show a slice with these boxes, and no answer yet. */
 function display(opened, marks) {
   picture = opened;
+  reader.seen[picture.plane] = picture.at;
   entry = null;
   panel.clear();
   find("answer-card").hidden = true;
@@ -121,45 +182,67 @@ function display(opened, marks) {
   view.replace("model", []);
   view.replace("candidate", []);
   view.replace("person", marks);
-  const { width, height, frames, frame, dicom, modality, burned_in: burned } = picture.about;
+  const { width, height, dicom, modality, burned_in: burned } = picture.about;
+  const { count } = reader;
   const parts = [
     `${width} × ${height} pixels`,
-    ...(dicom ? [`DICOM ${modality}`] : []), ...(frames > 1 ? [`${frames} frames`] : []),
+    ...(dicom ? [`DICOM ${modality}`] : []), ...(count > 1 ? [`${count} ${word()}s`] : []),
   ];
   find("facts").textContent = [picture.source.name, ...parts].join(" · ");
   find("burned").hidden = burned !== "YES";
-  find("frames").hidden = frames < 2;
-  Object.assign(find("frame"), { max: frames, value: frame });
-  find("frame-said").textContent = `${frame} of ${frames}`;
+  find("reformatted").hidden = !picture.reformatted;
+  annotations.look(picture);
+  slices();
   levels();
   boxes();
   say(`Opened: ${parts.join(", ")}`);
+  if (count > 1) reader.readAhead(picture.at, picture.shown.window);
+}
+
+const word = () => (reader.stack.placed ? "slice" : "frame");
+
+/** The slider, and the planes. */
+function slices() {
+  const { stack, count, plane } = reader;
+  view.scrolls = count > 1;
+  find("frames").hidden = stack.slices.length < 2;
+  Object.assign(find("frame"), { max: count, value: picture.at + 1 });
+  find("frame-word").textContent = [plane, word()].filter(Boolean).join(" ").replace(/^./, (c) => c.toUpperCase());
+  find("frame-said").textContent = `${picture.at + 1} of ${count}`;
+  find("planes").hidden = !stack.isVolume;
+  find("plane").replaceChildren(...PLANE_NAMES.map((name) => (
+    make("option", { value: name }, name === stack.plane ? `${name} (as acquired)` : name))));
+  find("plane").value = plane;
+  find("flat").hidden = !stack.why;
+  find("flat").textContent = `Other planes cannot be shown: ${stack.why}.`;
 }
 
 const described = () => {
-  const { width, height, frames, frame } = picture.about;
-  return `Image of ${width} by ${height} pixels${frames > 1 ? `, frame ${frame} of ${frames}` : ""}`;
+  const { width, height } = picture.about;
+  const which = [picture.plane, word(), picture.at + 1, "of", reader.count].filter(Boolean).join(" ");
+  return `Image of ${width} by ${height} pixels${reader.count > 1 ? `, ${which}` : ""}`;
 };
 
-const toFrame = paused(80, (frame) => reload(frame, picture.shown.window));
+const toSlice = paused(80, (at) => reload(at, picture.shown.window));
 
-function step(frames) {
+function step(count) {
   const slider = find("frame");
   if (!picture || slider.closest("[hidden]")) return;
-  slider.value = Number(slider.value) + frames;
+  slider.value = Math.min(Math.max(Number(slider.value) + count, 1), reader.count);
   slide();
 }
 
 function slide() {
-  find("frame-said").textContent = `${find("frame").value} of ${picture.about.frames}`;
-  toFrame(Number(find("frame").value));
+  const at = Number(find("frame").value) - 1;
+  find("frame-said").textContent = `${at + 1} of ${reader.count}`;
+  toSlice(at);
 }
 
 // ---- window and level -----------------------------------------------------------------------------------------------
 
 function levels() {
-  const { grey, dicom, windows, hounsfield } = picture.about;
-  const shown = dicom && grey;
+  const { grey, windows, hounsfield } = picture.about;
+  const shown = Boolean(grey);
   find("levels").hidden = !shown;
   find("modes").querySelector("[data-mode=level]").hidden = !shown;
   if (!shown) {
@@ -198,7 +281,7 @@ view.addEventListener("level", ({ detail: { starts, dx, dy } }) => {
 find("window").addEventListener("change", ({ target: { value } }) => {
   const preset = about.presets[value];
   if (preset) level(...preset, value);
-  else reload(picture.frame, value);
+  else reload(picture.at, value);
 });
 for (const id of ["centre", "width"]) {
   find(id).addEventListener("change", () => {
@@ -222,9 +305,12 @@ function boxes() {
   for (const mark of marks) {
     const row = rows.get(mark.key) ?? list.appendChild(rowOf(mark));
     row.classList.toggle("selected", mark.key === view.selected);
-    row.querySelectorAll("input").forEach((input, i) => {
+    row.querySelectorAll("input[type=number]").forEach((input, i) => {
       if (input !== document.activeElement) input.value = brief(mark.box[i] * measure(i), 2);
     });
+    const label = row.querySelector("[data-label]");
+    if (label !== document.activeElement) label.value = mark.label ?? "";
+    label.hidden = picture.reformatted;
   }
   const chosen = subject();
   find("insert").textContent = chosen ? `Mention box ${chosen.name}` : "Mention box";
@@ -240,7 +326,11 @@ function rowOf({ key, name }) {
   }));
   const go = button(name, () => view.visit(key), { class: "chip person", "aria-label": `Go to box ${name}` });
   const drop = () => { view.remove(key); find("stage").focus(); };
-  return make("li", { "data-key": key }, go, ...numbers, button("×", drop, { "aria-label": `Delete box ${name}` }));
+  const label = make("input", {
+    type: "text", list: "names", maxlength: 200, autocomplete: "off", placeholder: "what it shows", "data-label": true,
+    "aria-label": `What box ${name} shows`, input: ({ target }) => view.label(key, target.value.trim()),
+  });
+  return make("li", { "data-key": key }, go, ...numbers, label, button("×", drop, { "aria-label": `Delete box ${name}` }));
 }
 
 function type(key, i, input) {
@@ -259,7 +349,10 @@ const subject = () => {
   return marks.find((m) => m.key === view.selected) ?? marks.at(-1) ?? null;
 };
 
-view.addEventListener("marks", boxes);
+view.addEventListener("marks", () => {
+  annotations.keep(snapshot());
+  boxes();
+});
 view.addEventListener("select", () => picture && boxes());
 view.addEventListener("zoom", () => { find("zoom").textContent = `${Math.round(100 * view.scale)} %`; });
 view.addEventListener("frame", ({ detail }) => step(detail));
@@ -312,7 +405,7 @@ async function put(text) {
   if (!picture) throw new Failure("Open an image first.");
   const marks = snapshot(), { shown } = picture;
   const question = spelled(text, marks);
-  const made = { picture, shown, marks, text, question, answer: null, time: new Date().toISOString() };
+  const made = { picture, reader, shown, marks, text, question, answer: null, time: new Date().toISOString() };
   asking?.abort();
   const mine = (asking = new AbortController());
   entry = null;
@@ -325,8 +418,8 @@ async function put(text) {
   panel.wait();
   for (const id of ["answer-card", "stage"]) find(id).scrollIntoView({ block: "nearest" }); // both, or else the image
   try {
-    const how = { frame: picture.frame, window: shown.window, ...options() };
-    for await (const news of ask(about.name, picture.source.uri, question, how, mine.signal)) {
+    const { uri, ...which } = picture.sent;
+    for await (const news of ask(about.name, uri, question, { ...which, ...options() }, mine.signal)) {
       if (asking !== mine) return;
       if (news.draft) {
         panel.draft(news.draft);
@@ -368,7 +461,9 @@ function saving(made) {
   const dicom = made?.picture.about.dicom;
   find("saving").hidden = !made;
   find("save-sr").disabled = !dicom;
-  find("sr-why").textContent = made && !dicom ? "A DICOM SR needs a DICOM image; this one is none." : "";
+  const none = made?.picture.reformatted ? "a frame of the file; this slice was made of many"
+    : "a DICOM image; this one is none";
+  find("sr-why").textContent = made && !dicom ? `A DICOM SR needs ${none}.` : "";
 }
 
 function remember(made) {
@@ -395,10 +490,15 @@ function back(made) {
   complain("");
   asking?.abort();
   opening?.abort();
-  if (made.picture.source !== picture.source) boxesOf = new Map();
-  else if (made.picture.frame !== picture.frame) boxesOf.set(picture.frame, snapshot());
   made.picture.show(made.shown);
-  display(made.picture, made.marks);
+  if (reader !== made.reader) {
+    reader.forget();
+    offer([], []);
+  }
+  reader = made.reader;
+  reader.plane = made.picture.plane;
+  const { key } = made.picture; // what has names is kept as it is now
+  display(made.picture, annotations.named(key) ? annotations.marks(key) : made.marks);
   present(made);
   say("An earlier question is shown again.");
 }
@@ -463,20 +563,24 @@ find("save-sr").addEventListener("click", () => attempt(() => saveReport(entry))
 
 // ---- opening, dropping, switching -----------------------------------------------------------------------------------
 
-find("file").addEventListener("change", ({ target }) => {
-  if (target.files[0]) take(target.files[0]);
-  target.value = ""; // the same file may be opened again
-});
+for (const id of ["file", "folder"]) {
+  find(id).addEventListener("change", ({ target }) => {
+    const given = chosen(target.files);
+    target.value = ""; // the same file may be opened again
+    take(given);
+  });
+}
 addEventListener("dragover", (event) => {
   event.preventDefault();
   find("stage").classList.add("dropping");
 });
 addEventListener("dragleave", () => find("stage").classList.remove("dropping"));
-addEventListener("drop", (event) => {
+addEventListener("drop", async (event) => {
   event.preventDefault();
   find("stage").classList.remove("dropping");
-  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+  take(await dropped(event.dataTransfer));
 });
+find("plane").addEventListener("change", ({ target }) => turn(target.value));
 find("frame").addEventListener("input", slide);
 find("modes").addEventListener("click", ({ target }) => target.dataset.mode && choose(target.dataset.mode));
 find("zoom-in").addEventListener("click", () => view.zoom(1.25));

@@ -17,6 +17,7 @@ export const KINDS = {
 };
 
 const DRAG = 4; // CSS pixels below which a press is a click
+const NOTCH = 50; // CSS pixels of the wheel from which it goes to another frame
 const SCALE = 40; // CSS pixels of one pixel, at most
 const GRIPS = [["w", "n"], ["e", "n"], ["w", "s"], ["e", "s"], ["", "n"], ["", "s"], ["w", ""], ["e", ""]];
 const ALONG = { w: 0, n: 0, "": 0.5, e: 1, s: 1 };
@@ -25,16 +26,14 @@ const CLEAR = 64; // CSS pixels of a side from which it has a grip in its middle
 const clip = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-/** @typedef {{key: string, kind: string, box: number[], name: string, phrase?: string, says?: string,
- *   editable?: boolean}} Mark  `phrase`: what it shows, beside its name */
-
-/** What stands at a box. */
-const labelled = ({ name, phrase }) => (phrase ? `${name} ${phrase}` : name);
+/** @typedef {{key: string, kind: string, box: number[], name: string, label?: string, says?: string, editable?: boolean}} Mark
+ * `label`: what a person says that the box shows */
 
 /**
  * Events: "marks" (an editable mark was made, changed or deleted), "select", "point" (detail: keys under the pointer or
  * with the focus), "press" (detail: key of a mark that was clicked), "zoom", "level" (detail: how far a drag went in
  * CSS pixels since its start, and whether it starts), "frame" (detail: how many frames on), "mode" (detail: its name).
+ * Where `scrolls` is set, the wheel alone goes through frames and zooms with Ctrl.
  */
 export class View extends EventTarget {
   /** @param {HTMLElement} stage an element with a height of its own, focusable */
@@ -43,6 +42,8 @@ export class View extends EventTarget {
     this.stage = stage;
     this.mode = "draw";
     this.makes = /** @type {string | null} */ ("person"); // the kind of new boxes; null: none are drawn
+    this.scrolls = false;
+    this.rolled = 0; // CSS pixels of the wheel that made no frame yet
     this.size = null;
     this.selected = null;
     this.marks = /** @type {Map<string, Mark>} */ (new Map());
@@ -177,6 +178,13 @@ export class View extends EventTarget {
     this.#tell("marks");
   }
 
+  /** What a box shows, in a person's words. */
+  label(key, label) {
+    this.marks.set(key, { ...this.marks.get(key), label });
+    this.render();
+    this.#tell("marks");
+  }
+
   remove(key) {
     const focused = this.nodes.get(key)?.group.contains(document.activeElement);
     this.#drop(key);
@@ -237,8 +245,11 @@ export class View extends EventTarget {
     const node = this.nodes.get(mark.key) ?? this.#node(mark);
     const [left, top, width, height] = this.#inside(mark.box);
     for (const rect of [node.edge, node.line, node.hit]) outline(rect, [left, top, width, height]);
-    const label = labelled(mark);
-    if (node.text.textContent !== label) Object.assign(node, { width: 0 }).text.textContent = label;
+    const caption = mark.label ? `${mark.name} ${mark.label}` : mark.name;
+    if (node.text.textContent !== caption) {
+      node.text.textContent = caption;
+      node.width = 0; // to be measured
+    }
     const wide = (node.width ||= node.text.getBBox().width) + 8, high = 18;
     const [vertical, side] = KINDS[mark.kind].corner;
     const above = vertical === "n" ? top - high - 2 : top + height + 2;
@@ -256,7 +267,7 @@ export class View extends EventTarget {
     }
     const [x1, y1, x2, y2] = mark.box;
     const place = `from ${percent(x1)} left, ${percent(y1)} top, to ${percent(x2)} left, ${percent(y2)} top`;
-    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${label}`}, ${place}`);
+    node.group.setAttribute("aria-label", `${mark.says ?? `Your box ${caption}`}, ${place}`);
   }
 
   // ---- pointers -------------------------------------------------------------------------------------------------
@@ -390,7 +401,20 @@ export class View extends EventTarget {
     if (!this.size) return;
     event.preventDefault();
     const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
+    if (this.scrolls && !event.ctrlKey) {
+      this.#roll(pixels);
+      return;
+    }
     this.zoom(Math.exp(-clip(pixels, -200, 200) / (event.ctrlKey ? 100 : 400)), ...this.#at(event));
+  }
+
+  /** A notch of a mouse is a frame; a touchpad gives many small pieces of one. */
+  #roll(pixels) {
+    this.rolled = Math.sign(pixels) === Math.sign(this.rolled) ? this.rolled + pixels : pixels;
+    const frames = Math.abs(pixels) >= NOTCH ? Math.sign(pixels) : Math.trunc(this.rolled / NOTCH);
+    if (!frames) return;
+    this.rolled = 0;
+    this.#tell("frame", frames);
   }
 
   #point(event) {
@@ -431,7 +455,7 @@ export class View extends EventTarget {
     else if (event.key === "+" || event.key === "=") this.zoom(1.25);
     else if (event.key === "-") this.zoom(0.8);
     else if (event.key === "0") this.fit();
-    else if (event.key === "PageUp" || event.key === "PageDown") this.#tell("frame", event.key === "PageUp" ? -1 : 1);
+    else if (event.key in FRAMES) this.#tell("frame", FRAMES[event.key]);
     else if (mode) this.#tell("mode", mode);
     else if (event.key === "Enter" && mark) this.#tell("press", mark.key);
     else if (event.key === "Enter" && this.makes) this.#drawn(this.#middle());
@@ -446,6 +470,8 @@ export class View extends EventTarget {
     return [(2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3];
   }
 }
+
+const FRAMES = { PageUp: -1, PageDown: 1, Home: -Infinity, End: Infinity };
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 

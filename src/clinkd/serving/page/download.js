@@ -4,7 +4,7 @@ import { call } from "./ask.js";
 import { KINDS } from "./canvas.js";
 
 /** Hand a file to the browser; what it was made of is let go. */
-function save(blob, name) {
+export function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
@@ -12,7 +12,7 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-const stamped = (time, ending) => `clinkd-${time.replace(/[-:]/g, "").replace(/\.\d+/, "")}.${ending}`;
+export const stamped = (time, ending) => `clinkd-${time.replace(/[-:]/g, "").replace(/\.\d+/, "")}.${ending}`;
 
 /** Lines of text no wider than `width`. */
 function lines(context, text, width) {
@@ -77,14 +77,14 @@ function burn(context, { kind, box: [x1, y1, x2, y2], name }, width, height, siz
 
 /** The answer and what it is about; neither the picture nor the name of its file, which may name a patient. */
 export function saveAnswer(entry, about) {
-  const { width, height, frame, frames } = entry.picture.about;
+  const { about: { width, height, frame, frames }, plane, at, reformatted } = entry.picture;
   const placed = (box) => ({ fractions: box, pixels: box.map((v, i) => v * (i % 2 ? height : width)) });
   const made = {
     notice: about.notice,
     model: about.name,
     version: about.version,
     time: entry.time,
-    image: { width, height, frame, frames, window: entry.shown.window },
+    image: { width, height, frame, frames, window: entry.shown.window, plane, slice: at + 1, reformatted },
     question: { text: entry.question.text, boxes: entry.question.boxes.map(placed) },
     answer: {
       text: entry.answer.text,
@@ -96,7 +96,7 @@ export function saveAnswer(entry, about) {
     },
     asked: entry.answer.asked,
     candidates: entry.answer.candidates,
-    drawn: entry.marks.map(({ name, box }) => ({ name, ...placed(box) })),
+    drawn: entry.marks.map(({ name, label = "", box }) => ({ name, label, ...placed(box) })),
   };
   save(new Blob([JSON.stringify(made, null, 2)], { type: "application/json" }), stamped(entry.time, "json"));
 }
@@ -105,7 +105,7 @@ export function saveAnswer(entry, about) {
 export async function saveReport(entry) {
   const regions = [
     ...entry.answer.boxes.map(({ box, phrase }) => ({ box, label: phrase.slice(0, 64), by: "model" })),
-    ...entry.marks.map(({ box, name }) => ({ box, label: `box ${name}`, by: "person" })),
+    ...entry.marks.map(({ box, name, label }) => ({ box, label: label?.slice(0, 64) || `box ${name}`, by: "person" })),
   ];
   const body = {
     image: entry.picture.source.uri, frame: entry.picture.frame, question: { text: entry.question.text },

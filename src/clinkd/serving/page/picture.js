@@ -10,17 +10,25 @@ import { decimal } from "./dom.js";
  * @returns {Promise<{uri: string}>}
  */
 export async function read(file, most) {
-  if (file.size * 4 > (most - 65536) * 3) { // base64, and room for the rest of a request
+  if (!fits(file, most)) {
     throw new Failure(`The file has ${Math.ceil(file.size / 1e6)} MB, more than the server takes. Shrink it first.`);
   }
+  return { uri: await encode(file) };
+}
+
+/** Whether the server takes a file. */
+export const fits = (file, most) => file.size * 4 <= (most - 65536) * 3; // base64, and room for the rest of a request
+
+/** The bytes of a file as a data URI. Throws Failure. */
+export async function encode(blob) {
   const uri = await new Promise((done, failed) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);
     reader.onerror = () => failed(new Failure("The file could not be read."));
-    reader.readAsDataURL(file);
+    reader.readAsDataURL(blob);
   });
   const base64 = uri.slice(uri.indexOf(",") + 1);
-  return { uri: `data:${file.type || "application/dicom"};base64,${base64}` };
+  return `data:${blob.type || "application/dicom"};base64,${base64}`;
 }
 
 /** One frame of a file, as the server shows it. Throws Failure. */
@@ -45,14 +53,14 @@ function floats(base64) {
 
 /** A frame with its pixels on `canvas`. */
 export class Picture {
-  /** @param {{uri: string}} source */
+  /** @param {{uri: string}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
   constructor(source, about, image, window) {
     Object.assign(this, { source, about, image });
     this.canvas = document.createElement("canvas");
     this.canvas.width = about.width;
     this.canvas.height = about.height;
     const { low, high } = about.grey ?? { low: 0, high: 1 };
-    this.first = { window, level: about.window ?? [(low + high) / 2, Math.max(high - low, 1e-6)], own: false };
+    this.first = { window, level: about.window ?? [(low + high) / 2, Math.max(high - low, 1e-6)], own: !image };
     this.show(this.first);
   }
 
@@ -87,6 +95,24 @@ export class Picture {
       bytes[at + 3] = 255;
     }
     context.putImageData(made, 0, 0);
+  }
+
+  /** Show it through a window that was wished for; false where the server has to. */
+  through(window, presets) {
+    if (window === this.shown.window) return true;
+    if (window === this.first.window) this.show(this.first);
+    else {
+      const level = presets[window] ?? window?.split("/").map(Number) ?? [];
+      if (!this.about.grey || level.length !== 2 || !level.every(Number.isFinite)) return false;
+      this.level(...level, window in presets ? window : null);
+    }
+    return true;
+  }
+
+  /** The image that a question is asked about: the file, or what is seen of it where no frame is like it. */
+  get sent() {
+    if (this.source.uri) return { uri: this.source.uri, frame: this.frame, window: this.shown.window };
+    return { uri: this.canvas.toDataURL("image/png"), frame: null, window: null };
   }
 
   /** A window of one's own; `name` where it is a preset. */

@@ -284,7 +284,7 @@ export class Worklist {
     this.view.replace("rewrite", edited.map(({ box, name }, i) => (
       { key: `rewrite-${i}`, kind: "rewrite", box, name, says: `Your box ${i + 1}, ${name}` })));
     this.view.replace("model", (answer?.boxes ?? []).map(({ box, name }, i) => ({
-      key: `model-${i}`, kind: "model", box, name: String(i + 1), phrase: name,
+      key: `model-${i}`, kind: "model", box, name: String(i + 1), label: name,
       says: `The model’s box ${i + 1}, ${name}`,
     })));
   }
@@ -373,12 +373,12 @@ export class Worklist {
       + "such as [box A].";
   }
 
-  #named({ key, name, phrase }) {
+  #named({ key, name, label }) {
     const input = make("input", {
       type: "text", list: "names", maxlength: 64, autocomplete: "off", "aria-label": `Name of box ${name}`,
       input: () => this.view.rename(key, input.value.trim()),
     });
-    input.value = phrase ?? "";
+    input.value = label ?? "";
     const go = button(name, () => this.view.visit(key), { class: "chip rewrite", "aria-label": `Go to box ${name}` });
     const insert = () => {
       this.text.setRangeText(`[box ${name}]`, this.text.selectionStart, this.text.selectionEnd, "end");

@@ -1,0 +1,332 @@
+"""Stacks on the page of `clinkd serve`: many files as one volume, its planes, and boxes that are saved as data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nibabel import Nifti1Image
+from PIL import Image
+from pydicom import dcmread
+
+from browser import Browser, arrived, program
+from clinkd.cli import main
+from clinkd.data.readers.forms import read_rows
+from clinkd.data.readers.source import Source
+from serving import TOKEN, Server, picture, serving_model
+from slices import GAP, SHAPE, VOLUME, ct, enhanced, place, write_series
+from test_serving_page import FAINT, HIGH, NAMES, SMALL, WIDE, answered, draw, pixels, places, text
+from test_serving_replies import ScriptedAnswerer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving_model(ScriptedAnswerer) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program()
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(chromium: Browser, server: Server) -> Iterator[Browser]:
+    """The page, opened anew; nothing may have been complained of at its end."""
+    chromium.visit(f"{server.url}/?token={TOKEN}", 1280, 900)
+    chromium.until("document.getElementById('state').dataset.state === 'ready'")
+    chromium.sent.clear()
+    yield chromium
+    told, chromium.told = chromium.told, []
+    assert told == []
+
+
+def open_files(page: Browser, *paths: Path) -> None:
+    page.ask("document.getElementById('facts').textContent = ''")
+    page.choose("#file", *paths)
+    page.until("document.getElementById('facts').textContent !== ''")
+
+
+def at_slice(page: Browser, said: str) -> None:
+    """Wait until a slice is shown: "axial slice 5 of 9"."""
+    page.until(f"document.getElementById('stage').getAttribute('aria-label').endsWith('{said}')")
+
+
+def through(values: Any, centre: float, width: float) -> Any:
+    """Grey of values, as a window shows them."""
+    return np.clip((values - (centre - width / 2)) / width, 0, 1) * 255
+
+
+def shown(page: Browser) -> Any:
+    return pixels(page)[..., 0].astype(float)
+
+
+def sent_image(body: Any) -> bytes:
+    url = next(part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url")
+    return base64.b64decode(url.partition(",")[2])
+
+
+def test_a_series_is_scrolled_and_asked_about_slice_by_slice(page, tmp_path):
+    paths = write_series(tmp_path)
+    damaged, foreign = tmp_path / "IM99", tmp_path / "notes.txt"
+    damaged.write_bytes(paths[0].read_bytes()[:-400])
+    foreign.write_text("no image at all")
+    open_files(page, foreign, *reversed(paths), damaged)
+    at_slice(page, "axial slice 5 of 9")
+    assert text(page, "#left-out summary") == "2 files are left out"
+    left = page.ask("[...document.querySelectorAll('#left-out li')].map((e) => e.textContent)")
+    assert left[0].startswith("notes.txt: not an image") and left[1].startswith("IM99: cut: 24x20 pixels need 960")
+    page.pick("#centre", "50")
+    page.pick("#width", "500")
+    assert np.abs(shown(page) - through(VOLUME[4], 50, 500)).max() <= 1
+    ((x, y),) = places(page, (0.5, 0.5))
+    page.wheel(x, y, 100)
+    at_slice(page, "axial slice 6 of 9")
+    page.ask("document.getElementById('stage').focus()")
+    page.press("End")
+    at_slice(page, "axial slice 9 of 9")
+    assert np.abs(shown(page) - through(VOLUME[8], 50, 500)).max() <= 1  # the window stays
+    page.pick("#frame", "2")
+    at_slice(page, "axial slice 2 of 9")
+    page.click("[data-task=overall]")
+    body = answered(page)
+    assert list(dcmread(io.BytesIO(sent_image(body))).ImagePositionPatient) == place(1)
+    assert body["clinkd"]["frame"] is None and body["clinkd"]["window"] == "50/500"
+
+
+def test_other_planes_are_made_of_the_volume_and_asked_about_as_pictures(page, tmp_path):
+    open_files(page, *write_series(tmp_path))
+    at_slice(page, "axial slice 5 of 9")
+    page.pick("#centre", "50")
+    page.pick("#width", "500")
+    rows = round((SHAPE[0] - 1) * GAP) + 1
+    for plane, count, wanted in (
+        ("coronal", SHAPE[1], VOLUME[::-1, SHAPE[1] - 1 - 4]),  # the fifth from the back; the head is above
+        ("sagittal", SHAPE[2], VOLUME[::-1, :, SHAPE[2] - 1 - 4]),  # the fifth from the left
+    ):
+        page.pick("#plane", plane)
+        page.until(f"document.getElementById('frame').max === '{count}'")
+        page.pick("#frame", "5")
+        at_slice(page, f"{plane} slice 5 of {count}")
+        assert shown(page).shape == (rows, wanted.shape[1])
+        assert np.abs(shown(page)[::2] - through(wanted, 50, 500)).max() <= 1
+        between = (wanted[:-1].astype(float) + wanted[1:]) / 2
+        assert np.abs(shown(page)[1::2] - through(between, 50, 500)).max() <= 1
+    assert "not a frame of the file" in text(page, "#reformatted")
+    assert page.ask("document.getElementById('reformatted').checkVisibility()")
+    page.click("[data-task=overall]")
+    body = answered(page)
+    assert (np.asarray(Image.open(io.BytesIO(sent_image(body))).convert("RGB")) == pixels(page)).all()
+    assert (body["clinkd"]["frame"], body["clinkd"]["window"]) == (None, None)
+    assert text(page, "#sr-why") == "A DICOM SR needs a frame of the file; this slice was made of many."
+    page.pick("#plane", "axial")
+    at_slice(page, "axial slice 5 of 9")
+    page.ask("document.querySelector('#history button').click()")
+    at_slice(page, f"sagittal slice 5 of {SHAPE[2]}")
+    page.pick("#frame", "6")
+    at_slice(page, f"sagittal slice 6 of {SHAPE[2]}")
+
+
+def test_one_of_several_series_is_chosen_and_a_film_has_no_planes(page, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first = write_series(tmp_path / "a")
+    second = write_series(tmp_path / "b", range(4), series="9.9", number=2, Modality="MR")
+    film, cut = tmp_path / "film.dcm", tmp_path / "one.dcm"
+    ct(VOLUME[:3], NumberOfFrames=3, series="8.8", ImagePositionPatient=place(0)).save_as(film)
+    enhanced([2, 0, 1]).save_as(cut)
+    open_files(page, film, *second, cut, *first)
+    titles = page.ask("[...document.querySelectorAll('#stack option')].map((e) => e.textContent)")
+    assert titles == [
+        "Series 1: CT, axial, 9 slices of 24 × 20", "Series 2: MR, axial, 4 slices of 24 × 20",
+        "Series 1: CT, 3 frames of 24 × 20", "Series 1: CT, axial, 3 slices of 24 × 20",
+    ]  # fmt: skip
+    page.pick("#stack", "1")
+    at_slice(page, "axial slice 3 of 4")
+    page.pick("#stack", "2")
+    at_slice(page, "frame 1 of 3")
+    assert text(page, "#flat") == "Other planes cannot be shown: the files do not say where each slice lies."
+    assert page.ask("document.getElementById('planes').hidden && !document.getElementById('flat').hidden")
+    page.pick("#stack", "3")
+    at_slice(page, "axial slice 2 of 3")
+    page.click("[data-task=overall]")
+    assert answered(page)["clinkd"]["frame"] == 3  # of the file, where the second slice stands third
+
+
+def test_a_nifti_is_a_stack_with_planes_and_windows(page, tmp_path):
+    affine = np.diag([-1.0, -1, GAP, 1])  # columns count to the left, rows to the back
+    Nifti1Image(VOLUME.transpose(2, 1, 0), affine).to_filename(tmp_path / "v.nii")
+    open_files(page, tmp_path / "v.nii")
+    at_slice(page, "axial slice 5 of 9")
+    page.pick("#centre", "50")
+    page.pick("#width", "500")
+    assert np.abs(shown(page) - through(VOLUME[4], 50, 500)).max() <= 1
+    page.pick("#plane", "coronal")
+    page.until(f"document.getElementById('frame').max === '{SHAPE[1]}'")
+    page.pick("#frame", "5")
+    at_slice(page, f"coronal slice 5 of {SHAPE[1]}")
+    assert np.abs(shown(page)[::2] - through(VOLUME[::-1, SHAPE[1] - 1 - 4], 50, 500)).max() <= 1
+
+
+FILE = {"kind": "DICOM", "width": 24, "height": 20, "frames": 1, "modality": "ct", "orientation": [1, 0, 0, 0, 1, 0],
+        "spacing": [1, 1], "series": "s", "series_number": 1, "instance_number": None, "why": None}  # fmt: skip
+
+
+def records(positions: list[list[float]], **fields: Any) -> list[dict[str, Any]]:
+    named = enumerate(positions)
+    return [{**FILE, "path": f"{n}", "file": {}, "positions": [p] if p else [], **fields} for n, p in named]
+
+
+WHY_FLAT = [
+    (records([[0, 0, z] for z in (0, 2, 4.01, 6)]), ""),
+    (records([[0, 0, z] for z in (0, 2, 6)]), "the slices are not equally far apart (2 to 4 mm)"),
+    (records([[0, z / 10, z] for z in (0, 2, 4)]), "the slices are shifted against each other, as by a tilted gantry"),
+    (records([[0, 0, z] for z in (0, 2, 2)]), "several slices lie at one place"),
+    (records([[0, 0, z] for z in (0, 2)]), "two slices make no volume"),
+    (records([[0, 0, 0], [], [0, 0, 4]]), "the files do not say where each slice lies"),
+    (records([[0, 0, z] for z in (0, 2, 4)], spacing=[]), "the files do not say how large a pixel is"),
+    (records([[0, 0, z] for z in (0, 2, 4)], width=9000, height=4000),
+     "it has 108 million voxels, and this page holds 100 million"),
+]  # fmt: skip
+
+
+def test_why_a_stack_is_no_volume_is_one_line(page):
+    told = page.ask(f"""import('/assets/stack.js').then(({{ stacksOf }}) =>
+      {json.dumps([files for files, _ in WHY_FLAT])}.map((files) => stacksOf(files).stacks[0].why))""")
+    assert told == [why for _, why in WHY_FLAT]
+
+
+def test_each_way_to_store_a_volume_gives_the_same_slices(page):
+    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)  # [from the feet, from the front, from the right]
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=2):
+            # the stack's slices, rows and columns along axes of the body: 0 up, 1 back, 2 left
+            stored = volume.transpose(order)[:, :: signs[0], :: signs[1]]
+            row, column = np.zeros(3), np.zeros(3)
+            row[2 - order[2]], column[2 - order[1]] = signs[1], signs[0]
+            normal = np.cross(row, column)
+            positions = [(normal * 2 * n).tolist() for n in range(stored.shape[0])]
+            if normal.sum() < 0:  # the first slice of a stack is the last along the body
+                stored = stored[::-1]
+            about = records(positions, width=stored.shape[2], height=stored.shape[1], spacing=[2, 2],
+                            orientation=[*row.tolist(), *column.tolist()])  # fmt: skip
+            found.append([about, stored.ravel().tolist()])
+    code = f"""Promise.all([import('/assets/stack.js'), import('/assets/planes.js')]).then(([a, b]) =>
+      {json.dumps(found)}.map(([files, values]) => {{
+        const {{ stacks: [stack] }} = a.stacksOf(files);
+        return [['axial', 2], ['coronal', 3], ['sagittal', 4]].map(([plane, count]) =>
+          [...Array(count).keys()].map((n) => [...b.cut(stack.space, values, plane, n).values])); }}))"""
+    slices = [
+        [volume[n].ravel().tolist() for n in range(2)],
+        [volume[::-1, 2 - n].ravel().tolist() for n in range(3)],
+        [volume[::-1, :, 3 - n].ravel().tolist() for n in range(4)],
+    ]
+    told = page.ask(code)
+    assert len(told) == 24 and all(one == slices for one in told)
+
+
+# ---- boxes as data ---------------------------------------------------------------------------------------------------
+
+
+def label(page: Browser, row: int, words: str) -> None:
+    field = f"#boxes li:nth-child({row}) [data-label]"
+    page.type(field, words)
+    page.until(f"document.querySelector({json.dumps(field)}).value === {json.dumps(words)}")
+
+
+def imported_boxes(folder: Path, out: Path) -> dict[tuple[str, str], list[float]]:
+    """The boxes of a folder after `clinkd data import`, in pixels, by image and name."""
+    assert main(["data", "import", str(folder), "--out", str(out)]) == 0
+    found = {}
+    for sample in (sample for result in read_rows(Source(out), Counter()) for sample in result.samples):
+        (image,) = sample.images
+        for box in sample.turns[0].question.boxes:
+            assert image.width and image.height
+            size = [image.width, image.height] * 2
+            found[image.path, sample.names[0]] = [v * n for v, n in zip(box.corners, size, strict=True)]
+    return found
+
+
+def test_boxes_with_names_are_saved_as_data_that_is_imported(page, tmp_path):
+    series, volume, plain = tmp_path / "series", tmp_path / "v.nii", tmp_path / "kidney.png"
+    series.mkdir()
+    files = write_series(series)
+    Nifti1Image(VOLUME.transpose(2, 1, 0), np.diag([-1.0, -1, GAP, 1])).to_filename(volume)
+    picture(WIDE, HIGH).save(plain)
+    drawn = {}
+    open_files(page, *files)
+    at_slice(page, "axial slice 5 of 9")
+    assert page.ask("[...document.querySelectorAll('#names option')].map((e) => e.value)") == ["liver", "spleen"]
+    drawn[f"images/{files[4].name}", "liver"] = draw(page, (0.1, 0.2), (0.5, 0.7))
+    label(page, 1, "liver")
+    draw(page, (0.6, 0.6), (0.9, 0.9))  # without a name it is no data
+    assert text(page, "#noted") == "1 box with 1 name and 0 answers on 1 image."
+    page.pick("#frame", "7")
+    at_slice(page, "axial slice 7 of 9")
+    assert page.ask("document.querySelectorAll('.mark').length") == 0
+    drawn[f"images/{files[6].name}", "left kidney"] = draw(page, (0.3, 0.3), (0.6, 0.6))
+    label(page, 1, "left kidney")
+    page.type("#note-answer", "A slice through the kidneys.")
+    page.pick("#frame", "5")
+    at_slice(page, "axial slice 5 of 9")
+    assert page.ask("document.querySelector('.mark .name').textContent") == "A liver"
+    assert page.ask("document.getElementById('note-answer').value") == ""
+    page.pick("#plane", "coronal")
+    page.until(f"document.getElementById('frame').max === '{SHAPE[1]}'")
+    draw(page, (0.3, 0.3), (0.6, 0.6))
+    assert page.ask("document.querySelector('#boxes [data-label]').hidden") and "of no file" in text(page, "#noted")
+    open_files(page, volume)
+    at_slice(page, "axial slice 5 of 9")
+    drawn["images/v.nii#5", "spleen"] = draw(page, (0.5, 0.1), (0.8, 0.4))
+    label(page, 1, "spleen")
+    open_files(page, plain)
+    drawn["images/kidney.png", "cyst"] = draw(page, (0.25, 0.25), (0.5, 0.5))
+    label(page, 1, "cyst")
+    assert text(page, "#noted") == "4 boxes with 4 names and 1 answer on 4 images."
+    out = tmp_path / "out"
+    out.mkdir()
+    page.downloads(out)
+    page.click("#save-data")
+    page.until("document.getElementById('error').textContent.includes('choose the modality')")
+    page.pick("#note-modality", "ultrasound")
+    page.click("#save-data")
+    with zipfile.ZipFile(io.BytesIO(arrived(out, "zip"))) as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path / "data")
+    assert (tmp_path / "data" / "images" / files[4].name).read_bytes() == files[4].read_bytes()
+    imported = imported_boxes(tmp_path / "data", tmp_path / "mydata")
+    sizes = {name: (WIDE, HIGH) if "png" in name else (SHAPE[2], SHAPE[1]) for name, _ in drawn}
+    assert imported.keys() == drawn.keys()
+    for (name, words), corners in drawn.items():
+        wanted = [v * n for v, n in zip(corners, sizes[name] * 2, strict=True)]
+        assert imported[name, words] == pytest.approx(wanted, abs=0.5), name
+    page.click("#save-boxes")
+    lines = [json.loads(line) for line in arrived(out, "jsonl").decode().splitlines()]
+    assert [line["image"] for line in lines] == [files[4].name, files[6].name, "v.nii#5", "kidney.png"]
+    assert [line["modality"] for line in lines] == ["ct", "ct", "ultrasound", "ultrasound"]
+    assert lines[1]["qa"] == [{"question": "What does this image show?", "answer": "A slice through the kidneys."}]
+
+
+def test_the_page_with_a_stack_is_named_contrasting_and_roomy(page, server, tmp_path):
+    files = write_series(tmp_path)
+    for width, dark in ((1280, True), (360, False)):
+        page.visit(f"{server.url}/", width, 740, dark=dark)
+        page.until("document.getElementById('state').dataset.state === 'ready'")
+        (tmp_path / "notes.txt").write_text("no image")
+        open_files(page, *files, tmp_path / "notes.txt")
+        draw(page, (0.2, 0.2), (0.6, 0.6))
+        page.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert page.ask(NAMES) == [] and page.ask(SMALL) == [] and page.ask(FAINT) == []
+        assert page.ask("document.documentElement.scrollWidth") == width
