@@ -191,7 +191,7 @@ def misbehaving_web(answer: Callable[[str, str, dict[str, str]], Answer | None])
                 return
             status, headers, body = reply
             self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

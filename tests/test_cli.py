@@ -32,6 +32,7 @@ VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
     "ablate", "evaluate", "serve", "spice install", "spice status",
     "runs list", "runs rm", "runs pack", "runs open", "runs verify",
+    "pacs pull", "pacs push", "pacs listen",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "boxes", "phantoms")]
 SCORES = {

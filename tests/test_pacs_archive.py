@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,12 @@ def test_nothing_of_a_patient_reaches_a_log(
             list(archive.fetch_series(series))
     with Peer(dies_after=0, images=[make_image()]).listening() as peer, pytest.raises(BadInput):
         list(connect(peer.address, timeout_seconds=2).fetch_series(SERIES))
-    printed = "".join(capfd.readouterr()) + caplog.text
+    strange = [make_image(AccessionNumber="Canary^Anna of Elmstreet 1", StudyID="Canary^Anna of Elmstreet 1")]
+    with Peer(images=strange).listening() as peer, warnings.catch_warnings(record=True) as warned:
+        assert len(connect(peer.address).find_series(StudyQuery(study=STUDY))) == 1
+        (content,) = connect(peer.address).fetch_series(SERIES)
+        connect(peer.address).store(content)
+    printed = "".join(capfd.readouterr()) + caplog.text + "".join(str(warning.message) for warning in warned)
     assert not any(word in printed for word in CANARIES), printed
 
 

@@ -255,7 +255,11 @@ def test_one_damaged_image_does_not_keep_the_others_back(capfd: pytest.CaptureFi
         if path.endswith(f"{STUDY}.2/instances"):
             return 500, {}, b"Canary^Anna"
         if path.endswith("/instances"):
-            return as_json(*({"SOPInstanceUID": Path(name).stem} for name in bodies))
+            return as_json(
+                {"SOPInstanceUID": f"{STUDY}.1.4"}, *({"SOPInstanceUID": Path(name).stem} for name in bodies)
+            )
+        if path.endswith(".1.4"):
+            return 404, {}, b"Canary^Anna"
         content = next(body for name, body in bodies.items() if path.endswith(Path(name).stem))
         body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--x--\r\n"
         return 200, {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}, body
@@ -263,12 +267,21 @@ def test_one_damaged_image_does_not_keep_the_others_back(capfd: pytest.CaptureFi
     with misbehaving_web(answer) as address:
         status, out, err = give(capfd, address, "--study", STUDY)
     assert status == 2 and files() == [CT_FILES[0], SHEET] and len(rows()) == 1
-    assert "pulled   scans: 1 file (0 MB) of 2 series in 1 study; 0 were there before; 3 problems" in out
-    for told in ("not a whole DICOM file", "an image of another series", "HTTP 500: a fault of the archive"):
+    assert "pulled   scans: 1 file (0 MB) of 2 series in 1 study; 0 were there before; 4 problems" in out
+    for told in (
+        "not a whole DICOM file",
+        "an image of another series",
+        "1 images of a series did not come",
+        "HTTP 500: a fault of the archive",
+    ):
         assert told in err
 
 
-def test_nothing_is_followed_out_of_the_folder(peer: Peer, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (here / "scans").write_text("")
-    status, _, err = give(capfd, peer.address, "--accession", "A100")
-    assert status == 2 and "--out scans: is no folder" in err
+def test_where_nothing_comes_nothing_is_made(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Peer(images=[make_image()], gets=False).listening() as peer:  # it offers no C-MOVE, either
+        status, out, err = give(capfd, peer.address, "--accession", "A100")
+        assert status == 2 and not (here / "scans").exists() and "pulled   scans: 0 files" in out
+        assert "1 of 1 images of a series did not come: it does not offer this operation (status 0211)" in err
+        (here / "scans").write_text("")
+        status, _, err = give(capfd, peer.address, "--accession", "A100")
+        assert status == 2 and "--out scans: is no folder" in err

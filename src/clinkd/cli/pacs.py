@@ -111,8 +111,8 @@ def _pull(args: argparse.Namespace) -> int:
     sheet = add_to_sheet(args.out)
     _tell_problems(sheet.problems)
     if sheet.annotations:
-        print(f"note     {sheet.annotations} segmentations or reports have no line in the sheet; data import --form "
-              "dicom reads them")  # fmt: skip
+        told = "segmentations or reports have no line in the sheet; data import --form dicom reads them"
+        print(f"note     {sheet.annotations} {told}")
     if sheet.path.exists():
         print(f"sheet    {sheet.path}: {sheet.lines} lines added, to be filled in; lines that stay empty do not count")
         words = ["data", "import", str(sheet.path), "--images", str(args.out), "--out", "mydata"]
@@ -166,7 +166,7 @@ def _add_push(kinds: Any) -> None:
     example = "clinkd pacs push https://pacs/dicom-web --answers answers.csv --images scans --seg"
     verb = add_verb(kinds, "push", _push, what, example, [_build_archive_flags(optional=True)])
     verb.add_argument(
-        "--answers", type=Path, required=True, metavar="FILE", help="the .csv or .jsonl that `clinkd ask --out` wrote"
+        "--answers", type=Path, required=True, metavar="FILE", help="the .csv or .jsonl of many answers of `clinkd ask`"
     )
     verb.add_argument(
         "--images", type=Path, required=True, metavar="FOLDER", help="of the images that the questions were about"

@@ -12,7 +12,7 @@ from clinkd.data.readers.dicom_annotations import identify
 from clinkd.data.readers.dicom_folder import make_sheet_lines
 from clinkd.data.readers.rows import find_csv_dialect
 from clinkd.records import BadInput
-from clinkd.storage import read_cell, write_atomic, write_csv
+from clinkd.storage import locked, read_cell, write_atomic, write_csv
 
 SHEET = "sheet.csv"
 
@@ -32,11 +32,14 @@ def add_to_sheet(folder: Path) -> SheetAddition:
     """Add a line for each image of a folder that its sheet does not have yet. What a person filled in stays as it is,
     to the byte. Raises BadInput where the sheet cannot be read."""
     added = SheetAddition(folder / SHEET)
-    sheet = _read_sheet(added.path) if added.path.exists() else _OpenedSheet()
-    if lines := list(_describe_images(folder, sheet.images, added)):
-        head = sheet.head or list(lines[0])
-        rows = [[line.get(name, "") for name in head] for line in lines]
-        write_atomic(added.path, sheet.content + sheet.encode([*([] if sheet.head else [head]), *rows]))
+    if not folder.is_dir():  # nothing came
+        return added
+    with locked(folder):  # against another pull
+        sheet = _read_sheet(added.path) if added.path.exists() else _OpenedSheet()
+        if lines := list(_describe_images(folder, sheet.images, added)):
+            head = sheet.head or list(lines[0])
+            rows = [[line.get(name, "") for name in head] for line in lines]
+            write_atomic(added.path, sheet.content + sheet.encode([*([] if sheet.head else [head]), *rows]))
     added.lines = len(lines)
     return added
 

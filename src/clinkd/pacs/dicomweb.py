@@ -57,10 +57,13 @@ class DicomWebArchive:
             session.headers["Authorization"] = f"Bearer {self._credentials[0]}"
         elif self._credentials:
             session.auth = (self._credentials[0], self._credentials[1])
-        busy = Retry(_ATTEMPTS, connect=0, read=0, other=0, status_forcelist=_BUSY, allowed_methods=None,
-                     backoff_factor=1, raise_on_status=False, respect_retry_after_header=False)  # fmt: skip
+        # once more where an archive has closed a connection that was idle; to store an object twice does no harm
+        again = Retry(
+            _ATTEMPTS, connect=0, read=1, other=0, redirect=0, status_forcelist=_BUSY, allowed_methods=None,
+            backoff_factor=0.5, raise_on_status=False, respect_retry_after_header=False,
+        )  # fmt: skip
         for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=busy))
+            session.mount(scheme, HTTPAdapter(max_retries=again))
         return session
 
     @cached_property
@@ -96,9 +99,20 @@ class DicomWebArchive:
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
+        failures = list[str]()
         for uid in [_read(item, "SOPInstanceUID") for item in self._search(search, "SOPInstanceUID")]:
-            if uid not in skip:
-                yield self._fetch_instance(f"{series.study}/series/{series.series}/instances/{uid}")
+            if uid in skip:
+                continue
+            try:
+                content = self._fetch_instance(f"{series.study}/series/{series.series}/instances/{uid}")
+            except ArchiveUnreachable:
+                raise
+            except BadInput as error:
+                failures.append(str(error))
+                continue
+            yield content
+        if failures:
+            raise BadInput(f"{len(failures)} images of a series did not come: {failures[0]}")
 
     def _fetch_instance(self, path: str) -> bytes:
         with self._naming_failures():

@@ -8,7 +8,6 @@ import queue
 import socket
 import ssl
 import threading
-import warnings
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -100,9 +99,7 @@ class DimseArchive:
         header = read_instance_header(content)
         with self._associate([(header.sop_class, (header.transfer_syntax,))]) as association:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    status = association.send_c_store(dcmread(io.BytesIO(content)))
+                status = association.send_c_store(dcmread(io.BytesIO(content)))
             except Exception as error:  # of pydicom, whose message may quote the file
                 raise BadInput(f"not a DICOM file that can be sent ({type(error).__name__})") from None
             code = self._read_status(status)

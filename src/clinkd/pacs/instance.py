@@ -48,10 +48,8 @@ def read_instance_header(content: bytes) -> InstanceHeader:
     silence_libraries()
     names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ds = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(names))
-            uids = [str(ds[name].value) for name in names] + [str(ds.file_meta.TransferSyntaxUID)]
+        ds = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(names))
+        uids = [str(ds[name].value) for name in names] + [str(ds.file_meta.TransferSyntaxUID)]
     except Exception as error:  # whatever pydicom meets in a damaged file; its message may quote the header
         raise BadInput(f"not a whole DICOM file ({type(error).__name__})") from None
     if not all(map(is_uid, uids)):
@@ -67,6 +65,8 @@ def explain_status(status: int) -> str:
 
 
 def silence_libraries() -> None:
-    """These loggers would write queries, values and names, perhaps of a patient."""
-    for name in ("pydicom", "pynetdicom", "dicomweb_client", "urllib3", "retrying"):
+    """These loggers and warnings would write queries, values and names, perhaps of a patient."""
+    libraries = ("pydicom", "pynetdicom", "dicomweb_client", "urllib3", "retrying")
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(libraries)})\b")
+    for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
