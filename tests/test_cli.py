@@ -31,7 +31,8 @@ from clinkd.workflows.ask import AskResult
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
     "ablate", "evaluate", "serve", "spice install", "spice status",
-    "runs list", "runs rm", "runs pack", "runs open", "runs verify", "pacs pull",
+    "runs list", "runs rm", "runs pack", "runs open", "runs verify",
+    "pacs pull", "pacs push", "pacs listen",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "boxes", "phantoms")]
 SCORES = {

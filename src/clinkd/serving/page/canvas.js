@@ -165,12 +165,6 @@ export class View extends EventTarget {
     return mark;
   }
 
-  /** Other words for what a mark shows. */
-  rename(key, phrase) {
-    this.marks.set(key, { ...this.marks.get(key), phrase });
-    this.render();
-  }
-
   /** Another place for a mark. */
   put(key, box) {
     this.marks.set(key, { ...this.marks.get(key), box });

@@ -345,7 +345,7 @@ export class Worklist {
     this.view.replace("model", []); // only what will be sent is seen while it is made
     const marks = boxes.map(({ box, name }) => {
       const { key } = this.view.add(box);
-      this.view.rename(key, name);
+      this.view.label(key, name);
       return this.view.marks.get(key);
     });
     this.view.select(marks[0]?.key ?? null);
@@ -376,7 +376,7 @@ export class Worklist {
   #named({ key, name, label }) {
     const input = make("input", {
       type: "text", list: "names", maxlength: 64, autocomplete: "off", "aria-label": `Name of box ${name}`,
-      input: () => this.view.rename(key, input.value.trim()),
+      input: () => this.view.label(key, input.value.trim()),
     });
     input.value = label ?? "";
     const go = button(name, () => this.view.visit(key), { class: "chip rewrite", "aria-label": `Go to box ${name}` });
