@@ -289,7 +289,7 @@ def test_clinkd_loads_the_folder_as_it_was_trained(serving: Served, name: str) -
 
 
 def test_the_code_is_ours_but_for_its_imports_and_asks_for_nothing_else(serving: Served) -> None:
-    source = Path(served.__file__).parents[1]
+    source = Path(served.__file__).parents[2]
     for name in WITH_CODE:
         files = list((serving[0] / name).glob("*.py"))
         assert {"processing.py", "codecs.py", "grids.py"} <= {file.name for file in files}
