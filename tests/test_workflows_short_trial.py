@@ -23,7 +23,7 @@ from clinkd.records import ImageRef
 from clinkd.settings import override
 from clinkd.workflows import short_trial, trial
 from clinkd.workflows.forecast import StageEstimate
-from clinkd.workflows.short_trial import extrapolate
+from clinkd.workflows.short_trial import count_more, extrapolate
 
 DEEP = TinyConfig(
     hidden=48, layers=6, heads=2, mlp=64, vision_hidden=32, vision_layers=5, vision_heads=2, image_pixels=64
@@ -58,10 +58,10 @@ def test_copies_of_every_family_load_and_blocks_of_a_kind_weigh_the_same(family:
     weights = {}
     for more in (None, *(k for k in kinds if len(k.places) > 1)):
         folder = tmp_path / f"{more.part}-{more.name}" if more else tmp_path / "shortest"
-        shorten(knobs, {k: 1 + (k == more) for k in kinds}, folder)
+        shorten(knobs, {k: 1 + (count_more(k) if k == more else 0) for k in kinds}, folder)
         model = load(folder, open_grey, knobs_of(family, folder), foreign=True)  # and it answers
         weights[more] = sum(math.prod(shape) for shape in read_shapes(folder).values())
-        assert len(model.blocks) == len(kinds) + (more is not None)
+        assert len(model.blocks) == len(kinds) + (count_more(more) if more else 0)
     estimates = {k: StageEstimate("", "", trained_parameters=n) for k, n in weights.items() if k}
     whole = extrapolate(StageEstimate("", "", trained_parameters=weights[None]), estimates)
     assert whole.trained_parameters == sum(math.prod(shape) for shape in read_shapes(tmp_path / "whole").values())
@@ -89,12 +89,12 @@ def test_what_grows_with_blocks_is_told_of_all_blocks_and_no_block_takes_less_th
     text, vision = BlockKind("text", "block", tuple(range(28))), BlockKind("vision", "block", tuple(range(32)))
     shortest = StageEstimate("distill", "missing", 7, 100.0, 1000.0, 10.0, 30.0, 2, 500)
     longer = {
-        text: replace(shortest, seconds=110.0, memory_mb=1050.0, trained_parameters=600),
-        vision: replace(shortest, seconds=95.0, memory_mb=1020.0, disk_mb=11.0),
+        text: replace(shortest, seconds=110.0, memory_mb=1060.0, trained_parameters=599),
+        vision: replace(shortest, seconds=95.0, memory_mb=1030.0, disk_mb=13.0),
     }
     whole = extrapolate(shortest, longer)
-    assert (whole.steps, whole.seconds, whole.memory_mb) == (7, 100 + 27 * 10, 1000 + 27 * 50 + 31 * 20)
-    assert (whole.disk_mb, whole.passing_mb, whole.trained_parameters) == (10 + 31, 30, 500 + 27 * 100)
+    assert (whole.steps, whole.seconds, whole.memory_mb) == (7, 100 + 27 * 10 / 3, 1000 + 27 * 20 + 31 * 10)
+    assert (whole.disk_mb, whole.passing_mb, whole.trained_parameters) == (10 + 31, 30, 500 + 27 * 33)
     assert whole.measured_steps == 6
 
 
@@ -118,5 +118,6 @@ def test_steps_weights_and_disk_of_a_trial_by_copies_are_those_of_the_whole_tria
         assert (short.stage, short.steps) == (whole.stage, whole.steps)
         assert short.trained_parameters == whole.trained_parameters
         assert short.disk_mb == pytest.approx(whole.disk_mb, rel=0.2, abs=0.3), short.stage
-        assert short.passing_mb == pytest.approx(whole.passing_mb, rel=0.2, abs=0.3), short.stage
+        # what a teacher says of heavy rows is stored of all: no less than it takes
+        assert 0.95 * whole.passing_mb <= short.passing_mb <= 2 * whole.passing_mb + 0.3, short.stage
         assert short.memory_mb == pytest.approx(whole.memory_mb, rel=0.25), short.stage

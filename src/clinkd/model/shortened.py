@@ -1,4 +1,4 @@
-"""Short copies of a deep base: a block of each kind, and one more of each kind in turn.
+"""Short copies of a deep base: a block of each kind, and more of each kind in turn.
 
 Blocks of a kind take equal time and memory, so that both grow evenly with their number. What copies take therefore
 tells what the base takes, without a step of the whole base.

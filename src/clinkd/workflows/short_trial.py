@@ -1,8 +1,8 @@
 """A trial of a deep base by short copies of it: the parts that a trial in small does otherwise.
 
 Time and memory grow evenly with the number of blocks of a kind. So each stage is tried on a copy with one block of each
-kind, and on copies with one more of a kind: the difference is what a block takes. A step is of one row, whose images
-are small: the time of real rows is that of their operations, and what they keep for the backward is counted.
+kind, and on copies with more of a kind: the difference is what these take. A step is of one row, whose images are
+small: the time of real rows is that of their operations, and what they keep for the backward is counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from clinkd.workflows.gpus import LongestRow, count_kept_bytes
 LARGE = 200_000_000  # weights of a base that is tried by short copies on a CPU; a GPU takes a few steps of it at once
 IMAGE_TOKENS = 256  # most of an image in such a trial
 STEPS = 2  # of each training: the second one is timed, and needs all memory that later ones do
+MORE_BLOCKS = 3  # of a kind in a longer copy: what one more takes is lost among what else differs
 TRAINED_ROWS, HELD_ROWS = 2, 1
+TRIED_QUESTIONS = 2  # most of a row: the head alone has as many weights as five blocks of two billion
 TOKENS = 6  # of answers that are timed
 ANSWER_TOKENS = 2  # of those that the stages write
 TOGETHER = 16  # most that are answered together
@@ -41,7 +43,7 @@ def list_large_bases(config: RunConfig) -> list[str]:
 
 
 class Copies(NamedTuple):
-    """`configs`: of a run of the shortest copies, and of runs with one block more of a kind, by `kinds`."""
+    """`configs`: of a run of the shortest copies, and of runs with more blocks of a kind, by `kinds`."""
 
     configs: list[RunConfig]
     kinds: list[BlockKind]
@@ -52,7 +54,13 @@ class Copies(NamedTuple):
         if not self.kinds:
             return ""
         parts = {part: sum(len(k.places) for k in self.kinds if k.part == part) for part in ("text", "vision")}
-        return f"1 and 2 blocks of a kind for the {parts['text']} of the text and {parts['vision']} of the tower"
+        more = 1 + max(map(count_more, self.kinds))
+        return f"1 and {more} blocks of a kind for the {parts['text']} of the text and {parts['vision']} of the tower"
+
+
+def count_more(kind: BlockKind) -> int:
+    """The blocks that a longer copy has more of."""
+    return min(MORE_BLOCKS, len(kind.places) - 1)
 
 
 def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copies:
@@ -70,7 +78,7 @@ def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copie
             own = more if more and more[0] == knob else None
             place = folder / f"{knob}-{number if own else 0}"
             if not place.exists():
-                numbers = {kind: 1 + (own is not None and own[1] == kind) for kind in kinds[knob]}
+                numbers = {k: 1 + (count_more(k) if own and own[1] == k else 0) for k in kinds[knob]}
                 shorten(change_knobs(config.model, base=bases[knob]), numbers, place)
             settings.append(f"{knob}={place}")
         configs.append(override(config, settings))
@@ -78,15 +86,17 @@ def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copie
 
 
 def extrapolate(shortest: StageEstimate, longer: Mapping[BlockKind, StageEstimate]) -> StageEstimate:
-    """What a stage takes of the whole base, from what it takes of the shortest copy and of those with one block more.
+    """What a stage takes of the whole base, from what it takes of the shortest copy and of those with more blocks.
 
     A block takes no less than nothing, whatever chance makes of a small difference.
     """
     amounts: dict[str, Any] = {}
     for name in ("seconds", "memory_mb", "disk_mb", "passing_mb", "trained_parameters"):
         least = getattr(shortest, name)
-        blocks = (max(0, getattr(e, name) - least) * (len(kind.places) - 1) for kind, e in longer.items())
-        amounts[name] = least + sum(blocks)
+        blocks = (
+            max(0, getattr(e, name) - least) * (len(kind.places) - 1) / count_more(kind) for kind, e in longer.items()
+        )
+        amounts[name] = type(least)(least + sum(blocks))
     measured = shortest.measured_steps + sum(e.measured_steps for e in longer.values())
     return replace(shortest, **amounts, measured_steps=measured)
 
@@ -144,11 +154,12 @@ def _count_work(model: VisionLanguageModel, row: list[Sample], cached: bool) -> 
 @dataclass(frozen=True)
 class MoreMemory:
     """The memory of real rows beside that of the rows tried, counted: what a training keeps for the backward, and what
-    answers keep. `row`: the longest; `images_a_batch`: of questions that are answered together."""
+    answers keep. `rows`: the longest of all, and of those tried; `images_a_batch`: of questions that are answered
+    together."""
 
     config: RunConfig
     small: RunConfig
-    row: LongestRow
+    rows: tuple[LongestRow, LongestRow]
     images_a_batch: float
     kept: Mapping[str, tuple[Activations, Activations]]  # by precision: of real images, and of small ones
 
@@ -158,7 +169,9 @@ class MoreMemory:
         return next(iter(self.kept.values()))
 
     @classmethod
-    def of(cls, config: RunConfig, small: RunConfig, row: LongestRow, images_a_batch: float) -> MoreMemory:
+    def of(
+        cls, config: RunConfig, small: RunConfig, rows: tuple[LongestRow, LongestRow], images_a_batch: float
+    ) -> MoreMemory:
         kept: dict[str, tuple[Activations, Activations]] = {}
         for precision in {fit.precision for fit in config.fits().values()} or {"float32"}:
             real = count_activations(config.model, precision)
@@ -166,7 +179,7 @@ class MoreMemory:
             images.processor = copy.deepcopy(images.processor)
             images.family.limit_image_tokens(images.processor, small.model.max_image_tokens)
             kept[precision] = real, replace(real, images=images)
-        return cls(config, small, row, images_a_batch, kept)
+        return cls(config, small, rows, images_a_batch, kept)
 
     def training_mb(self, name: str) -> float:
         """Of the training of these knobs ("distill.fit")."""
@@ -174,16 +187,16 @@ class MoreMemory:
 
     def _kept(self, config: RunConfig, name: str, which: int) -> float:
         fit: FitConfig = config.fits()[name]
-        return count_kept_bytes(config, fit, self.kept[fit.precision][which], self.row) / 1e6
+        return count_kept_bytes(config, fit, self.kept[fit.precision][which], self.rows[which]) / 1e6
 
     def answers_mb(self, tried_images: int) -> float:
         """Keys and values of all questions, and what a block makes of their images."""
-        real, small = self.any_kept
-        answer, text = self.config.answer, self.row.text_tokens(1) + self.config.answer.max_new_tokens
+        (real, small), (longest, short), answer = self.any_kept, self.rows, self.config.answer
         questions = min(TOGETHER, answer.batch)
-        fronts = self.images_a_batch * real.image_tokens(self.row.images)
-        tried = tried_images * small.image_tokens(self.row.images)
-        rows = answer.batch * answer.rows * text - questions * answer.rows * (self.row.text_tokens(1) + TOKENS)
+        fronts = self.images_a_batch * real.image_tokens(longest.images)
+        tried = tried_images * small.image_tokens(short.images)
+        rows = answer.batch * answer.rows * (longest.text_tokens(1) + answer.max_new_tokens)
+        rows -= questions * answer.rows * (short.text_tokens(1) + TOKENS)
         patches = (fronts - tried) * real.images.geometry.merge**2
         passing = max((fronts - tried) * real.text.a_block, patches * real.vision.a_block)
         cached = (fronts - tried + rows) * real.cached * FIXED[self.config.model.dtype]

@@ -54,6 +54,7 @@ from clinkd.workflows.short_trial import (
     TOGETHER,
     TOKENS,
     TRAINED_ROWS,
+    TRIED_QUESTIONS,
     WEIGHED_ROWS,
     MoreMemory,
     Scale,
@@ -80,6 +81,7 @@ QUESTIONS = {
     "prepare": SPLITS, "eyes": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN,
     "clip": TRAIN, "answer": HELD, "select": HELD, "shuffle": TEST, "likelihood": TEST, "probe": SPLITS, "score": TEST,
 }  # fmt: skip
+LOOKING = ("eyes", "see")  # stages that look at each image once, whatever is asked about it
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
 FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
 # Rows of each split for stages without a large model: enough for a step of a CLIP, and truths to score as answers.
@@ -115,7 +117,7 @@ def shrink_config(config: RunConfig, short: bool = False) -> RunConfig:
         settings += [f"{name}.rows=1", f"{name}.accumulate=1"] if short else []
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
-        settings.append("reflect.corrector=offline")
+        settings += ["reflect.corrector=offline", *(["reflect.rounds=1"] if short else [])]
     return override(config, settings)
 
 
@@ -197,12 +199,12 @@ class SmallRun:
         for number, stage in enumerate(stages, start=1):
             if self.first and stage.name in WITHOUT_BASE:
                 self._take_over(stage.name)
-            elif self.deep and stage.name.startswith("reflect-") and "reflect-1" in self.estimates:
-                self.finished[stage.name] = self.finished[stages[number - 2].name]  # another round of the same work
-                self.estimates[stage.name] = replace(self.estimates["reflect-1"], stage=stage.name)
             else:
                 self.estimates[stage.name] = self._estimate_stage(stage)
             yield self.estimates[stage.name]
+            if self.deep and self.config.reflect and stage.name == "reflect-1":  # other rounds are the same work
+                for again in range(2, self.config.reflect.rounds + 1):
+                    yield replace(self.estimates["reflect-1"], stage=f"reflect-{again}")
             later = {need.name for stage in stages[number:] for need in stage.needs}
             wanted = {place for name, place in self.finished.items() if name in later}
             for place in {*self.finished.values()} - wanted:  # models are large
@@ -309,8 +311,11 @@ class SmallRun:
     def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
         kept = {}
         for split, number in numbers.items():
-            choose = choose_heaviest if self.deep and numbers["train"] == TRAINED_ROWS else choose_typical
+            few = self.deep and numbers["train"] == TRAINED_ROWS
+            choose = choose_heaviest if few else choose_typical
             rows = choose(group_by_images(samples[split]), number, self.config.model.max_image_tokens)
+            if few:
+                rows = [row[:: max(1, len(row) // TRIED_QUESTIONS)][:TRIED_QUESTIONS] for row in rows]
             ids = {s.id for row in rows for s in row}
             kept[split] = [s for s in samples[split] if s.id in ids]
             write_lines(place / f"{split}.jsonl", (s.to_json() for s in kept[split]))
@@ -346,7 +351,8 @@ class SmallRun:
             self.more = self.first.more
         else:
             longest = choose_longest(choose_heaviest(rows, 1, self.config.model.max_image_tokens))
-            self.more = MoreMemory.of(self.deep, self.small, longest, self._count_images_a_batch())
+            tried = choose_longest(group_by_images(samples))
+            self.more = MoreMemory.of(self.deep, self.small, (longest, tried), self._count_images_a_batch())
         assert self.more
         self.scale = compare_rows(model, group_by_images(samples), real, self.more.any_kept[0])
         self.image_mb *= self.scale.tokens
@@ -438,12 +444,13 @@ class SmallRun:
         return whole / narrow
 
     def _growth(self, kind: str) -> float:
-        """How many times as many questions, or drawings, the whole stage looks at as the small one."""
+        """How many times as many questions, images or drawings the whole stage looks at as the small one."""
         if kind == "general":
             return _count_drawings(self.config) / _count_drawings(self.small)
         if kind not in QUESTIONS:
             return 1.0
-        small, whole = (sum(c["questions"][s] for s in QUESTIONS[kind]) for c in (self._counts_of(kind), self.whole))
+        unit = "images" if kind in LOOKING else "questions"
+        small, whole = (sum(c[unit][s] for s in QUESTIONS[kind]) for c in (self._counts_of(kind), self.whole))
         return whole / small
 
     def _opening_seconds(self, epochs: float, rows: float) -> float:
