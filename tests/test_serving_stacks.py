@@ -164,6 +164,7 @@ def test_one_of_several_series_is_chosen_and_a_film_has_no_planes(page, tmp_path
     assert answered(page)["clinkd"]["frame"] == 3  # of the file, where the second slice stands third
 
 
+@pytest.mark.slow  # the same code, by another file
 def test_a_nifti_is_a_stack_with_planes_and_windows(page, tmp_path):
     affine = np.diag([-1.0, -1, GAP, 1])  # columns count to the left, rows to the back
     Nifti1Image(VOLUME.transpose(2, 1, 0), affine).to_filename(tmp_path / "v.nii")
