@@ -164,5 +164,5 @@ def test_what_people_answered_better_becomes_data(tmp_path, monkeypatch, capsys)
     first, second = map(json.loads, file.read_text().splitlines())
     assert first["objects"] == [{"name": "heart", "box": [32.0, 16.0, 48.0, 64.0]}] and first["modality"] == "ct"
     assert second["qa"] == [{"question": "Where is the heart?", "answer": "There is no heart."}]
-    assert main(["data", "import", str(file), "--out", "mydata"]) == 0
+    assert main(["data", "import", str(file), "--out", "mydata", "--workers", "1"]) == 0
     assert "data     mydata: 3 samples of 2 images" in capsys.readouterr().out

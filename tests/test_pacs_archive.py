@@ -101,11 +101,12 @@ def check_archive(archive: Archive, images: list[Dataset], exact: bool = False) 
     stopped.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("way", ["web", "dicom"])
+@pytest.mark.parametrize("way", ["web", pytest.param("dicom", marks=pytest.mark.slow)])
 def test_orthanc_is_found_fetched_and_stored_to(orthanc: Orthanc, way: str) -> None:
     check_archive(connect(getattr(orthanc, way), receive_port=orthanc.receive_port), make_images(), exact=way == "web")
 
 
+@pytest.mark.slow  # an Orthanc of its own
 def test_orthanc_that_only_moves_sends_to_a_receiver_of_ours(mover: Orthanc) -> None:
     archive = connect(mover.dicom, receive_port=mover.receive_port)
     check_archive(archive, make_images())
@@ -129,7 +130,7 @@ def test_a_peer_is_found_fetched_and_stored_to(gets: bool) -> None:
         assert {request.partition(" ")[0] for request in peer.requests} == {"find", "get" if gets else "move"}
 
 
-@pytest.mark.parametrize("gets", [True, False])
+@pytest.mark.parametrize("gets", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_compressed_image_comes_as_it_is(gets: bool) -> None:
     image = compress(make_image())
     port = free_port()
@@ -298,7 +299,7 @@ def test_an_image_that_came_broken_off_does_not_count() -> None:
                 list(archive.fetch_series(SERIES))
 
 
-@pytest.mark.parametrize("gets", [True, False])
+@pytest.mark.parametrize("gets", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_archive_that_dies_in_the_middle_of_a_series_is_told(gets: bool) -> None:
     port, images = free_port(), [make_image(1, number) for number in (1, 2, 3)]
     with Peer(images=images, gets=gets, moves_to=port, dies_after=1).listening() as peer:

@@ -20,10 +20,10 @@ from pydicom.uid import EnhancedSRStorage
 from pynetdicom import AE, Association
 
 from arrivals import associated, make_image
-from clinkd.pacs import AllowedPeer, Receiver, ReceiverAddress, ReceiverLimits, StoreRefusal, TlsFiles
-from clinkd.pacs.receiver import CANNOT_UNDERSTAND, MISMATCH, OUT_OF_RESOURCES, SUCCESS
+from clinkd.pacs import AllowedPeer, Receiver, ReceiverAddress, ReceiverLimits, StoreRefusal, StoreStatus, TlsFiles
 from clinkd.records import BadInput
 
+SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = StoreStatus
 LIMITS = ReceiverLimits(stall_seconds=patience(5))
 
 

@@ -164,6 +164,7 @@ def test_one_of_several_series_is_chosen_and_a_film_has_no_planes(page, tmp_path
     assert answered(page)["clinkd"]["frame"] == 3  # of the file, where the second slice stands third
 
 
+@pytest.mark.slow  # the same code, by another file
 def test_a_nifti_is_a_stack_with_planes_and_windows(page, tmp_path):
     affine = np.diag([-1.0, -1, GAP, 1])  # columns count to the left, rows to the back
     Nifti1Image(VOLUME.transpose(2, 1, 0), affine).to_filename(tmp_path / "v.nii")
@@ -319,14 +320,14 @@ def test_boxes_with_names_are_saved_as_data_that_is_imported(page, tmp_path):
     assert lines[1]["qa"] == [{"question": "What does this image show?", "answer": "A slice through the kidneys."}]
 
 
-def test_the_page_with_a_stack_is_named_contrasting_and_roomy(page, server, tmp_path):
+@pytest.mark.parametrize(("width", "dark"), [(360, False), pytest.param(1280, True, marks=pytest.mark.slow)])
+def test_the_page_with_a_stack_is_named_contrasting_and_roomy(page, server, tmp_path, width, dark):
     files = write_series(tmp_path)
-    for width, dark in ((1280, True), (360, False)):
-        page.visit(f"{server.url}/", width, 740, dark=dark)
-        page.until("document.getElementById('state').dataset.state === 'ready'")
-        (tmp_path / "notes.txt").write_text("no image")
-        open_files(page, *files, tmp_path / "notes.txt")
-        draw(page, (0.2, 0.2), (0.6, 0.6))
-        page.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        assert page.ask(NAMES) == [] and page.ask(SMALL) == [] and page.ask(FAINT) == []
-        assert page.ask("document.documentElement.scrollWidth") == width
+    page.visit(f"{server.url}/", width, 740, dark=dark)
+    page.until("document.getElementById('state').dataset.state === 'ready'")
+    (tmp_path / "notes.txt").write_text("no image")
+    open_files(page, *files, tmp_path / "notes.txt")
+    draw(page, (0.2, 0.2), (0.6, 0.6))
+    page.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.ask(NAMES) == [] and page.ask(SMALL) == [] and page.ask(FAINT) == []
+    assert page.ask("document.documentElement.scrollWidth") == width

@@ -190,6 +190,7 @@ def test_a_rejection_with_a_note(page, server, worklist):
     assert "Note: x" in text(page, "#w-detail")
 
 
+@pytest.mark.slow  # the conflict itself: tests/test_serving_worklist.py
 def test_a_decision_of_another_person_is_shown_and_not_overwritten(page, server, worklist):
     first, second = arrive(worklist, 2)
     look(page, server)
@@ -223,6 +224,7 @@ def test_a_decision_of_another_person_is_shown_and_not_overwritten(page, server,
     page.told.clear()
 
 
+@pytest.mark.slow  # the same list, over several looks at the server
 def test_what_arrives_moves_neither_the_place_nor_an_edit(page, server, worklist):
     ids = arrive(worklist, 22)
     look(page, server)
@@ -245,7 +247,7 @@ def test_what_arrives_moves_neither_the_place_nor_an_edit(page, server, worklist
     page.until("!document.getElementById('w-none').hidden")
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [pytest.param(1280, False, marks=pytest.mark.slow), (360, True)])
 def test_it_has_names_contrast_and_room_on_any_screen(page, server, worklist, width, dark):
     arrive(worklist, 2)
     look(page, server, width, dark)

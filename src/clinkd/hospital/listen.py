@@ -23,13 +23,20 @@ from clinkd.data.images.limits import UPLOADS
 from clinkd.hospital.pull import NO_IMAGES
 from clinkd.hospital.rules import Rules, ask_by_rules
 from clinkd.hospital.worklist import IMAGES, ArrivedImage, ModelAnswer, Worklist, WorklistEntry, WorklistFull
-from clinkd.pacs import Archive, SeriesReference, StoreRefusal, StudyQuery, is_uid, read_instance_header
+from clinkd.pacs import (
+    Archive,
+    SeriesReference,
+    StoreRefusal,
+    StoreStatus,
+    StudyQuery,
+    is_uid,
+    read_instance_header,
+)
 from clinkd.records import BadInput, Modality
 from clinkd.storage import write_atomic
 
 PLACE = "the image"
 CORRECTIONS = "corrections.jsonl"  # in the folder of the worklist; `clinkd data import` reads it
-OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000  # PS3.4, table B.2-1
 _RETRY_SECONDS, _LONGEST_RETRY = 5.0, 3600.0  # of what could not be sent; twice as long each time
 _FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")
 Send = Literal["accepted", "all"]
@@ -82,7 +89,7 @@ def read_arrival(content: bytes) -> ArrivedImage:
     if not all(map(is_uid, uids)):
         raise BadInput(f"{PLACE}: the UID of its study, its series or itself is missing or not valid")
     if any(name and name != own for name, own in zip(sent, stated, strict=True)):
-        raise StoreRefusal(MISMATCH, "its UIDs are not those of the request")
+        raise StoreRefusal(StoreStatus.MISMATCH, "its UIDs are not those of the request")
     study, series, instance = uids
     return ArrivedImage(study, series, instance, modality, body_part, frames)
 
@@ -129,11 +136,11 @@ class Listening:
         facts = read_arrival(content)
         questions = ask_by_rules(self.rules, facts)
         if not questions:
-            raise StoreRefusal(CANNOT_UNDERSTAND, "no rule asks about such an image")
+            raise StoreRefusal(StoreStatus.CANNOT_UNDERSTAND, "no rule asks about such an image")
         try:
             self.worklist.add_image(content, facts, questions)
         except WorklistFull as full:
-            raise StoreRefusal(OUT_OF_RESOURCES, str(full)) from None
+            raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, str(full)) from None
         self.counts["images"] += 1
 
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
@@ -247,7 +254,7 @@ class Listening:
         try:
             self.take(content)
         except (BadInput, StoreRefusal) as error:
-            if isinstance(error, StoreRefusal) and error.status == OUT_OF_RESOURCES:
+            if isinstance(error, StoreRefusal) and error.status == StoreStatus.OUT_OF_RESOURCES:
                 raise BadInput(f"no more images are fetched: {error}") from None
             self.counts["refused"] += 1
             with contextlib.suppress(BadInput):

@@ -4,7 +4,7 @@ from clinkd.pacs.archive import Archive, ArchiveUnreachable, SeriesReference, St
 from clinkd.pacs.connect import connect
 from clinkd.pacs.instance import InstanceHeader, is_uid, read_instance_header
 from clinkd.pacs.limits import ReceiverLimits
-from clinkd.pacs.receiver import AllowedPeer, Receiver, ReceiverAddress, StoreRefusal
+from clinkd.pacs.receiver import AllowedPeer, Receiver, ReceiverAddress, StoreRefusal, StoreStatus
 
 __all__ = [
     "AllowedPeer",
@@ -16,6 +16,7 @@ __all__ = [
     "ReceiverLimits",
     "SeriesReference",
     "StoreRefusal",
+    "StoreStatus",
     "StudyQuery",
     "TlsFiles",
     "connect",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
-import re
 from urllib.parse import urlsplit
 
 from clinkd.pacs.archive import Archive, TlsFiles
 from clinkd.pacs.instance import silence_libraries
+from clinkd.pacs.receiver import check_title
 from clinkd.records import BadInput
 
 TOKEN, USER, PASSWORD = "CLINKD_PACS_TOKEN", "CLINKD_PACS_USER", "CLINKD_PACS_PASSWORD"
@@ -51,8 +51,7 @@ def connect(
     if not port or not parts.username:
         raise BadInput(f"address: the title and the port of the archive are missing; {WANTED}")
     for title in (parts.username, own_title):
-        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
-            raise BadInput(f"{title[:20]}: no application entity title; 1 to 16 plain characters are wanted")
+        check_title(title)
     if not 0 < receive_port < 65536:
         raise BadInput(f"receive port = {receive_port}: 1 to 65535 is wanted")
     from clinkd.pacs.dimse import DicomNode, DimseArchive

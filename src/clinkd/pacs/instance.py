@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clinkd.records import BadInput
 
-_UID = re.compile(r"\d+(\.\d+)+")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits name a kind
     "A7": "it is out of resources",
     "A801": "it does not know the application entity title that is to receive",

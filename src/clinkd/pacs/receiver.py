@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -23,7 +24,6 @@ from clinkd.records import BadInput
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4, table B.2-1
 _STORAGE = "1.2.840.10008.5.1.4.1.1."  # classes of stored objects begin so
 _SYNTAXES = [  # in which images are read: implicit, explicit, big-endian, JPEG, lossless JPEG, JPEG-LS, JPEG 2000, RLE
     f"1.2.840.10008.1.2{rest}"
@@ -32,10 +32,19 @@ _SYNTAXES = [  # in which images are read: implicit, explicit, big-endian, JPEG,
 _COMMENT = 64  # characters of an error comment (VR LO)
 
 
+class StoreStatus(IntEnum):
+    """What is answered to C-STORE: PS3.4, table B.2-1."""
+
+    SUCCESS = 0x0000
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
 class StoreRefusal(Exception):
     """An image is not kept: the status of the reply, and why, for whoever sent it."""
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: StoreStatus, why: str) -> None:
         super().__init__(why)
         self.status = status
 
@@ -100,7 +109,7 @@ class Receiver:
         """Raises BadInput where the extra `pacs` is missing, and as `ReceiverAddress.demand_safe`."""
         address.demand_safe()
         check_title(address.title)
-        self.address, self.limits, self.outcomes = address, limits or ReceiverLimits(), Counter[int]()
+        self.address, self.limits, self.outcomes = address, limits or ReceiverLimits(), Counter[StoreStatus]()
         self._take, self._server, self._lock = take, cast(Any, None), threading.Lock()
         _import_network()
 
@@ -119,7 +128,7 @@ class Receiver:
         events = pynetdicom.evt
         handlers = [
             (events.EVT_C_STORE, self._store),
-            (events.EVT_C_ECHO, lambda event: SUCCESS),
+            (events.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
             (events.EVT_REQUESTED, self._reject_strangers),
         ]
         from clinkd.pacs.connection import BoundedServer
@@ -158,21 +167,21 @@ class Receiver:
                 event.assoc.kill()
 
     def _store(self, event: Any) -> Dataset:
-        status, why = SUCCESS, ""
+        status, why = StoreStatus.SUCCESS, ""
         dimse, request = event.assoc.dimse, event.request
         size = len(request.DataSet.getvalue()) if request.DataSet else 0
         try:
             if reason := dimse.refused.pop(request.MessageID, None):
-                raise StoreRefusal(OUT_OF_RESOURCES, reason)
+                raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, reason)
             if not size:
-                raise StoreRefusal(CANNOT_UNDERSTAND, "there is no data set")
+                raise StoreRefusal(StoreStatus.CANNOT_UNDERSTAND, "there is no data set")
             self._take(event.encoded_dataset())
         except StoreRefusal as refusal:
             status, why = refusal.status, str(refusal)
         except BadInput as error:
-            status, why = CANNOT_UNDERSTAND, str(error)
+            status, why = StoreStatus.CANNOT_UNDERSTAND, str(error)
         except Exception as error:  # a fault of ours; its words may be a patient's
-            status, why = OUT_OF_RESOURCES, f"a fault of the receiver ({type(error).__name__})"
+            status, why = StoreStatus.OUT_OF_RESOURCES, f"a fault of the receiver ({type(error).__name__})"
         finally:
             dimse.held -= size
         with self._lock:
@@ -180,11 +189,11 @@ class Receiver:
         return _make_status(status, why)
 
 
-def _make_status(status: int, why: str) -> Dataset:
+def _make_status(status: StoreStatus, why: str) -> Dataset:
     from pydicom import Dataset
 
     reply = Dataset()
-    reply.Status = status
+    reply.Status = int(status)
     if why:
         reply.ErrorComment = why.encode("ascii", "replace").decode().replace("\\", "/")[:_COMMENT]
     return reply
