@@ -208,7 +208,7 @@ def test_confidence_never_falls_with_support_and_is_never_certain():
         right = rng.binomial(answers, rng.random(10))
         recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
         shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]
-        assert shares == sorted(shares) and 0 < shares[0] and shares[-1] < 1
+        assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
     answers, right = np.full(10, 10_000), rng.integers(0, 10_000, 10)
     recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
     shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]

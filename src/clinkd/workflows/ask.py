@@ -42,7 +42,6 @@ from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.storage import first_free, write_atomic
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
 
-
 UNLIKE_VALIDATION = {"unknown_name", "unseen_modality", "training_image"}  # warnings where counts of it tell nothing
 
 
