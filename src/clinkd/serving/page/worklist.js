@@ -67,7 +67,7 @@ function spelledOut(text, marks) {
   const { text: plain, boxes } = spelled(text, marks.map((mark) => ({ name: mark.name, box: mark })));
   const left = marks.find((mark) => !boxes.includes(mark));
   if (left) throw new Failure(`Box ${left.name} is not in the answer. Mention it there, or delete it.`);
-  return { text: plain, boxes: boxes.map(({ box, phrase }) => ({ box, name: phrase ?? "" })) };
+  return { text: plain, boxes: boxes.map(({ box, label }) => ({ box, name: label ?? "" })) };
 }
 
 export class Worklist {
