@@ -63,7 +63,7 @@ class ScriptedAnswerer:
         consistency = SelfConsistency((0.5, 0.5), (0.0, 1.0), 0.5, "the candidates differ in their boxes")
         answer = Answer(Prediction("x", candidates, chosen=1), consistency, False, 1, 1)
         doubts = (AnswerWarning("no_box", "no box; given"), AnswerWarning("unknown_name", "x"))
-        return answer._replace(uncertain="the candidates disagree", warnings=doubts)
+        return answer._replace(uncertain="the candidates disagree", warnings=doubts, confidence=0.8125)
 
 
 @pytest.fixture
@@ -247,6 +247,7 @@ def test_a_sheet_of_questions_becomes_a_row_each_with_what_is_wrong_with_it(runs
     assert first["answer"] == "Wo ist die Leber? ä on 128: [box]" and first["error"] == ""
     assert first["boxes"] == "0.25 0.5 0.75 1" and first["boxes_pixels"] == "32 64 96 128"
     assert first["candidates"] == "No. | Wo ist die Leber? ä on 128: [0.25 0.5 0.75 1]"
+    assert first["confidence"] == "0.8125" and answers[1]["confidence"] == ""
     assert first["uncertain"] == "the candidates disagree" and first["box_names"] == "Leber"
     assert first["warnings"] == "no_box: no box; given; unknown_name: x"
     assert re.fullmatch("small/teacher@[0-9a-f]{16}", first["model"]) and answers[1]["model"] == ""

@@ -84,7 +84,7 @@ def write_answers(folder: Path, records: list[dict[str, Any]], suffix: str = ".c
 def plan(tmp_path: Path, images: Path) -> PushPlan:
     nothing = {"boxes": [], "box_names": [], "answer": "No."}
     records = [
-        record_of(images, 1, "ct.dcm", warnings=DOUBTS), record_of(images, 2, "film.dcm#3"),
+        record_of(images, 1, "ct.dcm", warnings=DOUBTS, confidence=0.8125), record_of(images, 2, "film.dcm#3"),
         record_of(images, 3, "cr.dcm", **nothing),
     ]  # fmt: skip
     return PushPlan(write_answers(tmp_path, records), images, "https://pacs/dicom-web", segment=True)
@@ -110,13 +110,15 @@ def test_an_answer_becomes_a_report_and_a_segmentation(plan: PushPlan, images: P
         assert {e.value for e in ds.iterall() if e.keyword == "ReferencedSOPInstanceUID"} == {source.SOPInstanceUID}
     texts = {str(e.value) for e in archive.objects[0].iterall() if e.keyword == "TextValue"}
     assert {doubt["message"] for doubt in DOUBTS} <= texts
+    numbers = [[float(e.value) for e in ds.iterall() if e.keyword == "NumericValue"] for ds in archive.objects]
+    assert 0.8125 in numbers[0] and 0.8125 not in numbers[2]
 
 
 def test_both_forms_of_answers_give_the_same_objects(plan: PushPlan, images: Path, tmp_path: Path) -> None:
     csv, jsonl = Kept(), Kept()
     push(plan, csv)
     records = [
-        record_of(images, 1, "ct.dcm", warnings=DOUBTS), record_of(images, 2, "film.dcm#3"),
+        record_of(images, 1, "ct.dcm", warnings=DOUBTS, confidence=0.8125), record_of(images, 2, "film.dcm#3"),
         record_of(images, 3, "cr.dcm", boxes=[], box_names=[], answer="No."),
     ]  # fmt: skip
     push(replace(plan, answers=write_answers(tmp_path, records, ".jsonl")), jsonl)

@@ -112,3 +112,5 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     one = {"differing": 1, "differing_wrong": 0, "agreeing": 0, "agreeing_wrong": 0}
     assert recorded["disagreement"] == {"VG": one, "MIA": one}  # as chosen: the second of VG, the first of MIA
+    counted = {"answers": (*[0] * 5, 1, *[0] * 4), "right": (*[0] * 5, 1, *[0] * 4)}
+    assert recorded["calibration"] == {"VG": counted, "MIA": counted}

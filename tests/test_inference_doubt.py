@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
-from clinkd.inference.disagreement import Disagreement, count_disagreement, explain_disagreement
+from clinkd.inference.disagreement import (
+    CalibrationBins,
+    Disagreement,
+    count_calibration,
+    count_disagreement,
+    explain_disagreement,
+    find_confidence,
+)
 from clinkd.inference.self_consistency import measure_supports, self_consistency
 from clinkd.language.agreement import is_wrong
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
@@ -158,3 +166,50 @@ def test_validation_answers_are_counted_by_task_as_they_are_chosen():
     chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
     # of the first 20, those with n % 4 == 0 choose the near box, though their first candidate is the far one
     assert count_disagreement(samples, predictions, chosen, NAMES) == {"VG": Disagreement(20, 5, 20, 10)}
+
+
+# ---- confidence -----------------------------------------------------------------------------------------------------
+
+
+def bins(*counts: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Answers and right ones of the ten bins; those that are not given are empty."""
+    answers, right = zip(*counts, *[(0, 0)] * (10 - len(counts)), strict=True)
+    return {"answers": answers, "right": right}
+
+
+def test_calibration_counts_answers_by_their_support():
+    near, far = Box(0.1, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
+    turn = Turn(Task.VG, BoxedText("Where is the liver?"), BoxedText(BOX_MARK, (near,)))
+    supports = {"a": 0.05, "b": 0.6, "c": 0.699, "d": 1.0}
+    samples = {key: Sample(key, (ImageRef("a.png"),), Modality.CT, (turn,), "a") for key in supports}
+    boxes = {key: far if key == "b" else near for key in supports}
+    answers = [Prediction(key, (candidate(BOX_MARK, 1, box),)) for key, box in boxes.items()]
+    counted = count_calibration(samples, answers, supports, NAMES)
+    assert counted == {"VG": CalibrationBins((1, 0, 0, 0, 0, 0, 2, 0, 0, 1), (1, 0, 0, 0, 0, 0, 1, 0, 0, 1))}
+
+
+def test_confidence_is_the_share_of_right_ones_with_as_much_support():
+    recorded = {"VG": bins(*[(0, 0)] * 3, (18, 3), *[(0, 0)] * 5, (98, 89))}
+    found = [find_confidence(recorded, ["VG"], support) for support in (0, 0.35, 0.89, 0.9, 1)]
+    assert found == [0.2, 0.2, 0.2, 0.9, 0.9]
+    assert find_confidence(recorded, ["ROC"], 1) is None and find_confidence({}, ["VG"], 1) is None
+    assert find_confidence({"VG": bins((29, 29))}, ["VG"], 1) is None  # too few
+    both = {"MIA": bins((28, 0)), "QA": bins((20, 24))}
+    assert find_confidence(both, ["MIA", "QA"], 0.5) == find_confidence({"MIA": bins((48, 24))}, ["MIA"], 0.5) == 0.5
+
+
+def test_confidence_never_falls_with_support_and_is_never_certain():
+    """As isotonic regression by scipy, where no bin is sparse."""
+    from scipy.optimize import isotonic_regression
+
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        answers = rng.integers(0, 40, 10)
+        right = rng.binomial(answers, rng.random(10))
+        recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
+        shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]
+        assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
+    answers, right = np.full(10, 10_000), rng.integers(0, 10_000, 10)
+    recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
+    shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]
+    assert shares == pytest.approx(isotonic_regression(right / answers).x, abs=2e-4)

@@ -643,6 +643,7 @@ def test_a_report_is_saved_for_a_dicom(page, film, tmp_path):
     assert ds.Modality == "SR" and ds.VerificationFlag == "UNVERIFIED"
     sent = next(s for s in page.sent if s.path == "/v1/sr").body
     assert sent["frame"] == 2 and sent["regions"][-1]["by"] == "person"
+    assert {"warnings", "confidence"} < sent.keys()
     assert sent["regions"][-1]["box"] == pytest.approx(drawn, abs=1e-6)
 
 

@@ -67,7 +67,7 @@ class ScriptedAnswerer:
             "on 120 validation questions of ROC, answers whose candidates differ so were wrong in 61 % against 18 %"
         )
         uncertain = f"{consistency.why}; {meaning}"
-        return [Answer(prediction, consistency, False, 11, 4, warnings, uncertain) for _ in questions]
+        return [Answer(prediction, consistency, False, 11, 4, warnings, uncertain, 0.8125) for _ in questions]
 
 
 class ScriptedReview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import httpx2
 import numpy as np
 import pytest
 from benchmarks.patience import Deadline, patience
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from clinkd.records import BOX_MARK, BadInput
@@ -193,6 +195,18 @@ def test_a_drawn_box_comes_back_exactly_where_no_text_lies_between(server):
             wanted = np.float32([x1 * size["width"], y1 * size["height"], x2 * size["width"], y2 * size["height"]])
             found = np.multiply(back.box.corners, [size["width"], size["height"]] * 2)
             assert np.array_equal(np.float32(found), wanted) and back.by == "person" and back.label == "liver"
+
+
+def test_a_report_has_the_warnings_and_the_confidence_of_the_answer(server):
+    image = uri(Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes(), "application/dicom")
+    told = {"question": {"text": "What?"}, "answer": {"text": "A"}, "regions": []}
+    warning = {"kind": "unknown_name", "message": "not a name this model learned: lever"}
+    content = server.post("/v1/sr", image=image, **told, confidence=0.8125, warnings=[warning]).content
+    items = list(dcmread(io.BytesIO(content)).iterall())
+    assert warning["message"] in {str(e.value) for e in items if e.keyword == "TextValue"}
+    assert 0.8125 in {float(e.value) for e in items if e.keyword == "NumericValue"}
+    for wrong in ({"confidence": 1.5}, {"warnings": [{"kind": "other", "message": "x"}]}):
+        assert server.post("/v1/sr", image=image, **told, **wrong).status_code == 400
 
 
 def test_a_drawn_box_through_the_models_text_is_within_half_a_step_and_a_pixel(server):

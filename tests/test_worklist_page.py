@@ -13,6 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from browser import Browser, program
+from clinkd.hospital.listen import make_corrections
 from clinkd.hospital.worklist import (
     AnswerCaution,
     ArrivedImage,
@@ -188,6 +189,25 @@ def test_a_rejection_with_a_note(page, server, worklist):
     badge(page, "rejected, never sent")
     assert worklist.get(id).decision == WorklistDecision("rejected", note="x")  # never sent: see the tests of Worklist
     assert "Note: x" in text(page, "#w-detail")
+
+
+def test_a_rejection_with_the_right_answer_is_kept_to_learn_from(page, server, worklist):
+    [id] = arrive(worklist)
+    worklist.sends = "all"
+    look(page, server)
+    assert "seen by a person or not (--send all)" in text(page, "#w-sends")
+    page.press("r")
+    page.press("x")
+    page.click("[data-act=right]")
+    page.type("#w-detail .boxes input", "spleen")
+    page.type("#w-detail textarea", "The spleen is at [box A].")
+    page.click("[data-act=save]")
+    badge(page, "rejected, never sent")
+    spleen = (FoundRegion(FOUND[0].box, "spleen"),)
+    assert worklist.get(id).decision == WorklistDecision("rejected", "The spleen is at [box].", spleen, "x")
+    assert "Rejected; right is: The spleen is at" in text(page, "#w-detail") and worklist.take_unsent() is None
+    [row] = make_corrections(worklist)
+    assert [one["name"] for one in row["objects"]] == ["spleen"]
 
 
 @pytest.mark.slow  # the conflict itself: tests/test_serving_worklist.py

@@ -118,6 +118,7 @@ class Listening:
     ) -> None:
         """`archive`: where answers are sent, None: nowhere; `send`: which of them."""
         self.worklist, self.rules, self.archive, self.send = worklist, rules, archive, send
+        worklist.sends = send if archive else "nothing"
         self.counts = Counter[str]()  # of what happened since the start
         self._desk: AnsweringDesk | None = None
         self._threads: list[threading.Thread] = []

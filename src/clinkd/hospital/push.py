@@ -172,14 +172,13 @@ def _read_answer(row: Mapping[str, Any], frame: int | None, answered: datetime) 
     regions = [Region(box, name, "model") for box, name in zip(boxes, names, strict=True)]
     name, _, digest = str(row["model"]).rpartition("@")
     model = Model(name, f"{__version__}+{digest}")
-    confidence = row.get("confidence")
     return ReportedAnswer(
         str(row["question"]),
         str(row["answer"]),
         regions,
         model,
         frame,
-        float(confidence) if confidence not in (None, "") else None,
+        _read_confidence(row.get("confidence")),
         _read_warnings(row["warnings"]),
         answered,
     )
@@ -200,6 +199,16 @@ def _read_corners(text: str) -> list[float]:
     if len(corners) != 4:
         raise BadInput(f"boxes = {text.strip()}: four fractions are wanted")
     return corners
+
+
+def _read_confidence(cell: Any) -> float | None:
+    """None where the answers have no such column, as those of older versions, or it is empty."""
+    if cell in (None, ""):
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        raise BadInput(f"confidence = {cell}: a probability from 0 to 1 is wanted") from None
 
 
 def _read_warnings(cell: Any) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from clinkd.workflows.review import DecisionConflict
 
 EntryState = Literal["waiting", "answered", "failed", "accepted", "rejected", "sent", "unsent"]
 DecisionKind = Literal["accepted", "edited", "rejected"]
+Sends = Literal["nothing", "accepted", "all"]  # which answers go to an archive
 STATES: tuple[EntryState, ...] = get_args(EntryState)
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
 MOST_LISTED = 500  # entries of one page
@@ -170,8 +171,11 @@ class WorklistLimits:
 class Worklist:
     """The entries of a folder, in the order of their arrival. One process at a time may open it; its threads share it.
 
-    `model`: what tells one model from another; entries of another model stay, and are no entries of this one.
+    `model`: what tells one model from another; entries of another model stay, and are no entries of this one. `sends`:
+    what who listens with it sends.
     """
+
+    sends: Sends = "nothing"
 
     def __init__(self, folder: Path, model: str = "", limits: WorklistLimits | None = None) -> None:
         """Raises BadInput where another process has it open, or its file is broken."""

@@ -25,7 +25,7 @@ from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import split_fold, split_samples
 from clinkd.inference import Agreement, ClipScorer, CropScorer, RandomScorer, TimedScorer, measure_likelihoods, rerank
-from clinkd.inference.disagreement import count_disagreement
+from clinkd.inference.disagreement import count_calibration, count_disagreement
 from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy
@@ -298,14 +298,16 @@ def _fit_crop_weights(work: StageInputs, scorer: CropScorer) -> None:
 
 
 def _record_disagreement(work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction]) -> None:
-    """Record by task whether validation answers whose candidates disagree are wrong more often."""
+    """Record by task whether validation answers whose candidates disagree are wrong more often, and how many are right
+    by their support."""
     file = work.inputs["answer"] / SUPPORTS
     if not file.is_file():  # answers of an older version
         return
     supports = {record["id"]: record["supports"] for record in read_stage_lines(file)}
     chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
-    counts = count_disagreement(samples, predictions, chosen, work.lexicon.names)
-    work.record("disagreement", {task: count._asdict() for task, count in counts.items()})
+    for name, count in (("disagreement", count_disagreement), ("calibration", count_calibration)):
+        counts = count(samples, predictions, chosen, work.lexicon.names)
+        work.record(name, {task: of_task._asdict() for task, of_task in counts.items()})
 
 
 def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:

@@ -222,7 +222,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
             state=handler.engine.state,
             why=handler.engine.why,
             run=run,
-            worklist=served.worklist is not None,
+            worklist=served.worklist and served.worklist.sends,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
             modalities=[m.value for m in Modality],
@@ -288,7 +288,8 @@ def _add_model(app: FastAPI, served: Served) -> None:
         """Boxes and texts about a DICOM as a structured report (TID 1500), marked unverified and partial."""
         regions = [{"box": list(make_box(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
         fields = {"frame": body.frame, "regions": regions, "question": body.question.text, "answer": body.answer.text}
-        write = partial(handler.decoders.report, decode_data_uri(body.image), **fields)
+        known = {"confidence": body.confidence, "warnings": [(w.kind, w.message) for w in body.warnings]}
+        write = partial(handler.decoders.report, decode_data_uri(body.image), **fields, **known)
         report = await attend(request, handler, lambda _: write(model=served.name, version=__version__))
         headers = {"content-disposition": 'attachment; filename="report.dcm"'}
         return Response(report, media_type="application/dicom", headers=headers)

@@ -122,6 +122,7 @@ class RequestHandler:
                 "support": consistency.value,
                 "uncertain": result.answer.uncertain is not None,
                 "why": result.answer.uncertain,
+                "confidence": result.answer.confidence,
                 "warnings": result.answer.warnings,
                 "reordered": reordered,
                 "image": picture.picture,

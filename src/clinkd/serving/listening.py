@@ -128,7 +128,7 @@ class ServedDesk:
         if reply.why is not None:
             cautions.append(AnswerCaution("uncertain", reply.why))
         answered = datetime.now(UTC).isoformat(timespec="seconds")
-        return ModelAnswer(reply.text, regions, tuple(cautions), None, answered)
+        return ModelAnswer(reply.text, regions, tuple(cautions), reply.confidence, answered)
 
     async def _write_report(self, entry: WorklistEntry, image: bytes) -> bytes:
         assert entry.answer

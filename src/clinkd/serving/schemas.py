@@ -125,13 +125,16 @@ class ImageSize(ReplyModel):
     height: SidePixels
 
 
+WarningKind = Literal["no_box", "unknown_name", "unseen_modality", "other_side", "training_image"]
+
+
 class WarningReply(ReplyModel):
     """One thing that is not known about an answer. `no_box`: none was given where one was asked for; `unknown_name`: a
     word of the question that never stood in the training data; `unseen_modality`: the file states a modality that the
     training data has none of; `other_side`: the answer names the other side than the question; `training_image`: the
     model learned from the file (told by `clinkd ask` and in a notebook; the server sees no files)."""
 
-    kind: Literal["no_box", "unknown_name", "unseen_modality", "other_side", "training_image"]
+    kind: WarningKind
     message: str
 
 
@@ -141,7 +144,9 @@ class AnswerReply(ReplyModel):
     `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the mean
     similarity of the candidates to the chosen one, by weight, which on its own says nothing of right or wrong.
     `uncertain`: it is below 0.6, and the run's validation answers show what that means; `why` says in what the
-    candidates differ, and how often such answers were wrong. `warnings`: what is not known about the answer;
+    candidates differ, and how often such answers were wrong. `confidence`: the share of right ones among the run's
+    validation answers with as much support; null where too few tell it, the question is unlike those (an unknown name,
+    an unseen modality), or options change how it is answered. `warnings`: what is not known about the answer;
     without any it may be wrong all the same. `reordered`: whether the scorer chose among the candidates, or only
     shows its scores. `ignored`: the parts of the request without effect.
     """
@@ -153,6 +158,7 @@ class AnswerReply(ReplyModel):
     support: float
     uncertain: bool
     why: str | None
+    confidence: float | None
     warnings: list[WarningReply]
     reordered: bool
     image: ImageSize
@@ -392,12 +398,23 @@ class DrawnRegion(RequestModel):
     by: Literal["model", "person"]
 
 
+class StatedWarning(RequestModel):
+    """A warning of an answer, as its reply has it."""
+
+    kind: WarningKind
+    message: Annotated[str, Field(max_length=1000)]
+
+
 class ReportRequest(RequestModel):
+    """`confidence` and `warnings`: as the reply with the answer has them."""
+
     image: DataUri
     frame: Frame = None
     question: PlainText
     answer: PlainText
     regions: Annotated[list[DrawnRegion], Field(max_length=256)]
+    confidence: Annotated[float | None, Field(ge=0, le=1)] = None
+    warnings: Annotated[list[StatedWarning], Field(max_length=16)] = []
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -428,7 +445,7 @@ class Caps(ReplyModel):
 
 class AboutReply(ReplyModel):
     """The facts about a server for its page. `questions`: by task, in the words of the training data; `worklist`:
-    whether there is one."""
+    which of its answers go to an archive; null where there is none."""
 
     name: str
     version: str
@@ -436,7 +453,7 @@ class AboutReply(ReplyModel):
     state: Literal["loading", "ready", "failed"]
     why: str | None
     run: AboutRun | None
-    worklist: bool
+    worklist: Literal["nothing", "accepted", "all"] | None
     names: list[str]
     questions: dict[str, str]
     modalities: list[str]

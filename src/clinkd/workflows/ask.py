@@ -16,7 +16,7 @@ from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
 from clinkd.inference import Scorer, rerank_batch
-from clinkd.inference.disagreement import explain_disagreement
+from clinkd.inference.disagreement import explain_disagreement, find_confidence
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
@@ -41,6 +41,8 @@ from clinkd.records import (
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.storage import first_free, write_atomic
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
+
+UNLIKE_VALIDATION = {"unknown_name", "unseen_modality", "training_image"}  # warnings where counts of it tell nothing
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Answer(NamedTuple):
 
     `prompt_tokens`: of the prompt with its images; `answer_tokens`: of the answer with its end mark; `warnings`: what
     is not known about the answer; `uncertain`: in what the candidates differ and what this means, only where the run's
-    validation answers show that it means something.
+    validation answers show that it means something; `confidence`: the share of right ones among validation answers
+    with as much support, None where too few tell it, or where question or way of answering are not as in validation.
     """
 
     prediction: Prediction
@@ -82,6 +85,7 @@ class Answer(NamedTuple):
     answer_tokens: int
     warnings: tuple[AnswerWarning, ...] = ()
     uncertain: str | None = None
+    confidence: float | None = None
 
 
 # The best beginnings of answers so far, by the number of the question; computed on request, since few steps are shown.
@@ -176,7 +180,8 @@ class Answerer:
                 Prediction(s.id, tuple(group), by=self.name) for s, group in zip(samples, candidates, strict=True)
             ]
             answers = self._choose_answers(samples, predictions)
-            return [self._add_warnings(q, a) for q, a in zip(questions, answers, strict=True)]
+            as_validated = how.model_copy(update={"batch": self.config.answer.batch}) == self.config.answer
+            return [self._add_warnings(q, a, as_validated) for q, a in zip(questions, answers, strict=True)]
         finally:
             self.pictures.clear()
             self.model.images.forget()
@@ -224,26 +229,31 @@ class Answerer:
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
 
-    def _add_warnings(self, question: Question, answer: Answer) -> Answer:
+    def _add_warnings(self, question: Question, answer: Answer, as_validated: bool) -> Answer:
+        """`as_validated`: whether it was answered in the way in which the run answered its validation questions."""
         text, differs = answer.prediction.answer.answer, answer.self_consistency.why
         tasks = _list_possible_tasks(question.text, text)
         meaning = explain_disagreement(self.recorded.get("disagreement", {}), tasks)
+        warnings = find_warnings(question.text, text, question.modality, self.knowledge, question.file)
+        counted = {} if {w.kind for w in warnings} & UNLIKE_VALIDATION else self.recorded.get("calibration", {})
         return answer._replace(
-            warnings=find_warnings(question.text, text, question.modality, self.knowledge, question.file),
+            warnings=warnings,
             uncertain=f"{differs}; {meaning}" if differs and meaning else None,
+            confidence=find_confidence(counted, tasks, answer.self_consistency.value) if as_validated else None,
         )
 
 
 @dataclass(frozen=True)
 class AskResult:
-    """The answer to one question, the image with its boxes drawn, why the answer is uncertain, if it is, and what is
-    not known about it."""
+    """The answer to one question, the image with its boxes drawn, why the answer is uncertain, if it is, what is
+    not known about it, and the calibrated probability that it is right, where there is one."""
 
     prediction: Prediction
     overlay: Path
     uncertain: str | None = None
     warnings: tuple[AnswerWarning, ...] = ()
     size: tuple[int, int] | None = None  # of the image, in pixels
+    confidence: float | None = None
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
@@ -261,7 +271,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     [answer] = answerer.answers([asked])
     drawn = draw_answer(picture, asked.text, answer.prediction.answer.answer)
     write_atomic(out, encode_picture(drawn, "PNG" if out.suffix.lower() == ".png" else "JPEG"))
-    return AskResult(answer.prediction, out, answer.uncertain, answer.warnings, picture.size)
+    return AskResult(answer.prediction, out, answer.uncertain, answer.warnings, picture.size, answer.confidence)
 
 
 def read_stated_modality(root: Path, name: str) -> Modality:

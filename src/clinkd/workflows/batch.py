@@ -29,7 +29,7 @@ from clinkd.workflows.ask import Answer, Answerer, Question, read_stated_modalit
 
 COLUMNS = (
     "id", "image", "sha256", "sop_instance_uid", "question", "answer", "boxes", "boxes_pixels", "box_names",
-    "candidates", "uncertain", "warnings", "model", "error",
+    "candidates", "uncertain", "confidence", "warnings", "model", "error",
 )  # fmt: skip
 BATCH_PIXELS = 1 << 26  # of all images that wait for their answers
 
@@ -324,6 +324,7 @@ def _make_record(row: _BatchRow, names: Sequence[str], model: str) -> dict[str, 
             for n, c in enumerate(prediction.candidates)
         ],
         "uncertain": row.answer.uncertain or "",
+        "confidence": "" if row.answer.confidence is None else row.answer.confidence,
         "warnings": [warning._asdict() for warning in row.answer.warnings],
         "model": model,
     }

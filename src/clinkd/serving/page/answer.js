@@ -1,6 +1,6 @@
 /** An answer in words: phrases linked to their boxes, candidates beside it, and doubt said plainly. */
 
-import { brief, make } from "./dom.js";
+import { brief, make, percent } from "./dom.js";
 
 /** @typedef {{text: string, boxes: {box: number[], phrase: string, span: number[] | null}[]}} Answer */
 
@@ -100,7 +100,9 @@ export class Panel extends EventTarget {
       ...(answer.uncertain ? [remark("Uncertain", answer.why ?? "")] : []),
     ];
     const chosen = answer.candidates.find((c) => c.chosen);
+    const sure = answer.confidence;
     const notes = [
+      ...(sure == null ? [] : [`Confidence ${percent(sure)}: so many validation answers like this one were right.`]),
       ...(chosen?.truncated ? ["It was cut at its greatest length."] : []),
       ...(chosen?.unread.length ? [`Meant as a box, but not to be read: ${chosen.unread.join(", ")}`] : []),
       `${brief(answer.seconds)} s`,
@@ -122,7 +124,7 @@ export class Panel extends EventTarget {
       const number = index + 1;
       const names = candidate.boxes.map((_, i) => `${number}.${i + 1}`); // the second candidate's first box is 2.1
       const figures = [
-        `weight ${Math.round(100 * candidate.weight)} %`,
+        `weight ${percent(candidate.weight)}`,
         ...Object.entries(candidate.scores).map(([name, value]) => `${SCORES[name] ?? name} ${brief(value, 3)}`),
         ...(candidate.logprob == null ? [] : [`how likely the model finds it ${brief(candidate.logprob)} (0 is best)`]),
         ...(candidate.truncated ? ["cut"] : []), ...(candidate.unread.length ? ["with a box that cannot be read"] : []),

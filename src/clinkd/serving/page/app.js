@@ -11,11 +11,13 @@ import { chosen, describe, dropped } from "./files.js";
 import { PLANE_NAMES } from "./planes.js";
 import { Reader } from "./reader.js";
 import { Stack, stacksOf } from "./stack.js";
+import { Tools } from "./tools.js";
 import { Worklist } from "./worklist.js";
 
 const MOST_ENTRIES = 50; // questions that can be come back to
 const view = new View(find("stage"));
 const panel = new Panel(find("answer"), find("candidates"));
+const tools = new Tools(view, find("tools"), find("levels"), {}, (window) => reload(picture.at, window));
 
 let about = null; // what the server tells of itself
 let reader = null; // of the stack that is open
@@ -51,6 +53,7 @@ async function acquaint() {
   find("options").querySelector("[data-option=beams]").placeholder = about.candidates || "";
   find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
   annotations.offer(about);
+  tools.presets = about.presets;
   find("to-report").hidden = !about.run?.report;
   find("to-corrections").hidden = !about.run?.rounds.length;
   find("to-worklist").hidden = !about.worklist;
@@ -154,7 +157,7 @@ async function reload(at, window) {
     } else {
       picture = opened;
       view.show(picture.canvas, described());
-      levels();
+      tools.show(picture);
     }
   });
 }
@@ -193,7 +196,7 @@ function display(opened, marks) {
   find("reformatted").hidden = !picture.reformatted;
   annotations.look(picture);
   slices();
-  levels();
+  tools.show(picture);
   boxes();
   say(`Opened: ${parts.join(", ")}`);
   if (count > 1) reader.readAhead(picture.at, picture.shown.window);
@@ -236,60 +239,6 @@ function slide() {
   const at = Number(find("frame").value) - 1;
   find("frame-said").textContent = `${at + 1} of ${reader.count}`;
   toSlice(at);
-}
-
-// ---- window and level -----------------------------------------------------------------------------------------------
-
-function levels() {
-  const { grey, windows, hounsfield } = picture.about;
-  const shown = Boolean(grey);
-  find("levels").hidden = !shown;
-  find("modes").querySelector("[data-mode=level]").hidden = !shown;
-  if (!shown) {
-    if (view.mode === "level") choose("draw");
-    return;
-  }
-  const wanted = picture.shown.window;
-  const own = wanted?.includes("/") ? [[wanted, "your own"]] : [];
-  const presets = hounsfield ? Object.entries(about.presets) : [];
-  const known = [
-    ["auto", "as the file says"], ...windows.map((w, n) => [String(n + 1), `${n + 1} of the file: ${w}`]),
-    ["full", "least to greatest value"],
-    ...presets.map(([name, level]) => [name, `${name} ${level.join("/")}`]), ...own,
-  ];
-  find("window").replaceChildren(...known.map(([value, text]) => make("option", { value }, text)));
-  find("window").value = wanted ?? "auto";
-  const [centre, width] = picture.shown.level;
-  const linear = picture.shown.own || picture.about.window;
-  find("centre").value = linear ? brief(centre, 4) : "";
-  find("width").value = linear ? brief(width, 4) : "";
-}
-
-function level(centre, width, name) {
-  picture.level(centre, width, name);
-  levels();
-}
-
-let before = null; // centre and width when a drag began
-view.addEventListener("level", ({ detail: { starts, dx, dy } }) => {
-  if (!picture.about.grey) return;
-  if (starts) before = picture.shown.level;
-  const each = Math.max(before[1], picture.leastWidth) / 256;
-  level(before[0] - dy * each, before[1] + dx * each);
-});
-
-find("window").addEventListener("change", ({ target: { value } }) => {
-  const preset = about.presets[value];
-  if (preset) level(...preset, value);
-  else reload(picture.at, value);
-});
-for (const id of ["centre", "width"]) {
-  find(id).addEventListener("change", () => {
-    const [centre, width] = ["centre", "width"].map((name, i) => (
-      Number.isFinite(find(name).valueAsNumber) ? find(name).valueAsNumber : picture.shown.level[i]));
-    if (width > 0) level(centre, width);
-    else levels();
-  });
 }
 
 // ---- boxes ----------------------------------------------------------------------------------------------------------
@@ -356,7 +305,6 @@ view.addEventListener("marks", () => {
 view.addEventListener("select", () => picture && boxes());
 view.addEventListener("zoom", () => { find("zoom").textContent = `${Math.round(100 * view.scale)} %`; });
 view.addEventListener("frame", ({ detail }) => step(detail));
-view.addEventListener("mode", ({ detail }) => choose(detail));
 view.addEventListener("point", ({ detail }) => light(detail));
 view.addEventListener("press", ({ detail }) => {
   const link = find("answer").querySelector(`[data-keys~="${detail}"]`);
@@ -376,15 +324,6 @@ const numbered = (kind, boxes, says, before = "") =>
 function light(keys) {
   view.light(keys);
   panel.light(keys);
-}
-
-function choose(mode) {
-  const buttons = [...find("modes").children];
-  if (buttons.find((b) => b.dataset.mode === mode)?.hidden) return;
-  view.mode = mode;
-  for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
-  find("stage").dataset.mode = mode;
-  view.render();
 }
 
 // ---- questions ------------------------------------------------------------------------------------------------------
@@ -582,10 +521,6 @@ addEventListener("drop", async (event) => {
 });
 find("plane").addEventListener("change", ({ target }) => turn(target.value));
 find("frame").addEventListener("input", slide);
-find("modes").addEventListener("click", ({ target }) => target.dataset.mode && choose(target.dataset.mode));
-find("zoom-in").addEventListener("click", () => view.zoom(1.25));
-find("zoom-out").addEventListener("click", () => view.zoom(0.8));
-find("zoom-fit").addEventListener("click", () => view.fit());
 
 let corrections = null, worklist = null;
 
@@ -607,5 +542,4 @@ function route() {
 addEventListener("hashchange", route);
 wide.addEventListener("change", placeAnswer);
 placeAnswer();
-choose("draw");
 watch();

@@ -46,6 +46,8 @@ export const decimal = (value) => {
 /** A number as people read it. */
 export const brief = (value, digits = 2) => String(Number(value.toFixed(digits)));
 
+export const percent = (share) => `${Math.round(100 * share)} %`;
+
 /** Calls after a pause, the last one only. */
 export const paused = (milliseconds, act) => {
   let timer = 0;

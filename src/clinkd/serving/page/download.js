@@ -93,6 +93,7 @@ export function saveAnswer(entry, about) {
       why: entry.answer.why,
       support: entry.answer.support,
       warnings: entry.answer.warnings,
+      confidence: entry.answer.confidence,
     },
     asked: entry.answer.asked,
     candidates: entry.answer.candidates,
@@ -109,7 +110,8 @@ export async function saveReport(entry) {
   ];
   const body = {
     image: entry.picture.source.uri, frame: entry.picture.frame, question: { text: entry.question.text },
-    answer: { text: entry.answer.text }, regions,
+    answer: { text: entry.answer.text }, regions, confidence: entry.answer.confidence,
+    warnings: entry.answer.warnings,
   };
   const reply = await call("/v1/sr", { method: "POST", body });
   save(await reply.blob(), stamped(entry.time, "dcm"));

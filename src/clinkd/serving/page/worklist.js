@@ -3,7 +3,7 @@
 import { chipped } from "./answer.js";
 import { call, Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
-import { button, complain, find, make, say } from "./dom.js";
+import { button, complain, find, make, percent, say } from "./dom.js";
 import { open, read } from "./picture.js";
 import { Tools } from "./tools.js";
 
@@ -14,10 +14,13 @@ const STATES = { // in the order of the list to choose from
   accepted: "accepted, waits to be sent", unsent: "on its way to the archive", sent: "sent",
   rejected: "rejected, never sent",
 };
+const SENDS = { // by what the server says of itself
+  accepted: "What you accept goes to the archive, marked for research only; what you reject is never sent.",
+  all: "Every answer goes to the archive as soon as it is given, seen by a person or not (--send all).",
+  nothing: "Nothing goes to an archive: the server was started without one.",
+};
 const LETTERS = { accept: "A", edit: "E", reject: "R", undo: "U", next: "N" };
 const CHANGED = "Another person decided this meanwhile";
-
-const percent = (value) => `${Math.round(100 * value)} %`;
 
 /** "[box]" marks by the letters of their boxes, as they are edited. */
 const lettered = (text, marks) => {
@@ -36,7 +39,7 @@ const row = (title, ...inside) => [make("dt", {}, title), make("dd", {}, ...insi
 
 /** What is known of an entry, in words. */
 function told({ answer, decision, state, why, arrived, rule, study, series, instance, frame }) {
-  const kinds = { accepted: "Accepted as the model answered.", edited: "", rejected: "Rejected." };
+  const kinds = { accepted: "Accepted as the model answered.", edited: "", rejected: decision?.text ? "Rejected; right is: " : "Rejected." };
   const words = ({ text, boxes }, kind, names) => chipped(text, kind, boxes.map((_, i) => names(i)));
   const remark = (name, text) => make("p", { class: "doubt" }, make("b", { class: "badge" }, name), ` ${text}`);
   const found = answer?.boxes.map(({ name }, i) => `${i + 1} ${name || "(no name)"}`).join(", ");
@@ -48,9 +51,9 @@ function told({ answer, decision, state, why, arrived, rule, study, series, inst
     make("dl", {},
       ...(answer ? row("The model answered", ...words(answer, "model", (i) => String(i + 1))) : []),
       ...(found ? row("Boxes", found) : []),
-      ...(answer ? row("Confidence", sure == null ? "none is known" : `${percent(sure)}, by its own estimate`) : []),
+      ...(answer ? row("Confidence", sure == null ? "none is known" : `${percent(sure)} of validation answers like this one were right`) : []),
       ...(decision ? row("Decision", kinds[decision.kind],
-        ...(decision.kind === "edited" ? words(decision, "rewrite", (i) => decision.boxes[i].name || "box") : []),
+        ...(decision.kind !== "accepted" && decision.text ? words(decision, "rewrite", (i) => decision.boxes[i].name || "box") : []),
         ...(decision.note ? [` Note: ${decision.note}`] : [])) : []),
       ...row("Arrived", `${moment(arrived)}, by the rule ${rule}`)),
     make("details", { class: "keys" }, make("summary", {}, "Identifiers"),
@@ -77,6 +80,8 @@ export class Worklist {
     this.view = new View(find("w-stage"));
     this.view.makes = null;
     this.tools = new Tools(this.view, find("w-bar"), find("w-levels"), about.presets, (window) => this.#window(window));
+    find("w-sends").textContent = SENDS[about.worklist];
+    find("w-sends").className = about.worklist === "all" ? "caution" : "soft";
     this.#wire();
     this.#watch();
   }
@@ -280,7 +285,7 @@ export class Worklist {
   /** The boxes of the model, and those that a person made of them. */
   #marks() {
     const { answer, decision } = this.entry;
-    const edited = decision?.kind === "edited" ? decision.boxes : [];
+    const edited = decision && decision.kind !== "accepted" ? decision.boxes : [];
     this.view.replace("rewrite", edited.map(({ box, name }, i) => (
       { key: `rewrite-${i}`, kind: "rewrite", box, name, says: `Your box ${i + 1}, ${name}` })));
     this.view.replace("model", (answer?.boxes ?? []).map(({ box, name }, i) => ({
@@ -335,9 +340,10 @@ export class Worklist {
 
   // ---- editing and rejecting ----------------------------------------------------------------------------------------
 
-  /** The answer, to change in words, boxes and their names. */
-  edit() {
+  /** The answer, to change in words, boxes and their names: to be sent, or as the right one of a rejection. */
+  edit(kind = "edited", note = "") {
     const { decision, answer } = this.entry, { text, boxes } = decision ?? answer;
+    const save = () => this.#save(kind, note);
     this.#look();
     this.doing = "edit";
     this.view.makes = "rewrite";
@@ -353,12 +359,13 @@ export class Worklist {
     this.text = make("textarea", { rows: 4, maxlength: 4000, "aria-describedby": "w-help" });
     this.text.value = lettered(text, marks);
     this.text.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#save();
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
     });
     this.list = make("ul", { class: "boxes", "aria-label": "Your boxes" });
     this.help = make("p", { class: "soft small", id: "w-help" });
     find("w-detail").append(make("label", { class: "rewriting" }, "Your answer", this.text), this.list, this.help);
-    this.#act([["save", "Save and accept", () => this.#save()], ["cancel", "Cancel", () => this.#cancel()]]);
+    const ends = kind === "edited" ? "Save and accept" : "Save and reject";
+    this.#act([["save", ends, save], ["cancel", "Cancel", () => this.#cancel()]]);
     this.#tidy();
     this.text.focus();
   }
@@ -389,15 +396,15 @@ export class Worklist {
       button("×", () => { this.view.remove(key); this.text.focus(); }, { "aria-label": `Delete box ${name}` }));
   }
 
-  #save() {
+  #save(kind, note) {
     this.attempt(async () => {
       const marks = this.view.of("rewrite"), text = this.text.value.trim();
       if (!text) throw new Failure("The answer is empty. Write one, or reject this entry.");
-      await this.decide("edited", spelledOut(text, marks));
+      await this.decide(kind, { ...spelledOut(text, marks), note });
     });
   }
 
-  /** Rejecting takes a second key, with room for a note in between. */
+  /** Rejecting takes a second key, with room for a note in between, and for the right answer, which is never sent. */
   reject() {
     this.doing = "reject";
     const note = make("input", { type: "text", maxlength: 1000, autocomplete: "off" });
@@ -407,6 +414,8 @@ export class Worklist {
       keydown: (event) => { if (event.key === "Escape") this.#cancel(); },
     }, make("label", { class: "grow" }, "Why it is rejected (may be left empty)", note),
     make("button", { class: "strong", "data-act": "rejected" }, "Reject"),
+    button("Give the right answer", () => this.attempt(() => this.edit("rejected", note.value.trim())),
+      { "data-act": "right", title: "It is kept to learn from, and never sent" }),
     button("Cancel", () => this.#cancel(), { "data-act": "cancel" }));
     find("w-actions").replaceChildren(form);
     note.focus();
