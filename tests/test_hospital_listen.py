@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmarks.patience import Deadline, patience
+from pydicom import dcmread
+from tests.dicom_images import make_image as encode_image
 
 from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
 from clinkd.cli import main
 from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival
 from clinkd.hospital.rules import read_rules
-from clinkd.hospital.worklist import ArrivedImage, FoundRegion, Worklist, WorklistDecision, WorklistLimits
+from clinkd.hospital.worklist import (
+    ArrivedImage,
+    FoundRegion,
+    ModelAnswer,
+    Worklist,
+    WorklistDecision,
+    WorklistEntry,
+    WorklistLimits,
+)
 from clinkd.pacs import StoreRefusal
 from clinkd.records import BadInput, Box
+from clinkd.serving.limits import ServerLimits
+from clinkd.serving.listening import ServedDesk
 
 RIGHT = FoundRegion(Box(0.5, 0.25, 0.75, 1.0), "heart")
 
@@ -166,3 +180,23 @@ def test_what_people_answered_better_becomes_data(tmp_path, monkeypatch, capsys)
     assert second["qa"] == [{"question": "Where is the heart?", "answer": "There is no heart."}]
     assert main(["data", "import", str(file), "--out", "mydata", "--workers", "1"]) == 0
     assert "data     mydata: 3 samples of 2 images" in capsys.readouterr().out
+
+
+def test_a_report_names_the_model_that_answered_and_not_the_one_that_runs_now():
+    desk = ServedDesk(SimpleNamespace(limits=ServerLimits()), ("second", "v2"))  # type: ignore[arg-type]
+    answer = ModelAnswer("The heart.", answered="2026-11-30T12:00:00+00:00", model="first", version="v1")
+    place = ("1.2.1", "1.2.2", "1.2.3.1", 1)
+    entry = WorklistEntry("id", "", *place, "CT", "", "ct", "Where is the heart?", "unsent", answer)
+    try:
+        report = str(dcmread(io.BytesIO(desk.write_report(entry, encode_image("CT")))))
+    finally:
+        desk.close()
+    assert "first" in report and "second" not in report
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_answers_are_not_sent_to_the_receiver_itself(tmp_path, capsys, host):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    words = ["pacs", "listen", "--rules", str(tmp_path / "rules.yaml"), "--to", f"dicom://CLINKD@{host}:11112"]
+    assert main(words) == 2
+    assert "that is this receiver itself" in capsys.readouterr().err

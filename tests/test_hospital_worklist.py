@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_the_same_image_is_one_entry_and_another_model_asks_anew(worklist):
     assert len(worklist.add_image(b"image", FACTS, ASKED)) == 1  # the second question is new
     assert len(worklist.add_image(b"image", FACTS, [RuledQuestion("chest", ASKED[0].question, 2)])) == 1
     worklist = reopen(worklist, "model-2")
-    assert len(worklist.add_image(b"image", FACTS, ASKED)) == 2
+    assert len(worklist.add_image(b"image", FACTS, ASKED)) == 1  # the second question waited, and is taken over
     assert worklist.get(ids[0]).answer == ANSWER
     worklist.close()
 
@@ -217,3 +218,45 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"no database at all, but long enough to look like one" * 40)
     with pytest.raises(BadInput, match="not a worklist, or damaged"):
         Worklist(tmp_path)
+
+
+def test_another_model_is_asked_what_still_waits_and_answers_stay_those_of_the_first(worklist):
+    kept = answered(worklist)
+    old, _ = worklist.add_image(b"image", FACTS, [ASKED[1], RuledQuestion("chest", ASKED[1].question, 2)])
+    worklist = reopen(worklist, "model-2")
+    waiting = worklist.list("waiting")
+    assert len(waiting) == 2 and old not in {entry.id for entry in waiting}
+    assert worklist.add_image(b"image", FACTS, ASKED[1:]) == []  # it waits already
+    assert worklist.knows(FACTS.instance)
+    worklist = reopen(worklist, "model-1")
+    assert old in {entry.id for entry in worklist.list("waiting")} and worklist.get(kept).answer == ANSWER
+    worklist.close()
+
+
+def test_an_archive_is_asked_again_for_images_of_which_another_model_was_asked(worklist):
+    answered(worklist)
+    assert worklist.knows(FACTS.instance)
+    worklist = reopen(worklist, "model-2")
+    assert not worklist.knows(FACTS.instance)
+    worklist.close()
+
+
+def test_what_was_on_its_way_undecided_waits_for_a_person_where_only_accepted_answers_are_sent(worklist):
+    id = answered(worklist)
+    taken = worklist.take_unsent(undecided=True)
+    assert worklist.put_off(id, "no connection", 3600)
+    worklist = reopen(worklist)
+    assert taken.id == id and worklist.take_unsent() is None and worklist.get(id).state == "answered"
+    worklist.decide(id, ACCEPTED, worklist.get(id).revision)
+    assert worklist.take_unsent().id == id
+    worklist.close()
+
+
+def test_a_clock_that_goes_back_holds_nothing_up(worklist, monkeypatch):
+    id = answered(worklist)
+    worklist.limits = WorklistLimits(undo_seconds=30)
+    worklist.decide(id, ACCEPTED, 1)
+    now = time.time()
+    assert worklist.take_unsent() is None
+    monkeypatch.setattr("clinkd.hospital.worklist.time.time", lambda: now - 86400)
+    assert worklist.take_unsent().id == id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections import Counter
 from functools import partial
@@ -18,7 +19,7 @@ from clinkd.version import spell_program
 
 if TYPE_CHECKING:
     from clinkd.hospital.pull import PullPlan, PullResult
-    from clinkd.pacs import Archive, StudyQuery
+    from clinkd.pacs import Archive, ReceiverAddress, StudyQuery
 
 SHOWN = 20  # problems on the screen
 _ADDRESS = "https://HOST/dicom-web, or dicom://TITLE@HOST:PORT (dicoms:// with TLS)"
@@ -272,7 +273,8 @@ def _listen(args: argparse.Namespace) -> int:
         receiver = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
         receiver.demand_safe()
     if args.to:
-        archive = connect(args.to, args.aet, args.port, tls)
+        _demand_no_loop(args.to, receiver)
+        archive = connect(args.to, args.aet, tls=tls)
     elif args.send == "all":
         raise BadInput("--send all: to which archive? give --to ADDRESS")
     source = ModelSource.find(args.run, args.runs, choose_run)
@@ -287,6 +289,14 @@ def _listen(args: argparse.Namespace) -> int:
 
     serve(lambda: source, page, ServerLimits(), say, partial(listening, plan, say))
     return 0
+
+
+def _demand_no_loop(to: str, receiver: ReceiverAddress | None) -> None:
+    """Raises BadInput where answers would be sent to the receiver itself."""
+    own = (receiver.host, "localhost", "127.0.0.1", "::1") if receiver else ()
+    address = re.fullmatch(r"dicoms?://[^@]*@\[?([^\]/]*?)\]?:(\d+)/?", to)
+    if receiver and address and address[1] in own and int(address[2]) == receiver.port:
+        raise BadInput(f"--to {to}: that is this receiver itself; give the archive's port, or another by --port")
 
 
 def _demand_numbers(args: argparse.Namespace) -> None:

@@ -22,7 +22,15 @@ from clinkd.data.images.dicom_header import open_header
 from clinkd.data.images.limits import UPLOADS
 from clinkd.hospital.pull import NO_IMAGES
 from clinkd.hospital.rules import Rules, ask_by_rules
-from clinkd.hospital.worklist import IMAGES, ArrivedImage, ModelAnswer, Worklist, WorklistEntry, WorklistFull
+from clinkd.hospital.worklist import (
+    IMAGES,
+    LONGEST_WAIT,
+    ArrivedImage,
+    ModelAnswer,
+    Worklist,
+    WorklistEntry,
+    WorklistFull,
+)
 from clinkd.pacs import (
     Archive,
     SeriesReference,
@@ -37,7 +45,7 @@ from clinkd.storage import write_atomic
 
 PLACE = "the image"
 CORRECTIONS = "corrections.jsonl"  # in the folder of the worklist; `clinkd data import` reads it
-_RETRY_SECONDS, _LONGEST_RETRY = 5.0, 3600.0  # of what could not be sent; twice as long each time
+_RETRY_SECONDS = 5.0  # of what could not be sent; twice as long each time
 _FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")
 Send = Literal["accepted", "all"]
 
@@ -227,7 +235,7 @@ class Listening:
             self._pause(busy.seconds)
             return None
         except BadInput as error:
-            seconds = min(_RETRY_SECONDS * 2 ** self._put_off[entry.id], _LONGEST_RETRY)
+            seconds = min(_RETRY_SECONDS * 2 ** self._put_off[entry.id], LONGEST_WAIT)
             self._put_off[entry.id] += 1
             self.worklist.put_off(entry.id, str(error), seconds)
             return None

@@ -29,6 +29,7 @@ Sends = Literal["nothing", "accepted", "all"]  # which answers go to an archive
 STATES: tuple[EntryState, ...] = get_args(EntryState)
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
 MOST_LISTED = 500  # entries of one page
+LONGEST_WAIT = 3600.0  # seconds until what could not be sent is tried again
 
 _NAMESPACE = uuid.UUID("d6c1f0de-2b0d-5a51-9d0e-6f3a9f3c7a11")
 _TABLE = """
@@ -36,7 +37,7 @@ create table if not exists entries (
     number integer primary key autoincrement, id text not null unique, arrived text not null,
     study text not null, series text not null, instance text not null, frame integer not null,
     modality text not null, body_part text not null, rule text not null, question text not null,
-    state text not null, answer text, decision text, why text not null default '',
+    model text not null, state text not null, answer text, decision text, why text not null default '',
     revision integer not null default 0, due real not null default 0
 );
 create index if not exists by_state on entries (state, number);
@@ -88,13 +89,15 @@ class AnswerCaution(Record):
 @dataclass(frozen=True, slots=True)
 class ModelAnswer(Record):
     """The answer of the model. `text` has a `[box]` mark for each of `boxes`; `confidence` is 0 to 1, None if none is
-    known; `answered`: when it was given, UTC, as ISO 8601."""
+    known; `answered`: when it was given, UTC, as ISO 8601; `model` and `version`: who gave it."""
 
     text: str
     boxes: tuple[FoundRegion, ...] = ()
     warnings: tuple[AnswerCaution, ...] = ()
     confidence: float | None = None
     answered: str = ""
+    model: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +174,8 @@ class WorklistLimits:
 class Worklist:
     """The entries of a folder, in the order of their arrival. One process at a time may open it; its threads share it.
 
-    `model`: what tells one model from another; entries of another model stay, and are no entries of this one. `sends`:
-    what who listens with it sends.
+    `model`: what tells one model from another. What another model answered stays as it is, and what still waits for it
+    is asked of this one. `sends`: what who listens with it sends.
     """
 
     sends: Sends = "nothing"
@@ -193,11 +196,21 @@ class Worklist:
                 self._base.execute(f"pragma {pragma}")
             self._base.executescript(_TABLE)
             self._base.execute("begin immediate")  # takes the lock, which is kept
+            self._take_over_waiting()
             self._base.execute("commit")
         except sqlite3.OperationalError as error:
             raise BadInput(f"{self.folder}: cannot be opened ({error}); another process may listen with it") from None
         except sqlite3.DatabaseError:
             raise BadInput(f"{file}: not a worklist, or damaged; move it away, or bring back a good copy") from None
+
+    def _take_over_waiting(self) -> None:
+        """What waits for the answer of another model is a question to this one, once."""
+        terms = "from entries where state = 'waiting' and model != ?"
+        waiting = self._base.execute(f"select id, instance, frame, question {terms}", (self.model,)).fetchall()
+        for old, *asked in waiting:
+            renamed = (self._make_id(*asked), self.model, old)
+            self._base.execute("update or ignore entries set id = ?, model = ? where id = ?", renamed)
+        self._base.execute(f"delete {terms}", (self.model,))
 
     def close(self) -> None:
         with self._lock:
@@ -227,21 +240,25 @@ class Worklist:
                 write_atomic(path, content)
                 self._bytes += len(content)
             marks = ", ".join("?" * len(fresh[0]))
-            names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, state"
+            names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, model, state"
             base.executemany(f"insert or ignore into entries ({names}) values ({marks})", fresh)
             return [row[0] for row in fresh]
 
     def knows(self, instance: str) -> bool:
-        """Whether there is an entry about an image."""
+        """Whether there is an entry about an image, of this model."""
+        terms = "where instance = ? and model = ? limit 1"
         with self._lock:
-            row = self._base.execute("select 1 from entries where instance = ? limit 1", (instance,)).fetchone()
+            row = self._base.execute(f"select 1 from entries {terms}", (instance, self.model)).fetchone()
         return row is not None
 
     def _make_row(self, facts: ArrivedImage, asked: RuledQuestion) -> tuple[Any, ...]:
-        identity = "\n".join((facts.instance, str(asked.frame), asked.question, self.model))
-        id, arrived = str(uuid.uuid5(_NAMESPACE, identity)), datetime.now(UTC).isoformat(timespec="milliseconds")
+        id = self._make_id(facts.instance, asked.frame, asked.question)
+        arrived = datetime.now(UTC).isoformat(timespec="milliseconds")
         image = (facts.study, facts.series, facts.instance, asked.frame, facts.modality, facts.body_part)
-        return (id, arrived, *image, asked.rule, asked.question, "waiting")
+        return (id, arrived, *image, asked.rule, asked.question, self.model, "waiting")
+
+    def _make_id(self, instance: str, frame: int, question: str) -> str:
+        return str(uuid.uuid5(_NAMESPACE, "\n".join((instance, str(frame), question, self.model))))
 
     def _demand_room(self, questions: int, size: int) -> None:
         if self._count("waiting") + questions > self.limits.waiting:
@@ -356,10 +373,17 @@ class Worklist:
 
     def take_unsent(self, undecided: bool = False) -> WorklistEntry | None:
         """The next entry to send, which counts as unsent from now on and takes no decision any more; None if none is
-        due. `undecided`: also answers about which nobody decided."""
+        due. `undecided`: also answers about which nobody decided; else those that were on their way wait for a person.
+        """
         states = "'accepted', 'unsent', 'answered'" if undecided else "'accepted', 'unsent'"
+        now = time.time()
+        latest = now + max(LONGEST_WAIT, self.limits.undo_seconds)  # due later: the clock was put back
         with self._changing() as base:
-            found = self._select(f"where state in ({states}) and due <= ? order by due, number limit 1", time.time())
+            if not undecided:
+                back = "update entries set state = 'answered', due = 0, revision = revision + 1"
+                base.execute(f"{back} where state = 'unsent' and decision is null")
+            terms = f"where state in ({states}) and (due <= ? or due > ?) order by due, number limit 1"
+            found = self._select(terms, now, latest)
             if not found:
                 return None
             if found[0].state != "unsent":

@@ -128,13 +128,12 @@ class ServedDesk:
         if reply.why is not None:
             cautions.append(AnswerCaution("uncertain", reply.why))
         answered = datetime.now(UTC).isoformat(timespec="seconds")
-        return ModelAnswer(reply.text, regions, tuple(cautions), reply.confidence, answered)
+        return ModelAnswer(reply.text, regions, tuple(cautions), reply.confidence, answered, *self.model)
 
     async def _write_report(self, entry: WorklistEntry, image: bytes) -> bytes:
         assert entry.answer
         by_person = isinstance(entry.final, WorklistDecision) and entry.final.kind == "edited"
         told = entry.final or entry.answer
-        name, fingerprint = self.model
         fields: dict[str, Any] = {} if by_person else {"confidence": entry.answer.confidence}
         return await self.handler.decoders.report(
             image,
@@ -146,8 +145,8 @@ class ServedDesk:
                 for r in told.boxes
             ],
             warnings=[(c.kind, c.message) for c in entry.answer.warnings if c.kind in WARNINGS],
-            model=name,
-            version=fingerprint,
+            model=entry.answer.model,
+            version=entry.answer.version,
             answered=entry.answer.answered or None,
             **fields,
         )
