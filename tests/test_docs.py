@@ -22,7 +22,7 @@ NOW = [page for page in ALL if page.name not in HISTORY and page.parent != FOLDE
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 PARSER = _parser()
 VERBS = {verb.prog for verb in PARSER._list_verbs()} | {"clinkd data", "clinkd pacs", "clinkd spice"}
-PROGRAMS = ("pip", "export", "Orthanc", "storescu")  # of others, and of the shell
+PROGRAMS = ("pip", "export", "Orthanc", "/usr/bin/storescu")  # of others, and of the shell
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 

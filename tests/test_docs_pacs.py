@@ -26,6 +26,7 @@ def test_the_commands_print_what_the_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # as through a pipe, whatever runs the tests
     (tmp_path / "files").mkdir()
     images = [make_image(1, number) for number in (1, 2, 3)] + [make_image(2, 1, Modality="MR")]
     images += [make_image(3, 1, Modality="SR"), make_image(1, 1, OTHER_STUDY, AccessionNumber="B200")]

@@ -35,6 +35,7 @@ SMALL_DISK = 200_000  # bytes of one file
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLINKD_PACS_USER", USER)
     monkeypatch.setenv("CLINKD_PACS_PASSWORD", PASSWORD)
+    monkeypatch.delenv("COLUMNS", raising=False)  # as through a pipe, whatever runs the tests
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -222,7 +222,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
             state=handler.engine.state,
             why=handler.engine.why,
             run=run,
-            worklist=served.worklist and served.worklist.sends,
+            worklist=served.worklist.sends if served.worklist else None,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
             modalities=[m.value for m in Modality],
