@@ -12,6 +12,7 @@ from types import FrameType
 
 import pytest
 
+from browser import Browser, program
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.storage import cache_folder
 
@@ -128,3 +129,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             settings = (word for knob in SMALL_RUN for word in ("--set", knob))
             assert main(["run", "demo", "--runs", str(runs), "--name", "small", *settings]) == 0
     return runs / "small"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser of its own for a file of tests."""
+    program()
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened

@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian
 
-from browser import Browser, arrived, program
+from browser import Browser, arrived
 from clinkd.reporting.tables import SCORERS
 from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
@@ -34,13 +34,6 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(small_run.parent, runs, symlinks=True, dirs_exist_ok=True)
     with serving(runs / small_run.name) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program()
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

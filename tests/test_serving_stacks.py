@@ -18,7 +18,7 @@ from nibabel import Nifti1Image
 from PIL import Image
 from pydicom import dcmread
 
-from browser import Browser, arrived, program
+from browser import Browser, arrived
 from clinkd.cli import main
 from clinkd.data.readers.forms import read_rows
 from clinkd.data.readers.source import Source
@@ -32,13 +32,6 @@ from test_serving_replies import ScriptedAnswerer
 def server() -> Iterator[Server]:
     with serving_model(ScriptedAnswerer) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program()
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from browser import Browser, program
+from browser import Browser
 from clinkd.hospital.listen import make_corrections
 from clinkd.hospital.worklist import (
     AnswerCaution,
@@ -41,13 +41,6 @@ def worklist(tmp_path: Path) -> Iterator[Worklist]:
     made = Worklist(tmp_path / "worklist")
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program()
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture
