@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 # Marks around the images and turns of a conversation, of any family. No text of data and no question may hold one: the
 # tokenizer would take it for the mark itself. (Marks around boxes are read by the codecs.)
 RESERVED = re.compile(
     r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>"
     r"|<(?:start|end)_of_(?:turn|image)>|<image_soft_token>"
 )
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a DICOM UID, and so safe as the name of a file."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 class Record:

@@ -37,10 +37,9 @@ from clinkd.pacs import (
     StoreRefusal,
     StoreStatus,
     StudyQuery,
-    is_uid,
     read_instance_header,
 )
-from clinkd.records import BadInput, Modality
+from clinkd.records import BadInput, Modality, is_uid
 from clinkd.storage import write_atomic
 
 PLACE = "the image"

@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from clinkd.pacs import is_uid
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record, is_uid
 from clinkd.storage import make_folder, naming_full_disk, write_atomic
 from clinkd.workflows.review import DecisionConflict
 

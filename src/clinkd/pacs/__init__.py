@@ -2,7 +2,7 @@
 
 from clinkd.pacs.archive import Archive, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
 from clinkd.pacs.connect import connect
-from clinkd.pacs.instance import InstanceHeader, is_uid, read_instance_header
+from clinkd.pacs.instance import InstanceHeader, read_instance_header
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.pacs.receiver import AllowedPeer, Receiver, ReceiverAddress, StoreRefusal, StoreStatus
 
@@ -20,6 +20,5 @@ __all__ = [
     "StudyQuery",
     "TlsFiles",
     "connect",
-    "is_uid",
     "read_instance_header",
 ]

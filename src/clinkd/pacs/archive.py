@@ -9,10 +9,10 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol
 
-from clinkd.pacs.instance import is_uid
-from clinkd.records import BadInput
+from clinkd.records import BadInput, is_uid
 
 _DAY = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)")
+GO_ON = "the same command goes on from there"
 _WILD = re.compile(r"[*?\\\x00-\x1f]")  # a * matches everything, a backslash parts several values
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 from urllib.parse import urlsplit
 
 from clinkd.pacs.archive import Archive, TlsFiles
 from clinkd.pacs.instance import silence_libraries
-from clinkd.pacs.receiver import check_title
+from clinkd.pacs.receiver import check_title, is_loopback
 from clinkd.records import BadInput
 
 TOKEN, USER, PASSWORD = "CLINKD_PACS_TOKEN", "CLINKD_PACS_USER", "CLINKD_PACS_PASSWORD"
@@ -74,13 +73,6 @@ def _read_credentials(scheme: str, host: str) -> tuple[str, ...]:
             raise BadInput(
                 f"{TOKEN if token else f'{USER}, {PASSWORD}'}: empty, or a character that none has; set it anew"
             )
-    if given and scheme == "http" and not _is_local(host):
+    if given and scheme == "http" and not is_loopback(host):
         raise BadInput(f"{TOKEN if token else PASSWORD} would go over the network in the clear; use https")
     return given
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,9 +11,9 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from clinkd.pacs.archive import ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import explain_status, is_uid, read_instance_header
-from clinkd.records import BadInput
+from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.instance import explain_status, read_instance_header
+from clinkd.records import BadInput, is_uid
 
 _PAGE = 500  # series or instances of one answer
 _ATTEMPTS = 3
@@ -21,7 +21,6 @@ _BUSY = (429, 503, 504)
 _NO_ROOT = "is the address the root of DICOMweb, as https://HOST/dicom-web?"
 _FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _WITH_TLS = "--ca names whom to trust, --certificate and --key who we are; or the address should begin with http://"
-_GO_ON = "the same command goes on from there"
 _REFUSALS = {
     401: "it wants a token or a password, or refuses that of CLINKD_PACS_TOKEN, CLINKD_PACS_USER, CLINKD_PACS_PASSWORD",
     403: "we may not do this; ask who runs the archive",
@@ -121,7 +120,7 @@ class DicomWebArchive:
             response.raise_for_status()
             content = _take_part(response.content, response.headers.get("Content-Type", ""))
         if content is None:
-            raise ArchiveUnreachable(f"{self._host}: an image came broken off; the same command goes on from there")
+            raise ArchiveUnreachable(f"{self._host}: an image came broken off; {GO_ON}")
         return content
 
     def store(self, content: bytes) -> None:
@@ -174,21 +173,21 @@ class DicomWebArchive:
                 f"{self._host}: no answer within {self._timeout_seconds:g} s; check host and port"
             ) from None
         except requests.Timeout:
-            raise ArchiveUnreachable(f"{self._host}: no more came for {self._timeout_seconds:g} s; {_GO_ON}") from None
+            raise ArchiveUnreachable(f"{self._host}: no more came for {self._timeout_seconds:g} s; {GO_ON}") from None
         except requests.TooManyRedirects:
             raise BadInput(f"{self._host} sends us to another address; give that one, if you trust it") from None
         except (requests.JSONDecodeError, json.JSONDecodeError):
             raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
         except requests.RequestException as error:
             refused = "NewConnectionError" in repr(error) or "NameResolution" in repr(error)
-            way_out = "check host and port" if refused else _GO_ON
+            way_out = "check host and port" if refused else GO_ON
             what = "cannot be reached" if refused else "the connection was lost"
             raise ArchiveUnreachable(f"{self._host}: {what}; {way_out}") from None
 
 
 def _explain(status: int) -> str:
     if status in _BUSY:
-        return f"it is busy; {_GO_ON}"
+        return f"it is busy; {GO_ON}"
     return "a fault of the archive; ask who runs it" if status >= 500 else "it refuses what we ask"
 
 

@@ -12,9 +12,9 @@ from collections.abc import Container, Generator, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clinkd.pacs.archive import ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import explain_status, is_uid, read_instance_header
-from clinkd.records import BadInput
+from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.instance import explain_status, read_instance_header
+from clinkd.records import BadInput, is_uid
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -30,7 +30,6 @@ _REFUSED = 0x0124
 _MOST_CONTEXTS = 126  # an association has 128, two of them for the commands
 _INSTANCES = 100  # that one command names
 _QUEUED = 4  # instances in memory
-_GO_ON = "the same command goes on from there"
 _CLOSED_SECONDS = 0.2
 _STOP_SECONDS = 2.0  # that an archive has to stop sending, before the connection is dropped
 # Each alone, so that the archive may send a file as it holds it, in whichever of these that is.
@@ -166,7 +165,7 @@ class DimseArchive:
 
     def _read_status(self, status: Dataset) -> int:
         if "Status" not in status:
-            raise ArchiveUnreachable(f"{self.node}: the connection was lost; {_GO_ON}")
+            raise ArchiveUnreachable(f"{self.node}: the connection was lost; {GO_ON}")
         return int(status.Status)
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -202,9 +201,9 @@ class DimseArchive:
         if missing := wanted.keys() - inbox.received:
             told = f"{self.node}: {len(missing)} of {len(wanted)} images of a series did not come"
             if code == _LOST:
-                raise ArchiveUnreachable(f"{told}: the connection was lost; {_GO_ON}")
+                raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
             entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
-            raise BadInput(f"{told}: {explain_status(code)}; {_GO_ON if inbox.received else entered}")
+            raise BadInput(f"{told}: {explain_status(code)}; {GO_ON if inbox.received else entered}")
 
     def _retrieve(self, operation: str, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
         """Yield what an operation brings, and return its last status."""

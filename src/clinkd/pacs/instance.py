@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import warnings
 from typing import NamedTuple
 
-from clinkd.records import BadInput
+from clinkd.records import BadInput, is_uid
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits name a kind
     "A7": "it is out of resources",
     "A801": "it does not know the application entity title that is to receive",
@@ -34,11 +32,6 @@ class InstanceHeader(NamedTuple):
     instance: str
     sop_class: str
     transfer_syntax: str
-
-
-def is_uid(text: str) -> bool:
-    """Whether a text is a DICOM UID, and so safe as the name of a file."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def read_instance_header(content: bytes) -> InstanceHeader:

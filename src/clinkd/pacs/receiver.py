@@ -6,7 +6,6 @@ PDU, of a command, of an image and of all images at once, connections, and the t
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import threading
 from collections import Counter
@@ -78,14 +77,21 @@ class ReceiverAddress:
 
     def demand_safe(self) -> None:
         """Raises BadInput where other machines can reach the address and nothing says which of them may send."""
-        with contextlib.suppress(ValueError):
-            if self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback:
-                return
+        if is_loopback(self.host):
+            return
         if not (self.tls and self.tls.certificate and self.tls.ca) and not self.allowed:
             raise BadInput(
                 f"--host {self.host}: any machine of the network could send; say who may, by --allow ADDRESS/TITLE, "
                 "or take client certificates, by --certificate, --key and --ca"
             )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, as nobody else can reach or hear it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_title(title: str) -> str:

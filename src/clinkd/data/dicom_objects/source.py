@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +20,7 @@ from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import choose_frame
 from clinkd.data.images.limits import FileLimits
 from clinkd.data.images.upload import PLACE
-from clinkd.records import BadInput
+from clinkd.records import BadInput, is_uid
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -88,7 +87,7 @@ def _copy_evidence(ds: Dataset) -> Dataset:
     evidence = Dataset()
     for keyword in _UIDS:
         uid = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
-        if not _is_uid(uid):
+        if not is_uid(uid):
             raise Refusal(f"its {keyword} is missing or not valid, so no object can refer to it; mend the header")
         setattr(evidence, keyword, uid)
     for keyword in (*_REQUIRED, *_OPTIONAL):
@@ -96,10 +95,6 @@ def _copy_evidence(ds: Dataset) -> Dataset:
         if value or keyword in _REQUIRED:
             setattr(evidence, keyword, value)
     return evidence
-
-
-def _is_uid(text: str) -> bool:
-    return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)+", text)) and len(text) <= 64
 
 
 def _read_valid_text(ds: Dataset, keyword: str) -> str:
@@ -123,7 +118,7 @@ def _read_geometry(header: Header, index: int) -> Dataset:
         numbers = next(
             (found for place in _list_places(header.ds, index, group) if (found := read_numbers(place, keyword))), []
         )
-        if len(numbers) != count or not _is_uid(uid):
+        if len(numbers) != count or not is_uid(uid):
             return Dataset()
         setattr(geometry, keyword, numbers if count > 1 else numbers[0])
     geometry.FrameOfReferenceUID = uid
