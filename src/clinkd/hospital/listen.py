@@ -133,6 +133,7 @@ class Listening:
         self._version, self._stopped = 0, False
         self._answering: set[str] = set()
         self._put_off = Counter[str]()
+        self._corrected: list[tuple[str, int]] | None = None  # decisions that the file of corrections has
         self._known = _Known(worklist)
         worklist.notify(self._wake)
 
@@ -271,12 +272,16 @@ class Listening:
     # -- corrections --------------------------------------------------------------------------------------------------
 
     def _write_corrections(self) -> float:
-        """Write what people answered better than the model."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_corrections(self.worklist))
+        """Write what people answered better than the model, where a decision changed: images are read for it."""
         file = self.worklist.folder / CORRECTIONS
+        decided = [(entry.id, entry.revision) for entry in self.worklist.list_decided("edited", "rejected")]
+        if decided == self._corrected and file.exists():
+            return 3600.0
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_corrections(self.worklist))
         before = file.read_text(encoding="utf-8") if file.exists() else ""
         if text != before:
             write_atomic(file, text)
+        self._corrected = decided
         return 3600.0
 
 
