@@ -380,6 +380,7 @@ def test_the_control_panel_starts_without_torch():
         (["model.positions.stride=40"], r"model.positions.stride=40 .* 4 x 4 patches .* below 5.67"),
         (["data.phantoms.tasks=[]"], "data.phantoms.tasks"),
         (["teacher.fit.accumulate=5"], r"teacher.fit.*rows=12 must be a multiple of accumulate=5"),
+        (["teacher.fit.freeze=[vision,merger,text,head]"], r"teacher.fit.*freeze=.*no part of the model would learn"),
         (["model.tiny.pretrain={vision: {freeze: [vision]}}"], r"model.tiny.pretrain.*vision.freeze.*set it to \[\]"),
     ],
 )

@@ -17,6 +17,7 @@ from tests.test_families_stock import ASKED, GEMMA, PICTURES, ROWS, TALL, WIDE, 
 from transformers import Gemma3Processor
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model, get_block_sequence_ids_for_mask
 
+from clinkd import cli
 from clinkd.config import NAMED_POSITIONS, AnswerConfig, LoraConfig, ModelConfig
 from clinkd.data.grids import Size
 from clinkd.model.encode import ImageEncoder, encode_prompts
@@ -210,7 +211,7 @@ def test_every_part_gets_a_gradient_and_can_be_frozen(model: VisionLanguageModel
 
 
 def test_what_cannot_be_had_is_refused_by_name(
-    twin: tuple[Path, Any], model: VisionLanguageModel, tmp_path: Path
+    twin: tuple[Path, Any], model: VisionLanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = twin[0]
     for name in NAMED_POSITIONS.keys() - {"native"}:
@@ -219,6 +220,8 @@ def test_what_cannot_be_had_is_refused_by_name(
             load_folder(opened, knobs, torch.float32)
         with pytest.raises(BadInput, match=r"set model\.positions=native"):
             caution_base(knobs)  # before any work
+    assert cli.main(["plan", "demo", "--set", f"model.base={folder}", "--set", "model.positions=tied"]) == 2
+    assert "set model.positions=native" in capsys.readouterr().err
     with pytest.raises(BadInput, match=r"model\.layout=halves: .* set model\.layout=sections"):
         caution_base(ModelConfig(base=folder, positions=NAMED_POSITIONS["native"]))
     own = {"positions": NAMED_POSITIONS["native"], "layout": "sections", "boxes": "gemma3"}

@@ -324,6 +324,12 @@ def test_a_head_that_is_the_input_table_is_told_where_one_is_frozen(drawn, tmp_p
     assert model.explain_freeze(parts) is None
 
 
+def test_a_training_in_which_nothing_would_learn_is_refused(drawn, tmp_path):
+    config = FitConfig(epochs=1, rows=8, freeze=("vision", "merger", "text"))  # the head is one table with the text
+    with pytest.raises(BadInput, match=r"freeze=\['vision', 'merger', 'text'\]: nothing of this model would learn"):
+        fit(fresh(drawn), drawn[1], CrossEntropy(), config, FitRun(tmp_path, 0, "plain"))
+
+
 def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
     model = fresh(drawn)
     model.save(tmp_path)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -168,6 +168,12 @@ class FitConfig(Knobs):
     def _micro_batches_are_equal(self) -> Self:
         if self.rows % self.accumulate:
             raise ValueError(f"rows={self.rows} must be a multiple of accumulate={self.accumulate}: change one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if not any(map(self.trains, get_args(ModelPart))):
+            raise ValueError(f"freeze={list(self.freeze)}: no part of the model would learn; leave one out")
         return self
 
     def count_steps(self, rows: float) -> int:

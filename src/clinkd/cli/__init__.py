@@ -313,6 +313,7 @@ def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
 
 def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
+    from clinkd.pipeline.cautions import caution_bases
     from clinkd.pipeline.graph import CACHE, plan_stages
     from clinkd.pipeline.pace import remember_forecast
     from clinkd.workflows.forecast import count_least, forecast, tabulate_gpus
@@ -325,6 +326,8 @@ def _plan(args: argparse.Namespace) -> int:
         raise BadInput("--measure: its few rows may have no question of one of `teachers`; plan without it")
     if args.gpus and args.measure:
         raise BadInput("--gpus counts for other machines, --measure takes steps on this one: give one of them")
+    for line in caution_bases(config):
+        print(f"caution  {line}", file=sys.stderr)
     on_gpus = tabulate_gpus(config, args.gpus) if args.gpus else None
     parts = [(part, plan_stages(pipeline.plan(part), args.runs)) for part in (*folds, config)]
     counted, counted_stages = parts[-2 if folds else -1]  # the last fold: it is done after the others

@@ -410,6 +410,8 @@ class VisionLanguageModel(nn.Module):
 
         If the block raises, the model stays as it is: a model that was trained halfway is of no use, and one whose
         parts are in processes that are gone cannot be put together.
+
+        Raises BadInput if nothing would learn.
         """
         self.freeze(config.freeze)
         self.recompute_blocks(config.recompute == "blocks")
@@ -417,10 +419,11 @@ class VisionLanguageModel(nn.Module):
         self.line_tokens = config.pack
         if config.lora is not None:
             self.adapt(config.lora, seed)
-        dtype = self.dtype
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        dtype, learning = self.dtype, [p for p in self.parameters() if p.requires_grad]
+        if not learning:  # what is aside or one table with another part is fixed, too
+            raise BadInput(f"freeze={[*config.freeze]}: nothing of this model would learn; leave a part out")
+        for parameter in learning:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self.train()
         yield
         self.eval()

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
-from clinkd.pipeline.cautions import caution_base
+from clinkd.pipeline.cautions import caution_bases
 from clinkd.pipeline.damage import RUNS
 from clinkd.pipeline.graph import CACHE, Stage, execute
 from clinkd.pipeline.machine import Machine, share_rows
 from clinkd.pipeline.pace import estimate_left, spell_left
 from clinkd.pipeline.runs import RUN_RECORD, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
-from clinkd.settings import change_knobs
 
 __all__ = [
     "cautions",
@@ -47,9 +46,7 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     """
     Machine.demand(config)
     config, lines = share_rows(config, distributed.size())
-    lines += [f"caution  {line}" for line in caution_base(config.model)]  # each process: a refusal ends them all
-    for knob, base in config.teacher_bases().items():
-        lines += [f"caution  {knob}: {line}" for line in caution_base(change_knobs(config.model, base=base))]
+    lines += [f"caution  {line}" for line in caution_bases(config)]  # each process: a refusal ends them all
     if distributed.is_main():
         print(*(f"{line}\n" for line in lines), sep="", end="", file=sys.stderr, flush=True)
     return _run(config, runs, replace)

@@ -8,15 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import NAMED_POSITIONS, TIED_EVIDENCE, Layout, ModelConfig
+from clinkd.config import NAMED_POSITIONS, TIED_EVIDENCE, Layout, ModelConfig, RunConfig
 from clinkd.language.foreign import list_foreign_languages
 from clinkd.model.folders import base_of, read_config
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import Sample, Task
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED
+from clinkd.settings import change_knobs
 
 LEAST_GROUPS = 10  # of a test split, for any conclusion
 PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
+
+
+def caution_bases(config: RunConfig) -> list[str]:
+    """`caution_base` of the model of a run and of the pretrained bases of its teachers, whose knobs are named."""
+    teachers = ((knob, change_knobs(config.model, base=base)) for knob, base in config.teacher_bases().items())
+    return caution_base(config.model) + [f"{knob}: {line}" for knob, model in teachers for line in caution_base(model)]
 
 
 def caution_base(model: ModelConfig) -> list[str]:
