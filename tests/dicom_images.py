@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
@@ -26,8 +27,15 @@ FORMS = {  # class, modality, frames, whether colour, where its place in the pat
 }
 
 
-def make_image(form: str, seed: int = 0, mark: tuple[int, int, int, int] | None = None, **elements: str) -> bytes:
-    """An image of a form, with a bright `mark` (left, top, right, bottom in pixels) in each frame.
+def make_image(
+    form: str,
+    seed: int = 0,
+    mark: tuple[int, int, int, int] | None = None,
+    pictures: NDArray[np.uint8] | None = None,
+    **elements: str,
+) -> bytes:
+    """An image of a form, with a bright `mark` (left, top, right, bottom in pixels) in each frame, or `pictures`, as
+    many as it has frames: [frames, rows, columns, 3].
 
     Those of one seed are of one patient, study and frame of reference.
     """
@@ -56,6 +64,9 @@ def make_image(form: str, seed: int = 0, mark: tuple[int, int, int, int] | None 
         setattr(ds, keyword, value)
     shape = (frames, ROWS, COLUMNS, 3 if colour else 1)
     pixels = np.random.default_rng(seed).integers(0, 100 if mark else 256, shape, np.uint8)
+    if pictures is not None:
+        pixels = pictures if colour else pictures.mean(-1, keepdims=True).astype(np.uint8)
+        ds.Rows, ds.Columns = pictures.shape[1:3]
     if mark:
         left, top, right, bottom = mark
         pixels[:, top:bottom, left:right] = 255

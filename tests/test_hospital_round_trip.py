@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,29 @@ import pytest
 from highdicom import seg, sr
 
 from clinkd import pipeline
+from clinkd.boxes import iou_matrix
+from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.data.codecs import make_codec
+from clinkd.data.phantoms import draw_phantom
 from clinkd.hospital.pull import plan_pull, pull
 from clinkd.hospital.push import PushPlan, push
 from clinkd.inference.self_consistency import SelfConsistency
 from clinkd.pacs import Archive, StudyQuery, connect
 from clinkd.pipeline.graph import Stage
 from clinkd.pipeline.runs import find_run
-from clinkd.records import Box, BoxedText, Candidate, Prediction
+from clinkd.records import Box, BoxedText, Candidate, Modality, Prediction
 from clinkd.settings import override
 from clinkd.storage import write_json
 from clinkd.workflows.answer_warnings import AnswerWarning
 from clinkd.workflows.ask import Answer, Question
 from clinkd.workflows.batch import ask_about_folder, ask_many
 from dicom_images import COLUMNS, ROWS, make_image
+from dicom_images import FORMS as IMAGE_FORMS
 from orthanc import PASSWORD, USER, Orthanc
 
 CODEC = make_codec("locations", 16)
+Key = tuple[str, int | None]  # an image, and a frame where it has several
 FORMS = ("CT", "MR", "CR", "US", "US film", "enhanced CT", "enhanced MR", "DX", "PET", "photograph")
 
 
@@ -77,12 +84,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def orthanc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orthanc]:
     orthanc = Orthanc(tmp_path / "orthanc").start()
     monkeypatch.setenv("CLINKD_PACS_USER", USER)
     monkeypatch.setenv("CLINKD_PACS_PASSWORD", PASSWORD)
-    yield connect(orthanc.web)
+    yield orthanc
     orthanc.stop()
+
+
+@pytest.fixture
+def archive(orthanc: Orthanc) -> Archive:
+    return connect(orthanc.web)
 
 
 def fetch(archive: Archive, study: str, modality: str) -> list[bytes]:
@@ -122,7 +134,9 @@ def test_twenty_images_go_to_an_archive_and_their_answers_back(archive: Archive,
             (group,) = report.content.get_planar_roi_measurement_groups()
             (reference,) = group.roi.ContentSequence[0].ReferencedSOPSequence
             corners = np.concatenate([group.roi.value.min(0), group.roi.value.max(0)])
-            worst = max(worst, check(reference, corners, report, steps / 2, marks, sources, seen["SR"]))
+            key = check_references(reference, report, sources)
+            seen["SR"].add(key)
+            worst = max(worst, measure_distance(corners, marks[key[0]], steps / 2))
         for content in fetch(archive, study, "SEG"):
             segmentation = seg.segread(io.BytesIO(content))
             (groups,) = segmentation.PerFrameFunctionalGroupsSequence
@@ -131,15 +145,15 @@ def test_twenty_images_go_to_an_archive_and_their_answers_back(archive: Archive,
             rows, columns = np.nonzero(segmentation.pixel_array.reshape(ROWS, COLUMNS))
             corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             reference = derivation.SourceImageSequence[0]
-            check(reference, corners, segmentation, steps / 2 + 1, marks, sources, seen["SEG"])
+            key = check_references(reference, segmentation, sources)
+            seen["SEG"].add(key)
+            measure_distance(corners, marks[key[0]], steps / 2 + 1)
     assert len(seen["SR"]) == len(seen["SEG"]) == frames
     print(f"{frames} frames of {len(sources)} images: farthest corner of a report {worst:.2f} pixels of {steps / 2}")
 
 
-def check(
-    reference: Any, corners: Any, ds: Any, most: Any, marks: dict[str, Any], sources: dict[str, Any], seen: set[Any]
-) -> float:
-    """Whether an object refers to its image and frame, and its box lies where the mark is; how far it is off."""
+def check_references(reference: Any, ds: Any, sources: dict[str, Any]) -> Key:
+    """The image and frame that an object refers to, after its other references were held against that image."""
     source = sources[reference.ReferencedSOPInstanceUID]
     assert reference.ReferencedSOPClassUID == source.SOPClassUID and ds.StudyInstanceUID == source.StudyInstanceUID
     frame = reference.get("ReferencedFrameNumber")
@@ -149,7 +163,112 @@ def check(
         assert ds.get("FrameOfReferenceUID") == source.get("FrameOfReferenceUID")
     else:
         assert ds.get_evidence()[0][1:3] == (source.SeriesInstanceUID, source.SOPInstanceUID)
-    seen.add((str(source.SOPInstanceUID), frame))
-    apart = np.abs(corners - marks[str(source.SOPInstanceUID)])
+    return str(source.SOPInstanceUID), None if frame is None else int(frame)
+
+
+def measure_distance(corners: Any, mark: Any, most: Any) -> float:
+    """How far a box is off, in pixels; `most`: the farthest it may be, left, top, right and bottom."""
+    apart = np.abs(corners - np.array(mark))
     assert (apart <= most + 1e-3).all(), (apart, most)
     return float(apart.max())
+
+
+# ---- a trained model ------------------------------------------------------------------------------------------------
+
+PICTURED = {  # forms by what is drawn in them
+    Modality.CT: ("CT", "enhanced CT"), Modality.MR: ("MR", "enhanced MR"), Modality.ULTRASOUND: ("US", "US film"),
+    Modality.XRAY: ("CR", "DX"), Modality.PET: ("PET", "PET"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> Path:
+    folder = Path(os.environ.get("CLINKD_TRAINED_RUN", "none"))
+    if not (folder / "table.json").is_file():
+        pytest.skip("no trained model: run the demo (`make demo`) and set CLINKD_TRAINED_RUN to its folder, runs/demo")
+    return folder
+
+
+def call(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0, words
+
+
+def store_phantoms(archive: Archive, number: int) -> tuple[dict[str, Any], dict[Key, tuple[str, Box]]]:
+    """Images of four modalities and more in all their forms: the headers by UID, and name and box in each frame."""
+    sources, truths = {}, {}
+    for n in range(number):
+        modality = list(PICTURED)[n % len(PICTURED)]
+        form = PICTURED[modality][n // len(PICTURED) % 2]
+        rng = np.random.default_rng([2026, n])
+        drawings = [draw_phantom(rng, modality, structures=1) for _ in range(IMAGE_FORMS[form][2])]
+        content = make_image(form, 100 + n, pictures=np.stack([drawing.image for drawing in drawings]))
+        archive.store(content)
+        source = pydicom.dcmread(io.BytesIO(content))
+        sources[str(source.SOPInstanceUID)] = source
+        for frame, drawing in enumerate(drawings, start=1):
+            (drawn,) = drawing.structures
+            truths[str(source.SOPInstanceUID), frame if len(drawings) > 1 else None] = drawn.name, drawn.box
+    return sources, truths
+
+
+def read_objects(archive: Archive, sources: dict[str, Any]) -> tuple[dict[Key, Any], dict[Key, Any]]:
+    """The boxes of the reports and of the segmentations that the archive has, in pixels, by image and frame."""
+    reports: dict[Key, Any] = {}
+    segmentations: dict[Key, Any] = {}
+    for study in {str(source.StudyInstanceUID) for source in sources.values()}:
+        for content in fetch(archive, study, "SR"):
+            report = sr.srread(io.BytesIO(content))
+            for group in report.content.get_planar_roi_measurement_groups():
+                (reference,) = group.roi.ContentSequence[0].ReferencedSOPSequence
+                corners = np.concatenate([group.roi.value.min(0), group.roi.value.max(0)])
+                reports.setdefault(check_references(reference, report, sources), []).append(corners)
+        for content in fetch(archive, study, "SEG"):
+            segmentation = seg.segread(io.BytesIO(content))
+            shared = segmentation.SharedFunctionalGroupsSequence[0]
+            pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
+            for groups, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, pixels, strict=True):
+                derivation = (groups.get("DerivationImageSequence") or shared.DerivationImageSequence)[0]
+                rows, columns = np.nonzero(mask)
+                corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                key = check_references(derivation.SourceImageSequence[0], segmentation, sources)
+                segmentations.setdefault(key, []).append(corners)
+    return reports, segmentations
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_twenty_images_of_an_archive(
+    orthanc: Orthanc, archive: Archive, trained: Path, tmp_path: Path
+) -> None:
+    """By the verbs alone: the boxes in the archive are those of answers.csv. The overlap with truths is printed."""
+    sources, truths = store_phantoms(archive, 20)
+    images, sheet, answers = (tmp_path / name for name in ("images", "questions.csv", "answers.csv"))
+    for source in sources.values():
+        call("pacs", "pull", orthanc.web, "--out", images, "--study", source.StudyInstanceUID)
+    files = {path.stem: path.relative_to(images) for path in images.rglob("*.dcm")}
+    places = [f"{files[uid]}#{frame}" if frame else f"{files[uid]}" for uid, frame in truths]
+    asked = [f"{place},Where is the {name}?" for place, (name, _) in zip(places, truths.values(), strict=True)]
+    sheet.write_text("\n".join(["image,question", *asked]))
+    call("ask", images, "--run", trained, "--questions", sheet, "--out", answers)
+    call("pacs", "push", orthanc.web, "--answers", answers, "--images", images, "--seg")
+
+    with answers.open(newline="") as file:
+        told = dict(zip(truths, csv.DictReader(file), strict=True))
+    reports, segmentations = read_objects(archive, sources)
+    worst, overlaps = [0.0, 0.0], []
+    for key, row in told.items():
+        size = np.array([sources[key[0]].Columns, sources[key[0]].Rows] * 2)
+        boxes = [np.array(box.split(), float) * size for box in row["boxes"].split(";") if box]
+        steps = np.repeat([CODEC.steps()], 2, axis=0).ravel() * size
+        for number, drawn in enumerate((reports.pop(key, []), segmentations.pop(key, []))):
+            for corners, box in zip(drawn, boxes, strict=True):
+                worst[number] = max(worst[number], measure_distance(corners, box, steps / 2 + 1))
+        found = iou_matrix([truths[key][1]], [Box(*(box / size)) for box in boxes])
+        overlaps.append(float(found.max(initial=0)))
+    assert not reports and not segmentations  # no object refers to anything else
+    sure = sum(bool(row["confidence"]) for row in told.values())
+    modalities = len({source.Modality for source in sources.values()})
+    print(
+        f"{len(told)} frames of {len(sources)} images, {modalities} modalities: farthest corner of a report "
+        f"{worst[0]:.2f}, of a segmentation {worst[1]:.2f} pixels of {steps / 2 + 1}; IoU with the truth "
+        f"{np.mean(overlaps):.2f}, {np.mean(np.array(overlaps) >= 0.5):.0%} from 0.5 on; {sure} have a confidence"
+    )

@@ -11,6 +11,7 @@ import pytest
 from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
+from clinkd.inference.disagreement import FittedConfidence
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import plan
 from clinkd.pipeline import steps as work
@@ -31,7 +32,7 @@ def sample(id: str, task: Task = Task.VG, truth: BoxedText | None = None) -> Sam
 
 
 def said(id: str, *answers: BoxedText) -> Prediction:
-    return Prediction(id, tuple(Candidate(a.text, a) for a in answers))
+    return Prediction(id, tuple(Candidate(a.text, a, -1.0) for a in answers))
 
 
 def test_the_best_is_the_medoid() -> None:
@@ -112,5 +113,5 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     one = {"differing": 1, "differing_wrong": 0, "agreeing": 0, "agreeing_wrong": 0}
     assert recorded["disagreement"] == {"VG": one, "MIA": one}  # as chosen: the second of VG, the first of MIA
-    counted = {"answers": (*[0] * 5, 1, *[0] * 4), "right": (*[0] * 5, 1, *[0] * 4)}
-    assert recorded["calibration"] == {"VG": counted, "MIA": counted}
+    fits = {"VG": FittedConfidence(1, 1), "MIA or QA": FittedConfidence(1, 1)}
+    assert recorded["confidence"] == {kind: fit._asdict() for kind, fit in fits.items()}  # too few to tell

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from clinkd.inference.disagreement import (
-    CalibrationBins,
+    FEATURES,
+    ConfidenceRow,
     Disagreement,
-    count_calibration,
+    FittedConfidence,
     count_disagreement,
+    describe_answer,
     explain_disagreement,
     find_confidence,
+    fit_confidence,
+    fit_confidences,
 )
 from clinkd.inference.self_consistency import measure_supports, self_consistency
 from clinkd.language.agreement import is_wrong
@@ -171,45 +177,66 @@ def test_validation_answers_are_counted_by_task_as_they_are_chosen():
 # ---- confidence -----------------------------------------------------------------------------------------------------
 
 
-def bins(*counts: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Answers and right ones of the ten bins; those that are not given are empty."""
-    answers, right = zip(*counts, *[(0, 0)] * (10 - len(counts)), strict=True)
-    return {"answers": answers, "right": right}
+def draw_rows(seed: int, meaning: float, answers: int = 120) -> list[ConfidenceRow]:
+    """Answers of 40 patients; the first feature tells of right and wrong as much as `meaning` says."""
+    rng = np.random.default_rng(seed)
+    features_NF = rng.normal([1, -0.3, 0.5, 3, 0], [1, 0.2, 0.3, 0.5, 1], (answers, len(FEATURES)))
+    right_N = rng.random(answers) < 1 / (1 + np.exp(-1 - meaning * (features_NF[:, 0] - 1)))
+    return [
+        ConfidenceRow(tuple(map(float, features)), bool(right), str(n % 40))
+        for n, (features, right) in enumerate(zip(features_NF, right_N, strict=True))
+    ]
 
 
-def test_calibration_counts_answers_by_their_support():
+def test_confidence_is_what_scikit_learn_foretells_and_outlives_the_record():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows, asked = draw_rows(0, meaning=2), draw_rows(1, meaning=2)
+    oracle = make_pipeline(StandardScaler(), LogisticRegression())
+    oracle.fit([r.features for r in rows], [r.right for r in rows])
+    expected = oracle.predict_proba([r.features for r in asked])[:, 1].clip(1 / 122, 121 / 122)
+    fitted = fit_confidence(rows)
+    assert fitted.skill is not None and fitted.skill > 0.1 and tuple(fitted.weights) == (*FEATURES, "constant")
+    recorded = json.loads(json.dumps({"VG": fitted._asdict()}))
+    found = [find_confidence(recorded, "VG", r.features) for r in asked]
+    assert found == pytest.approx(expected, abs=1e-3)
+    for far, most in ((1e6, 121 / 122), (-1e6, 1 / 122)):  # never surer than so many answers allow
+        assert find_confidence(recorded, "VG", (far, 0, 0, 0, 0)) == pytest.approx(most, abs=1e-4)
+    assert find_confidence(recorded, "MIA or QA", asked[0].features) is None
+    assert find_confidence(recorded, "VG", None) is None and find_confidence({}, "VG", asked[0].features) is None
+
+
+def test_no_confidence_where_nothing_foretells_what_is_right():
+    by_chance = [fit_confidence(draw_rows(seed, meaning=0)) for seed in range(6)]
+    assert not any(f.weights for f in by_chance) and all(f.skill is not None for f in by_chance)
+    assert all(fit_confidence(draw_rows(seed, meaning=3)).weights for seed in range(3))
+
+
+def test_no_confidence_from_few_answers_or_patients():
+    rows = draw_rows(0, meaning=3)
+    wrong = [r for r in rows if not r.right]
+    assert fit_confidence([r for r in rows if r.right] + wrong[:9]).skill is None  # too few wrong ones
+    assert fit_confidence(wrong) == FittedConfidence(len(wrong), 0) and not fit_confidence(wrong).weights
+    assert fit_confidence([r._replace(group=str(n % 9)) for n, r in enumerate(rows)]).skill is None
+
+
+def test_features_are_those_of_the_chosen_answer():
+    first, second = candidate("the liver", 0.6), candidate("a spleen", 0.3)
+    scored = replace(second, scores={"clip": 0.25})
+    found = describe_answer(Prediction("a", (first, scored), 1), 0.75, "clip")
+    assert found == pytest.approx((math.log(3), math.log(0.3), math.log(0.5), math.log(9), 0.25))
+    assert describe_answer(Prediction("a", (first, scored)), 1.0, "")[0] == pytest.approx(math.log(199))  # type: ignore[index]
+    assert describe_answer(Prediction("a", (first,)), 1.0, "clip")[2:] == (0, math.log(10), 0)  # type: ignore[index]
+    assert describe_answer(Prediction("a", (first, candidate("x", None))), 1.0, "") is None
+
+
+def test_answers_are_fitted_by_what_is_known_of_a_free_question():
     near, far = Box(0.1, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
     turn = Turn(Task.VG, BoxedText("Where is the liver?"), BoxedText(BOX_MARK, (near,)))
-    supports = {"a": 0.05, "b": 0.6, "c": 0.699, "d": 1.0}
-    samples = {key: Sample(key, (ImageRef("a.png"),), Modality.CT, (turn,), "a") for key in supports}
-    boxes = {key: far if key == "b" else near for key in supports}
-    answers = [Prediction(key, (candidate(BOX_MARK, 1, box),)) for key, box in boxes.items()]
-    counted = count_calibration(samples, answers, supports, NAMES)
-    assert counted == {"VG": CalibrationBins((1, 0, 0, 0, 0, 0, 2, 0, 0, 1), (1, 0, 0, 0, 0, 0, 1, 0, 0, 1))}
-
-
-def test_confidence_is_the_share_of_right_ones_with_as_much_support():
-    recorded = {"VG": bins(*[(0, 0)] * 3, (18, 3), *[(0, 0)] * 5, (98, 89))}
-    found = [find_confidence(recorded, ["VG"], support) for support in (0, 0.35, 0.89, 0.9, 1)]
-    assert found == [0.2, 0.2, 0.2, 0.9, 0.9]
-    assert find_confidence(recorded, ["ROC"], 1) is None and find_confidence({}, ["VG"], 1) is None
-    assert find_confidence({"VG": bins((29, 29))}, ["VG"], 1) is None  # too few
-    both = {"MIA": bins((28, 0)), "QA": bins((20, 24))}
-    assert find_confidence(both, ["MIA", "QA"], 0.5) == find_confidence({"MIA": bins((48, 24))}, ["MIA"], 0.5) == 0.5
-
-
-def test_confidence_never_falls_with_support_and_is_never_certain():
-    """As isotonic regression by scipy, where no bin is sparse."""
-    from scipy.optimize import isotonic_regression
-
-    rng = np.random.default_rng(4)
-    for _ in range(50):
-        answers = rng.integers(0, 40, 10)
-        right = rng.binomial(answers, rng.random(10))
-        recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
-        shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]
-        assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
-    answers, right = np.full(10, 10_000), rng.integers(0, 10_000, 10)
-    recorded = {"VG": {"answers": answers.tolist(), "right": right.tolist()}}
-    shares = [find_confidence(recorded, ["VG"], (n + 0.5) / 10) for n in range(10)]
-    assert shares == pytest.approx(isotonic_regression(right / answers).x, abs=2e-4)
+    asked = {key: Sample(key, (ImageRef("a.png"),), Modality.CT, (turn,), "a") for key in "abc"}
+    boxes = {"a": (near,), "b": (far,), "c": ()}  # the third answer has no box, so nobody could tell that it is of VG
+    answers = [Prediction(key, (candidate(BOX_MARK * len(b), 0.5, *b),)) for key, b in boxes.items()]
+    fits = fit_confidences(asked, answers, dict.fromkeys("abc", 1.0), NAMES, "")
+    assert fits == {"VG": FittedConfidence(2, 1), "MIA or QA": FittedConfidence(1, 0)}

@@ -105,7 +105,7 @@ def _ask_one(args: argparse.Namespace, run: Run, image: Path, question: str) -> 
     if result.uncertain:
         print(f"uncertain: {result.uncertain}")
     if result.confidence is not None:
-        print(f"confidence: {result.confidence:.2f}, the share of right ones among validation answers like this one")
+        print(f"confidence: {result.confidence:.2f}, the probability that it is right, fitted to validation answers")
     for warning in result.warnings:
         print(f"warning: {warning.message}")
     _print_boxes(result)

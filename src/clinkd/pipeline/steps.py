@@ -25,7 +25,7 @@ from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import split_fold, split_samples
 from clinkd.inference import Agreement, ClipScorer, CropScorer, RandomScorer, TimedScorer, measure_likelihoods, rerank
-from clinkd.inference.disagreement import count_calibration, count_disagreement
+from clinkd.inference.disagreement import count_disagreement, fit_confidences
 from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy
@@ -280,7 +280,7 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         work.record("validation_gain", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("reordered_tasks", tasks)
     chosen = [p if samples[p.id].task in tasks else replace(p, chosen=0) for p in validation]
-    _record_disagreement(work, samples, chosen)
+    _record_disagreement(work, samples, chosen, scorer.name)
     _, predictions = choose_answers("test", tasks)
     work.record("scoring_seconds", {s.name: round(s.seconds, 3) for s in (*rivals, timed)})
     if isinstance(scorer, ClipScorer):
@@ -297,17 +297,20 @@ def _fit_crop_weights(work: StageInputs, scorer: CropScorer) -> None:
     work.record(CROP_WEIGHTS, {kind: asdict(choice) for kind, choice in fitted.items()})
 
 
-def _record_disagreement(work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction]) -> None:
-    """Record by task whether validation answers whose candidates disagree are wrong more often, and how many are right
-    by their support."""
+def _record_disagreement(
+    work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction], scorer: str
+) -> None:
+    """Record by task whether validation answers whose candidates disagree are wrong more often, and by kind of question
+    how likely they are right."""
     file = work.inputs["answer"] / SUPPORTS
     if not file.is_file():  # answers of an older version
         return
     supports = {record["id"]: record["supports"] for record in read_stage_lines(file)}
     chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
-    for name, count in (("disagreement", count_disagreement), ("calibration", count_calibration)):
-        counts = count(samples, predictions, chosen, work.lexicon.names)
-        work.record(name, {task: of_task._asdict() for task, of_task in counts.items()})
+    counts = count_disagreement(samples, predictions, chosen, work.lexicon.names)
+    work.record("disagreement", {task: of_task._asdict() for task, of_task in counts.items()})
+    fits = fit_confidences(samples, predictions, chosen, work.lexicon.names, scorer)
+    work.record("confidence", {kind: fit._asdict() for kind, fit in fits.items()})
 
 
 def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:

@@ -144,11 +144,11 @@ class AnswerReply(ReplyModel):
     `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the mean
     similarity of the candidates to the chosen one, by weight, which on its own says nothing of right or wrong.
     `uncertain`: it is below 0.6, and the run's validation answers show what that means; `why` says in what the
-    candidates differ, and how often such answers were wrong. `confidence`: the share of right ones among the run's
-    validation answers with as much support; null where too few tell it, the question is unlike those (an unknown name,
-    an unseen modality), or options change how it is answered. `warnings`: what is not known about the answer;
-    without any it may be wrong all the same. `reordered`: whether the scorer chose among the candidates, or only
-    shows its scores. `ignored`: the parts of the request without effect.
+    candidates differ, and how often such answers were wrong. `confidence`: the probability that it is right, fitted to
+    the run's validation answers; null where that did not foretell other patients, the question is unlike those (an
+    unknown name, an unseen modality), or options change how it is answered. `warnings`: what is not known about the
+    answer; without any it may be wrong all the same. `reordered`: whether the scorer chose among the candidates, or
+    only shows its scores. `ignored`: the parts of the request without effect.
     """
 
     text: str

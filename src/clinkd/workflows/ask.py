@@ -16,7 +16,13 @@ from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
 from clinkd.inference import Scorer, rerank_batch
-from clinkd.inference.disagreement import explain_disagreement, find_confidence
+from clinkd.inference.disagreement import (
+    describe_answer,
+    explain_disagreement,
+    find_confidence,
+    list_possible_tasks,
+    name_kind,
+)
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
@@ -74,8 +80,8 @@ class Answer(NamedTuple):
 
     `prompt_tokens`: of the prompt with its images; `answer_tokens`: of the answer with its end mark; `warnings`: what
     is not known about the answer; `uncertain`: in what the candidates differ and what this means, only where the run's
-    validation answers show that it means something; `confidence`: the share of right ones among validation answers
-    with as much support, None where too few tell it, or where question or way of answering are not as in validation.
+    validation answers show that it means something; `confidence`: the probability that it is right, None
+    where a fit to validation answers has not earned trust, or question or way of answering are not as in validation.
     """
 
     prediction: Prediction
@@ -232,15 +238,16 @@ class Answerer:
     def _add_warnings(self, question: Question, answer: Answer, as_validated: bool) -> Answer:
         """`as_validated`: whether it was answered in the way in which the run answered its validation questions."""
         text, differs = answer.prediction.answer.answer, answer.self_consistency.why
-        tasks = _list_possible_tasks(question.text, text)
-        meaning = explain_disagreement(self.recorded.get("disagreement", {}), tasks)
+        meaning = explain_disagreement(self.recorded.get("disagreement", {}), list_possible_tasks(question.text, text))
         warnings = find_warnings(question.text, text, question.modality, self.knowledge, question.file)
-        counted = {} if {w.kind for w in warnings} & UNLIKE_VALIDATION else self.recorded.get("calibration", {})
-        return answer._replace(
-            warnings=warnings,
-            uncertain=f"{differs}; {meaning}" if differs and meaning else None,
-            confidence=find_confidence(counted, tasks, answer.self_consistency.value) if as_validated else None,
+        answer = answer._replace(warnings=warnings, uncertain=f"{differs}; {meaning}" if differs and meaning else None)
+        if not as_validated or {w.kind for w in warnings} & UNLIKE_VALIDATION:
+            return answer
+        features = describe_answer(
+            answer.prediction, answer.self_consistency.value, self.scorer.name if self.scorer else ""
         )
+        fits = self.recorded.get("confidence", {})
+        return answer._replace(confidence=find_confidence(fits, name_kind(question.text, text), features))
 
 
 @dataclass(frozen=True)
@@ -294,12 +301,7 @@ def demand_words(question: str) -> None:
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:
     """Whether a run trusts its scorer for a free question with this first answer. The question may belong to several
     tasks; the scorer must be trusted in each of them that the run had questions of. `recorded`: by its `select`."""
-    possible = _list_possible_tasks(question, answer)
+    possible = list_possible_tasks(question, answer)
     tasks = recorded["reordered_tasks"]
     validated = recorded.get("validation_gain", tasks)
     return any(t in validated for t in possible) and all(t in tasks for t in possible if t in validated)
-
-
-def _list_possible_tasks(question: BoxedText, answer: BoxedText) -> tuple[Task, ...]:
-    """The tasks that a free question with this answer may belong to."""
-    return (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
