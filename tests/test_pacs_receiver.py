@@ -16,14 +16,23 @@ from typing import Any
 import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
-from pydicom.uid import EnhancedSRStorage
+from pydicom.uid import (
+    HTJ2K,
+    MPEG4HP41,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
 from pynetdicom import AE, Association
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyFind  # type: ignore[attr-defined]
 
 from arrivals import associated, make_image
 from clinkd.pacs import AllowedPeer, Receiver, ReceiverAddress, ReceiverLimits, StoreRefusal, StoreStatus, TlsFiles
 from clinkd.records import BadInput
 
-SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = StoreStatus
+SUCCESS, NOT_ASKED, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = StoreStatus
 LIMITS = ReceiverLimits(stall_seconds=patience(5))
 
 
@@ -56,6 +65,7 @@ def test_an_image_is_kept_as_it_was_before_success_is_answered():
     [
         (StoreRefusal(OUT_OF_RESOURCES, "the disk is full"), OUT_OF_RESOURCES),
         (StoreRefusal(MISMATCH, "another class"), MISMATCH),
+        (StoreRefusal(NOT_ASKED, "no rule"), NOT_ASKED),
         (BadInput("no image"), CANNOT_UNDERSTAND),
         (RuntimeError("Mustermann^Max"), OUT_OF_RESOURCES),
     ],
@@ -72,12 +82,24 @@ def test_what_is_not_kept_is_refused_with_its_status(error, status, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_images_are_taken():
-    sender = AE("SENDER")
-    sender.add_requested_context(EnhancedSRStorage)
-    with receiving(lambda content: None) as (_, port):
+def test_a_whole_study_is_taken_whatever_is_in_it():
+    classes = [EnhancedSRStorage, SegmentationStorage, CTImageStorage, "1.3.12.2.1107.5.9.1"]  # the last is a vendor's
+    sender, kept = AE("SENDER"), list[bytes]()
+    for name in classes:
+        sender.add_requested_context(name, [HTJ2K, ExplicitVRLittleEndian])  # the second one is read
+        sender.add_requested_context(name, [MPEG4HP41])  # not read, but told so
+    for name, syntax in ((CTImageStorage, DeflatedExplicitVRLittleEndian), (StudyFind, ExplicitVRLittleEndian)):
+        sender.add_requested_context(name, [syntax])
+    with receiving(kept.append) as (_, port):
         association = sender.associate("127.0.0.1", port, ae_title="CLINKD")
-        assert not association.is_established or not association.accepted_contexts
+        accepted = [(c.abstract_syntax, *c.transfer_syntax) for c in association.accepted_contexts]
+        assert accepted == [(name, s) for name in classes for s in (ExplicitVRLittleEndian, MPEG4HP41)]
+        for name in classes:
+            image = make_image(1, SOPClassUID=name)
+            image.file_meta.MediaStorageSOPClassUID = name
+            assert association.send_c_store(image).Status == SUCCESS
+        association.release()
+    assert [dcmread(io.BytesIO(content)).SOPClassUID for content in kept] == classes
 
 
 def test_an_image_beyond_the_limit_is_refused_and_the_next_one_is_kept():

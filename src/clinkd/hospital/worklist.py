@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -174,7 +175,8 @@ class Worklist:
     """The entries of a folder, in the order of their arrival. One process at a time may open it; its threads share it.
 
     `model`: what tells one model from another. What another model answered stays as it is, and what still waits for it
-    is asked of this one. `sends`: what who listens with it sends.
+    is asked of this one. `sends`: what who listens with it sends; `left_out`: objects that came since the start and
+    about which no rule asks, by modality.
     """
 
     sends: Sends = "nothing"
@@ -182,6 +184,7 @@ class Worklist:
     def __init__(self, folder: Path, model: str = "", limits: WorklistLimits | None = None) -> None:
         """Raises BadInput where another process has it open, or its file is broken."""
         self.folder, self.model, self.limits = Path(folder), model, limits or WorklistLimits()
+        self.left_out = Counter[str]()
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], object]] = []
         make_folder(self.folder / IMAGES)
@@ -242,6 +245,12 @@ class Worklist:
             names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, model, state"
             base.executemany(f"insert or ignore into entries ({names}) values ({marks})", fresh)
             return [row[0] for row in fresh]
+
+    def leave_out(self, modality: str) -> int:
+        """Count an object that is not kept; how many of its modality came."""
+        with self._lock:
+            self.left_out[modality] += 1
+            return self.left_out[modality]
 
     def knows(self, instance: str) -> bool:
         """Whether there is an entry about an image, of this model."""

@@ -23,9 +23,12 @@ from clinkd.records import BadInput
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."  # classes of stored objects begin so
+_STANDARD = "1.2.840.10008."  # UIDs of the standard begin so; others are a vendor's own
+_STORAGE = f"{_STANDARD}5.1.4.1.1."  # those of the classes of stored objects
+_STORAGE_SERVICE = f"{_STANDARD}4.2"
+_DEFLATED = (f"{_STANDARD}1.2.1.99", f"{_STANDARD}1.2.4.95", f"{_STANDARD}1.2.4.205")  # could inflate to any size
 _SYNTAXES = [  # in which images are read: implicit, explicit, big-endian, JPEG, lossless JPEG, JPEG-LS, JPEG 2000, RLE
-    f"1.2.840.10008.1.2{rest}"
+    f"{_STANDARD}1.2{rest}"
     for rest in ("", ".1", ".2", ".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91", ".5")
 ]
 _COMMENT = 64  # characters of an error comment (VR LO)
@@ -35,13 +38,14 @@ class StoreStatus(IntEnum):
     """What is answered to C-STORE: PS3.4, table B.2-1."""
 
     SUCCESS = 0x0000
+    NOT_ASKED = 0xB006  # "elements discarded", here all of them: a warning, at which a sender goes on
     OUT_OF_RESOURCES = 0xA700
     MISMATCH = 0xA900
     CANNOT_UNDERSTAND = 0xC000
 
 
 class StoreRefusal(Exception):
-    """An image is not kept: the status of the reply, and why, for whoever sent it."""
+    """An object is not kept: the status of the reply, and why, for whoever sent it."""
 
     def __init__(self, status: StoreStatus, why: str) -> None:
         super().__init__(why)
@@ -103,8 +107,10 @@ def check_title(title: str) -> str:
 
 
 class Receiver:
-    """Listens from `start` to `stop`. `take` gets each image as a DICOM file, in several threads, and keeps it: when it
-    returns, success is answered. It raises StoreRefusal, or BadInput for a file that it cannot use.
+    """Listens from `start` to `stop`. `take` gets each object as a DICOM file, in several threads, and keeps it: when
+    it returns, success is answered. It raises StoreRefusal, or BadInput for a file that it cannot use.
+
+    Objects of every class are taken, a vendor's own ones, too: an archive sends a study whole, or not at all.
 
     `outcomes` counts the replies by their status.
     """
@@ -128,14 +134,14 @@ class Receiver:
         entity.require_called_aet = True
         entity.acse_timeout, entity.network_timeout = limits.stall_seconds, limits.idle_seconds
         entity.dimse_timeout = limits.idle_seconds
-        for name in _list_image_classes():
-            entity.add_supported_context(name, _SYNTAXES)
-        entity.add_supported_context("1.2.840.10008.1.1")  # verification
+        entity.add_supported_context(f"{_STANDARD}1.1")  # verification
         events = pynetdicom.evt
         handlers = [
             (events.EVT_C_STORE, self._store),
             (events.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
             (events.EVT_REQUESTED, self._reject_strangers),
+            (events.EVT_REQUESTED, _offer_storage),
+            (events.EVT_SOP_COMMON, _declare_storage),
         ]
         from clinkd.pacs.connection import BoundedServer
         from clinkd.pacs.dimse import make_tls_context
@@ -216,9 +222,32 @@ def _import_network() -> Any:
     return pynetdicom
 
 
-@cache
-def _list_image_classes() -> tuple[str, ...]:
-    """The storage classes of images, by their names in the standard."""
-    contexts = _import_network().AllStoragePresentationContexts
-    classes = [context.abstract_syntax for context in contexts]
-    return tuple(str(uid) for uid in classes if uid.startswith(_STORAGE) and "Image" in uid.keyword)
+def _list_proposed(event: Any) -> dict[str, list[str]]:
+    """The classes of stored objects that a peer proposes, with their transfer syntaxes."""
+    proposed: dict[str, list[str]] = {}
+    for context in event.assoc.requestor.primitive.presentation_context_definition_list:
+        name = str(context.abstract_syntax)
+        if name.startswith(_STORAGE) or not name.startswith(_STANDARD):
+            proposed.setdefault(name, []).extend(map(str, context.transfer_syntax))
+    return proposed
+
+
+def _offer_storage(event: Any) -> None:
+    """Accept every class that a peer proposes to store. Syntaxes in which images are read are preferred; objects in
+    others, too, must arrive to be told that nobody asks about them."""
+    contexts = event.assoc.acceptor.supported_contexts
+    for name, proposed in _list_proposed(event).items():
+        others = [syntax for syntax in proposed if syntax.startswith(f"{_STANDARD}1.2") and syntax not in _DEFLATED]
+        contexts.append(_import_network().build_context(name, [*_SYNTAXES, *others]))
+    event.assoc.acceptor.supported_contexts = contexts
+
+
+def _declare_storage(event: Any) -> dict[Any, Any]:
+    """That a vendor's classes are stored objects, which pynetdicom cannot know."""
+    from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
+
+    declared = {}
+    for name in _list_proposed(event):
+        declared[name] = item = SOPClassCommonExtendedNegotiation()
+        item.sop_class_uid, item.service_class_uid = name, _STORAGE_SERVICE
+    return declared

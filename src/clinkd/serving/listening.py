@@ -71,6 +71,9 @@ def listening(plan: ListenPlan, say: Callable[[str], object], engine: Engine) ->
         listening.stop()
         desk.close()
         worklist.close()
+        if worklist.left_out:
+            counts = ", ".join(f"{number} {modality}" for modality, number in sorted(worklist.left_out.items()))
+            say(f"left out {counts}: no rule asks about them")
 
 
 def _describe(plan: ListenPlan, worklist: Worklist) -> Iterator[str]:
