@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,9 +248,27 @@ def test_a_report_names_the_model_that_answered_and_not_the_one_that_runs_now():
     assert "first" in report and "second" not in report
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_answers_are_not_sent_to_the_receiver_itself(tmp_path, capsys, host):
+@pytest.mark.parametrize("taken", ["--port", "--page-port"])
+def test_no_address_is_told_where_a_port_is_taken_and_nothing_is_left(tmp_path, capsys, monkeypatch, taken):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
-    words = ["pacs", "listen", "--rules", str(tmp_path / "rules.yaml"), "--to", f"dicom://CLINKD@{host}:11112"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = {"--port": "0", "--page-port": "0", taken: str(other.getsockname()[1])}
+        words = ["pacs", "listen", "model", "--rules", "rules.yaml", *chain(*ports.items())]
+        assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].endswith(
+        f"cannot be taken (Address already in use); {taken} 0 takes a free one"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rules.yaml"]
+
+
+@pytest.mark.parametrize("option", ["--to", "--poll"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_answers_are_not_sent_to_the_receiver_itself(tmp_path, capsys, host, option):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    words = ["pacs", "listen", "--rules", str(tmp_path / "rules.yaml"), option, f"dicom://CLINKD@{host}:11112"]
     assert main(words) == 2
-    assert "that is this receiver itself" in capsys.readouterr().err
+    assert f"{option} dicom://CLINKD@{host}:11112: that is this receiver itself" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -260,9 +261,53 @@ def test_a_silent_peer_is_ended(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_is_left_running():
-    import threading
+@pytest.mark.parametrize(
+    ("listens", "address", "own"),
+    [
+        ("127.0.0.1", "dicom://ANOTHER@127.0.0.1:11112", True),  # the same socket, whatever the title
+        ("127.0.0.1", "dicoms://ANOTHER@localhost:11112/", True),
+        ("localhost", "dicom://ANOTHER@127.0.0.1:11112", True),
+        ("127.0.0.1", "dicom://ANOTHER@[::ffff:127.0.0.1]:11112", True),
+        ("0.0.0.0", "dicom://ANOTHER@127.0.0.7:11112", True),
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.7:11112", True),
+        ("127.0.0.1", "dicom://ORTHANC@127.0.0.7:11112", False),  # another one at another address of this machine
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.1:11113", False),
+        ("0.0.0.0", "dicom://CLINKD@192.0.2.1:11112", False),  # no machine has this address
+        ("127.0.0.1", "https://127.0.0.1:11112", False),
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.1:x", False),
+    ],
+)
+def test_an_address_of_the_receiver_is_known_however_it_is_spelled(listens, address, own):
+    assert ReceiverAddress(listens).is_reached_at(address) == own
 
+
+def test_the_name_of_this_machine_is_one_of_its_addresses(monkeypatch):
+    names = {"reading-room": "127.0.1.1", "127.0.0.1": "127.0.0.1", "0.0.0.0": "0.0.0.0"}
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: resolve(names.get(host, host), *rest, **more)
+    )
+    assert ReceiverAddress("0.0.0.0").is_reached_at("dicom://ANOTHER@reading-room:11112")
+    assert ReceiverAddress().is_reached_at("dicom://CLINKD@reading-room:11112")
+    assert not ReceiverAddress().is_reached_at("dicom://ORTHANC@reading-room:11112")
+
+
+def test_a_peer_waits_from_the_port_on_and_a_port_is_taken_once():
+    kept: list[bytes] = []
+    receiver = Receiver(ReceiverAddress(port=0), kept.append)
+    port = receiver.bind()
+    with pytest.raises(BadInput, match=rf"--port {port}: cannot be taken \(Address already in use\); --port 0"):
+        Receiver(ReceiverAddress(port=port), kept.append).bind()
+    threading.Timer(0.1, receiver.start).start()
+    with associated(port) as association:
+        assert association.send_c_store(make_image()).Status == SUCCESS
+    receiver.stop()
+    receiver = Receiver(ReceiverAddress(port=port), kept.append)  # free again, and given back unused
+    receiver.bind()
+    receiver.stop()
+
+
+def test_nothing_is_left_running():
     with receiving(lambda content: None) as (_, port), associated(port) as association:
         assert association.is_established
     end = Deadline(20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from collections import Counter
 from functools import partial
@@ -266,14 +265,15 @@ def _listen(args: argparse.Namespace) -> int:
 
     tls = TlsFiles(args.ca, args.certificate, args.key)
     receiver, polling, archive = None, None, None
+    allowed = tuple(map(AllowedPeer.parse, args.allow))
+    own = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
+    _demand_no_loop(own, poll=args.poll, to=args.to)
     if args.poll:
         polling = Polling(connect(args.poll, args.aet, args.port, tls), args.every)
     else:
-        allowed = tuple(map(AllowedPeer.parse, args.allow))
-        receiver = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
+        receiver = own
         receiver.demand_safe()
     if args.to:
-        _demand_no_loop(args.to, receiver)
         archive = connect(args.to, args.aet, tls=tls)
     elif args.send == "all":
         raise BadInput("--send all: to which archive? give --to ADDRESS")
@@ -282,7 +282,7 @@ def _listen(args: argparse.Namespace) -> int:
         args.folder, rules, (source.name, source.fingerprint()), receiver, None, polling, archive, args.send,
         WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo),
     )  # fmt: skip
-    page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open)
+    page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open, "--page-")
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -291,12 +291,13 @@ def _listen(args: argparse.Namespace) -> int:
     return 0
 
 
-def _demand_no_loop(to: str, receiver: ReceiverAddress | None) -> None:
-    """Raises BadInput where answers would be sent to the receiver itself."""
-    own = (receiver.host, "localhost", "127.0.0.1", "::1") if receiver else ()
-    address = re.fullmatch(r"dicoms?://[^@]*@\[?([^\]/]*?)\]?:(\d+)/?", to)
-    if receiver and address and address[1] in own and int(address[2]) == receiver.port:
-        raise BadInput(f"--to {to}: that is this receiver itself; give the archive's port, or another by --port")
+def _demand_no_loop(own: ReceiverAddress, **addresses: str | None) -> None:
+    """Raises BadInput where images would be fetched from our own receiver, or answers sent to it."""
+    for option, address in addresses.items():
+        if address and own.is_reached_at(address):
+            raise BadInput(
+                f"--{option} {address}: that is this receiver itself; give the archive's port, or another by --port"
+            )
 
 
 def _demand_numbers(args: argparse.Namespace) -> None:
