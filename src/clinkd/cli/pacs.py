@@ -240,6 +240,8 @@ def _add_listen(kinds: Any, runs: Parser) -> None:
     group.add_argument("--token-file", type=Path, metavar="FILE", help="holds the page's token; else CLINKD_TOKEN's")
     group.add_argument("--open", action="store_true", help="open the page in the browser, too")
     group.add_argument("--gigabytes", type=float, default=50.0, metavar="N", help="of images that are kept (50)")
+    group.add_argument("--keep", type=float, metavar="DAYS", help="remove images so long after all about them was sent "
+                       "or rejected; those of corrections stay (keep all)")  # fmt: skip
     group.add_argument("--waiting", type=int, default=10_000, metavar="N", help="questions that may wait (10000)")
     verb.set_defaults(stopped="what arrived, was answered and decided is kept, and the same command goes on from there")
 
@@ -280,7 +282,7 @@ def _listen(args: argparse.Namespace) -> int:
     source = ModelSource.find(args.run, args.runs, choose_run)
     plan = ListenPlan(
         args.folder, rules, (source.name, source.fingerprint()), receiver, None, polling, archive, args.send,
-        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo),
+        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo, args.keep),
     )  # fmt: skip
     page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open, "--page-")
 
@@ -303,7 +305,7 @@ def _demand_no_loop(own: ReceiverAddress, **addresses: str | None) -> None:
 def _demand_numbers(args: argparse.Namespace) -> None:
     """Raises BadInput for a number out of its range."""
     ranges = {"port": (0, 65535), "page_port": (0, 65535), "every": (1, 86400), "undo": (0, 86400),
-              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6)}  # fmt: skip
+              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6), "keep": (1, 36500)}  # fmt: skip
     for name, (least, most) in ranges.items():
-        if not least <= (value := getattr(args, name)) <= most:
+        if (value := getattr(args, name)) is not None and not least <= value <= most:
             raise BadInput(f"--{name.replace('_', '-')} {value:g}: {least:g} to {most:g} is wanted")

@@ -45,6 +45,7 @@ from clinkd.storage import write_atomic
 
 PLACE = "the image"
 CORRECTIONS = "corrections.jsonl"  # in the folder of the worklist; `clinkd data import` reads it
+_REMOVE_SECONDS = 3600.0  # between two looks for images that are not kept any more
 _RETRY_SECONDS = 5.0  # of what could not be sent; twice as long each time
 _FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")  # in no order but that the last of the header is last
 _LEVELS = ("Study", "Series", "SOP")
@@ -183,7 +184,7 @@ class Listening:
                   file=sys.stderr, flush=True)  # fmt: skip
 
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
-        """Begin to answer, `answering` questions at a time, to send and to poll."""
+        """Begin to answer, `answering` questions at a time, to send, to poll and to remove what is not kept."""
         self._desk = desk
         loops: list[tuple[str, Callable[[], object]]] = [("answers", self._answer_next)] * answering
         loops.append(("corrections", self._write_corrections))
@@ -191,6 +192,8 @@ class Listening:
             loops.append(("sending", self._send_next))
         if polling is not None:
             loops.append(("polling", lambda: self._poll(polling)))
+        if self.worklist.limits.keep_days is not None:
+            loops.append(("retention", self._remove_settled))
         self._threads = [threading.Thread(target=self._run, args=(step,), name=n, daemon=True) for n, step in loops]
         for thread in self._threads:
             thread.start()
@@ -298,6 +301,12 @@ class Listening:
             self.counts["refused"] += 1
             with contextlib.suppress(BadInput):
                 self._known.refused.add(read_instance_header(content).instance)
+
+    # -- retention ----------------------------------------------------------------------------------------------------
+
+    def _remove_settled(self) -> None:
+        self.counts["removed"] += self.worklist.remove_settled()
+        self._pause(_REMOVE_SECONDS)
 
     # -- corrections --------------------------------------------------------------------------------------------------
 

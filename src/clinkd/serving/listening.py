@@ -88,6 +88,8 @@ def _describe(plan: ListenPlan, worklist: Worklist) -> Iterator[str]:
     yield f"rules    {', '.join(plan.rules)}"
     counts = {state: number for state, number in worklist.counts().items() if number}
     yield f"worklist {plan.folder}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'empty'}"
+    if (days := worklist.limits.keep_days) is not None:
+        yield f"keeps    images {days:g} days after all about them was sent, rejected or failed"
     if plan.polling:
         yield f"polls    every {plan.polling.every_seconds:g} s, for studies of today and yesterday"
     if plan.archive is None:
