@@ -102,14 +102,13 @@ class Command:
 
     def __init__(self, run: Path, folder: Path, *words: str) -> None:
         (folder / "rules.yaml").write_text(RULES)
-        self.page, self.out = free_port(), ""
-        given = ["pacs", "listen", str(run), "--rules", "rules.yaml", "--undo", "0", *words]
-        given += ["--page-port", str(self.page)]
+        self.page, self.out, self.log = free_port(), "", folder / "listener.log"
+        command = [sys.executable, "-m", "clinkd", "pacs", "listen", str(run), "--rules", "rules.yaml"]
+        command += ["--undo", "0", "--page-port", str(self.page), *words]
         known = {"CLINKD_TOKEN": TOKEN_OF_THE_PAGE, "CLINKD_PACS_USER": USER, "CLINKD_PACS_PASSWORD": PASSWORD}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "clinkd", *given], cwd=folder, env={**os.environ, **known}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with self.log.open("w") as log:
+            environment = {**os.environ, **known}
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         headers = {"authorization": f"Bearer {TOKEN_OF_THE_PAGE}"}
         address = f"http://127.0.0.1:{self.page}"
         self.client = httpx2.Client(base_url=address, headers=headers, timeout=patience(60))
@@ -139,7 +138,8 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self.client.close()
         self.process.terminate()
-        self.out, _ = self.process.communicate(timeout=patience(60))
+        self.process.wait(patience(60))
+        self.out = self.log.read_text()
         assert "Traceback" not in self.out
 
 
