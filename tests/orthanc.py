@@ -83,13 +83,13 @@ class Orthanc:
         self.stop()
         raise AssertionError((self.folder / "orthanc.log").read_text()[-2000:])
 
-    def get(self, path: str) -> Any:
-        """The JSON that its own interface answers."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}")
+    def get(self, path: str, body: bytes | None = None) -> Any:
+        """The JSON that its own interface answers; `body`: to what is given to it (POST)."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", body)
         request.add_header(
             "Authorization", "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def stop(self) -> None:

@@ -170,7 +170,7 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     call(capsys, "report", "cut", *runs)
     assert taken == ["whole", "whole", "cut"]
     monkeypatch.setattr("clinkd.pipeline.runs.Run.answering_stages", ["teacher"])  # all that this short plan has
-    monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: taken.append(run.folder.name))
+    monkeypatch.setattr("clinkd.serving.server._run_server", lambda source, *_: taken.append(source.run.folder.name))
     status, _, err = call(capsys, "serve", "--port", "0", *runs)
     assert status == 0 and taken[-1] == "whole" and err == "clinkd: run whole, the newest finished run\n"
     shutil.move(tmp_path / "whole", tmp_path / "elsewhere" / "whole")
@@ -225,7 +225,12 @@ def test_the_commands_of_the_closing_screen_work_as_printed(capsys, small_run, t
     shutil.copytree(small_run.parent, tmp_path / "runs", symlinks=True)
     monkeypatch.chdir(tmp_path)
     served = []
-    monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: served.append(run.folder.name))
+
+    def serve(source, *rest):
+        served.append(source.run.folder.name)
+        rest[-1]()  # tells its address
+
+    monkeypatch.setattr("clinkd.serving.server._run_server", serve)
     monkeypatch.setattr(sys, "argv", [".venv/bin/clinkd"])
     cli._show_closing(open_run(Path("runs/small")), Path("runs"))
     lines = capsys.readouterr().out.partition("next  ")[2].splitlines()

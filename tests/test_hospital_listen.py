@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from tests.dicom_images import make_image as encode_image
 
 from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
@@ -81,15 +84,66 @@ def test_facts_are_read_from_the_header_alone():
     [
         (lambda image: image.file_meta.update({"MediaStorageSOPInstanceUID": "1.2.99"}), 0xA900),
         (lambda image: image.update({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}), 0xA900),
-        (lambda image: image.update({"Modality": "US"}), 0xC000),
+        (lambda image: image.update({"Modality": "US"}), 0xB006),
     ],
 )
-def test_what_is_not_what_it_was_sent_as_or_not_asked_about_is_refused(tmp_path, change, status):
+def test_what_is_not_what_it_was_sent_as_or_not_asked_about_is_not_kept(tmp_path, change, status):
     image = make_image()
     change(image)
     with listening(tmp_path) as running, pytest.raises(StoreRefusal) as refusal:
         running.take(encode(image))
     assert refusal.value.status == status
+
+
+ANY_RULE = "any:\n  questions: What is this?\n"
+SR, SEG, PRIVATE = "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.66.4", "1.3.12.2.1107.5.9.1"
+
+
+def make_object(sop_class: str, modality: str, **elements: object) -> bytes:
+    """An object of another class than an image's."""
+    made = make_image(1, Modality=modality, SOPClassUID=sop_class, **elements)
+    made.file_meta.MediaStorageSOPClassUID = sop_class
+    if sop_class != SEG:
+        del made.PixelData, made.Rows
+    return encode(made)
+
+
+def test_what_no_rule_asks_about_is_not_kept_but_counted(tmp_path, capfd):
+    with listening(tmp_path, rules=ANY_RULE) as running:
+        for content in (make_object(SR, "SR"), make_object(SEG, "SEG"), make_object(SR, "SR"),
+                        make_object(PRIVATE, "CANARY")):  # fmt: skip
+            with pytest.raises(StoreRefusal, match="no rule asks about such an object") as refusal:
+                running.take(content)
+            assert refusal.value.status == 0xB006
+        assert running.worklist.left_out == {"SR": 2, "SEG": 1, "other": 1} and running.worklist.list() == []
+        assert not list((tmp_path / "work" / "images").iterdir())
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in told] == [" SR", " SEG", " other"] and "CANARY" not in str(told)
+
+
+def test_a_film_that_is_not_read_is_refused_where_a_rule_asks_about_it(tmp_path):
+    film = make_image(1)
+    film.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4
+    film.PixelData = encapsulate([bytes(64)])
+    film["PixelData"].is_undefined_length = True
+    with listening(tmp_path) as running:
+        with pytest.raises(BadInput, match=r"compressed as MPEG-4 .* which is not read"):
+            running.take(encode(film))
+        film.Modality = "US"
+        with pytest.raises(StoreRefusal) as refusal:
+            running.take(encode(film))
+        assert refusal.value.status == 0xB006 and running.worklist.left_out == {"US": 1}
+
+
+def test_a_damaged_image_is_refused_also_where_no_rule_asks_about_it(tmp_path):
+    with listening(tmp_path) as running:
+        for damaged in (
+            encode(make_image(1, Modality="MR", Rows=4000)),
+            make_object("1.2.840.10008.5.1.4.1.1.4", "MR"),
+        ):
+            with pytest.raises(BadInput):
+                running.take(damaged)
+        assert not running.worklist.left_out
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
@@ -194,9 +248,27 @@ def test_a_report_names_the_model_that_answered_and_not_the_one_that_runs_now():
     assert "first" in report and "second" not in report
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_answers_are_not_sent_to_the_receiver_itself(tmp_path, capsys, host):
+@pytest.mark.parametrize("taken", ["--port", "--page-port"])
+def test_no_address_is_told_where_a_port_is_taken_and_nothing_is_left(tmp_path, capsys, monkeypatch, taken):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rules.yaml").write_text(RULES)
-    words = ["pacs", "listen", "--rules", str(tmp_path / "rules.yaml"), "--to", f"dicom://CLINKD@{host}:11112"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = {"--port": "0", "--page-port": "0", taken: str(other.getsockname()[1])}
+        words = ["pacs", "listen", "model", "--rules", "rules.yaml", *chain(*ports.items())]
+        assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].endswith(
+        f"cannot be taken (Address already in use); {taken} 0 takes a free one"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rules.yaml"]
+
+
+@pytest.mark.parametrize("option", ["--to", "--poll"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_answers_are_not_sent_to_the_receiver_itself(tmp_path, capsys, host, option):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    words = ["pacs", "listen", "--rules", str(tmp_path / "rules.yaml"), option, f"dicom://CLINKD@{host}:11112"]
     assert main(words) == 2
-    assert "that is this receiver itself" in capsys.readouterr().err
+    assert f"{option} dicom://CLINKD@{host}:11112: that is this receiver itself" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from tests.pacs_peers import (
     to_bytes,
 )
 
-from clinkd.pacs import Archive, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles, connect
+from clinkd.pacs import Archive, ArchiveUnreachable, ReceiverLimits, SeriesReference, StudyQuery, TlsFiles, connect
 from clinkd.records import BadInput
 
 SERIES = SeriesReference(STUDY, f"{STUDY}.1", "CT", 3)
@@ -310,6 +310,17 @@ def test_an_archive_that_dies_in_the_middle_of_a_series_is_told(gets: bool) -> N
         for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
             came.append(content)
             break
+        assert len(came) == 2
+
+
+def test_what_an_archive_moves_to_us_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clinkd.pacs.dimse._MOVED", ReceiverLimits(image_bytes=10_000))
+    port, images = free_port(), [make_image(1, 1), make_image(1, 2, PixelData=bytes(20_000)), make_image(1, 3)]
+    came = list[bytes]()
+    with Peer(images=images, gets=False, moves_to=port).listening() as peer:
+        with pytest.raises(BadInput, match="1 of 3 images of a series did not come"):
+            for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
+                came.append(content)
         assert len(came) == 2
 
 

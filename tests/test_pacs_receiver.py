@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +17,23 @@ from typing import Any
 import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
-from pydicom.uid import EnhancedSRStorage
+from pydicom.uid import (
+    HTJ2K,
+    MPEG4HP41,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
 from pynetdicom import AE, Association
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyFind  # type: ignore[attr-defined]
 
 from arrivals import associated, make_image
 from clinkd.pacs import AllowedPeer, Receiver, ReceiverAddress, ReceiverLimits, StoreRefusal, StoreStatus, TlsFiles
 from clinkd.records import BadInput
 
-SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = StoreStatus
+SUCCESS, NOT_ASKED, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = StoreStatus
 LIMITS = ReceiverLimits(stall_seconds=patience(5))
 
 
@@ -56,6 +66,7 @@ def test_an_image_is_kept_as_it_was_before_success_is_answered():
     [
         (StoreRefusal(OUT_OF_RESOURCES, "the disk is full"), OUT_OF_RESOURCES),
         (StoreRefusal(MISMATCH, "another class"), MISMATCH),
+        (StoreRefusal(NOT_ASKED, "no rule"), NOT_ASKED),
         (BadInput("no image"), CANNOT_UNDERSTAND),
         (RuntimeError("Mustermann^Max"), OUT_OF_RESOURCES),
     ],
@@ -72,12 +83,24 @@ def test_what_is_not_kept_is_refused_with_its_status(error, status, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_images_are_taken():
-    sender = AE("SENDER")
-    sender.add_requested_context(EnhancedSRStorage)
-    with receiving(lambda content: None) as (_, port):
+def test_a_whole_study_is_taken_whatever_is_in_it():
+    classes = [EnhancedSRStorage, SegmentationStorage, CTImageStorage, "1.3.12.2.1107.5.9.1"]  # the last is a vendor's
+    sender, kept = AE("SENDER"), list[bytes]()
+    for name in classes:
+        sender.add_requested_context(name, [HTJ2K, ExplicitVRLittleEndian])  # the second one is read
+        sender.add_requested_context(name, [MPEG4HP41])  # not read, but told so
+    for name, syntax in ((CTImageStorage, DeflatedExplicitVRLittleEndian), (StudyFind, ExplicitVRLittleEndian)):
+        sender.add_requested_context(name, [syntax])
+    with receiving(kept.append) as (_, port):
         association = sender.associate("127.0.0.1", port, ae_title="CLINKD")
-        assert not association.is_established or not association.accepted_contexts
+        accepted = [(c.abstract_syntax, *c.transfer_syntax) for c in association.accepted_contexts]
+        assert accepted == [(name, s) for name in classes for s in (ExplicitVRLittleEndian, MPEG4HP41)]
+        for name in classes:
+            image = make_image(1, SOPClassUID=name)
+            image.file_meta.MediaStorageSOPClassUID = name
+            assert association.send_c_store(image).Status == SUCCESS
+        association.release()
+    assert [dcmread(io.BytesIO(content)).SOPClassUID for content in kept] == classes
 
 
 def test_an_image_beyond_the_limit_is_refused_and_the_next_one_is_kept():
@@ -238,9 +261,53 @@ def test_a_silent_peer_is_ended(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_is_left_running():
-    import threading
+@pytest.mark.parametrize(
+    ("listens", "address", "own"),
+    [
+        ("127.0.0.1", "dicom://ANOTHER@127.0.0.1:11112", True),  # the same socket, whatever the title
+        ("127.0.0.1", "dicoms://ANOTHER@localhost:11112/", True),
+        ("localhost", "dicom://ANOTHER@127.0.0.1:11112", True),
+        ("127.0.0.1", "dicom://ANOTHER@[::ffff:127.0.0.1]:11112", True),
+        ("0.0.0.0", "dicom://ANOTHER@127.0.0.7:11112", True),
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.7:11112", True),
+        ("127.0.0.1", "dicom://ORTHANC@127.0.0.7:11112", False),  # another one at another address of this machine
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.1:11113", False),
+        ("0.0.0.0", "dicom://CLINKD@192.0.2.1:11112", False),  # no machine has this address
+        ("127.0.0.1", "https://127.0.0.1:11112", False),
+        ("127.0.0.1", "dicom://CLINKD@127.0.0.1:x", False),
+    ],
+)
+def test_an_address_of_the_receiver_is_known_however_it_is_spelled(listens, address, own):
+    assert ReceiverAddress(listens).is_reached_at(address) == own
 
+
+def test_the_name_of_this_machine_is_one_of_its_addresses(monkeypatch):
+    names = {"reading-room": "127.0.1.1", "127.0.0.1": "127.0.0.1", "0.0.0.0": "0.0.0.0"}
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: resolve(names.get(host, host), *rest, **more)
+    )
+    assert ReceiverAddress("0.0.0.0").is_reached_at("dicom://ANOTHER@reading-room:11112")
+    assert ReceiverAddress().is_reached_at("dicom://CLINKD@reading-room:11112")
+    assert not ReceiverAddress().is_reached_at("dicom://ORTHANC@reading-room:11112")
+
+
+def test_a_peer_waits_from_the_port_on_and_a_port_is_taken_once():
+    kept: list[bytes] = []
+    receiver = Receiver(ReceiverAddress(port=0), kept.append)
+    port = receiver.bind()
+    with pytest.raises(BadInput, match=rf"--port {port}: cannot be taken \(Address already in use\); --port 0"):
+        Receiver(ReceiverAddress(port=port), kept.append).bind()
+    threading.Timer(0.1, receiver.start).start()
+    with associated(port) as association:
+        assert association.send_c_store(make_image()).Status == SUCCESS
+    receiver.stop()
+    receiver = Receiver(ReceiverAddress(port=port), kept.append)  # free again, and given back unused
+    receiver.bind()
+    receiver.stop()
+
+
+def test_nothing_is_left_running():
     with receiving(lambda content: None) as (_, port), associated(port) as association:
         assert association.is_established
     end = Deadline(20)

@@ -47,8 +47,10 @@ def fill(worklist: Worklist, count: int = 3) -> list[str]:
 
 def test_entries_come_in_pages_with_what_they_hold(client, worklist):
     ids = fill(worklist)
+    worklist.leave_out("MR")
     page = json_of(client.get("/v1/worklist", params={"limit": 2}))
     assert page["counts"] == {state: 3 * (state == "answered") for state in STATES} and page["after"] == ids[1]
+    assert page["left_out"] == {"MR": 1}
     assert page["entries"][0] == {
         "id": ids[0], "arrived": page["entries"][0]["arrived"], "study": "1.2.1", "series": "1.2.2",
         "instance": "1.2.3.1", "frame": 1, "modality": "CT", "body_part": "CHEST", "rule": "chest",

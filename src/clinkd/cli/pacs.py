@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from collections import Counter
 from functools import partial
@@ -241,6 +240,8 @@ def _add_listen(kinds: Any, runs: Parser) -> None:
     group.add_argument("--token-file", type=Path, metavar="FILE", help="holds the page's token; else CLINKD_TOKEN's")
     group.add_argument("--open", action="store_true", help="open the page in the browser, too")
     group.add_argument("--gigabytes", type=float, default=50.0, metavar="N", help="of images that are kept (50)")
+    group.add_argument("--keep", type=float, metavar="DAYS", help="remove images so long after all about them was sent "
+                       "or rejected; those of corrections stay (keep all)")  # fmt: skip
     group.add_argument("--waiting", type=int, default=10_000, metavar="N", help="questions that may wait (10000)")
     verb.set_defaults(stopped="what arrived, was answered and decided is kept, and the same command goes on from there")
 
@@ -266,23 +267,24 @@ def _listen(args: argparse.Namespace) -> int:
 
     tls = TlsFiles(args.ca, args.certificate, args.key)
     receiver, polling, archive = None, None, None
+    allowed = tuple(map(AllowedPeer.parse, args.allow))
+    own = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
+    _demand_no_loop(own, poll=args.poll, to=args.to)
     if args.poll:
         polling = Polling(connect(args.poll, args.aet, args.port, tls), args.every)
     else:
-        allowed = tuple(map(AllowedPeer.parse, args.allow))
-        receiver = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)
+        receiver = own
         receiver.demand_safe()
     if args.to:
-        _demand_no_loop(args.to, receiver)
         archive = connect(args.to, args.aet, tls=tls)
     elif args.send == "all":
         raise BadInput("--send all: to which archive? give --to ADDRESS")
     source = ModelSource.find(args.run, args.runs, choose_run)
     plan = ListenPlan(
         args.folder, rules, (source.name, source.fingerprint()), receiver, None, polling, archive, args.send,
-        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo),
+        WorklistLimits(args.waiting, int(args.gigabytes * 1e9), args.undo, args.keep),
     )  # fmt: skip
-    page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open)
+    page = ListenAddress(args.page_host, args.page_port, args.token_file, args.open, "--page-")
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -291,18 +293,19 @@ def _listen(args: argparse.Namespace) -> int:
     return 0
 
 
-def _demand_no_loop(to: str, receiver: ReceiverAddress | None) -> None:
-    """Raises BadInput where answers would be sent to the receiver itself."""
-    own = (receiver.host, "localhost", "127.0.0.1", "::1") if receiver else ()
-    address = re.fullmatch(r"dicoms?://[^@]*@\[?([^\]/]*?)\]?:(\d+)/?", to)
-    if receiver and address and address[1] in own and int(address[2]) == receiver.port:
-        raise BadInput(f"--to {to}: that is this receiver itself; give the archive's port, or another by --port")
+def _demand_no_loop(own: ReceiverAddress, **addresses: str | None) -> None:
+    """Raises BadInput where images would be fetched from our own receiver, or answers sent to it."""
+    for option, address in addresses.items():
+        if address and own.is_reached_at(address):
+            raise BadInput(
+                f"--{option} {address}: that is this receiver itself; give the archive's port, or another by --port"
+            )
 
 
 def _demand_numbers(args: argparse.Namespace) -> None:
     """Raises BadInput for a number out of its range."""
     ranges = {"port": (0, 65535), "page_port": (0, 65535), "every": (1, 86400), "undo": (0, 86400),
-              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6)}  # fmt: skip
+              "gigabytes": (0.001, 10**6), "waiting": (1, 10**6), "keep": (1, 36500)}  # fmt: skip
     for name, (least, most) in ranges.items():
-        if not least <= (value := getattr(args, name)) <= most:
+        if (value := getattr(args, name)) is not None and not least <= value <= most:
             raise BadInput(f"--{name.replace('_', '-')} {value:g}: {least:g} to {most:g} is wanted")

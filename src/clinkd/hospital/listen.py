@@ -15,18 +15,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from clinkd.data.images import kind_of
 from clinkd.data.images.dicom_header import open_header
 from clinkd.data.images.limits import UPLOADS
 from clinkd.hospital.pull import NO_IMAGES
-from clinkd.hospital.rules import Rules, ask_by_rules
+from clinkd.hospital.rules import MODALITIES, Rules, ask_by_rules
 from clinkd.hospital.worklist import (
     IMAGES,
     LONGEST_WAIT,
     ArrivedImage,
     ModelAnswer,
+    RuledQuestion,
     Worklist,
     WorklistEntry,
     WorklistFull,
@@ -44,8 +45,10 @@ from clinkd.storage import write_atomic
 
 PLACE = "the image"
 CORRECTIONS = "corrections.jsonl"  # in the folder of the worklist; `clinkd data import` reads it
+_REMOVE_SECONDS = 3600.0  # between two looks for images that are not kept any more
 _RETRY_SECONDS = 5.0  # of what could not be sent; twice as long each time
-_FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")
+_FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")  # in no order but that the last of the header is last
+_LEVELS = ("Study", "Series", "SOP")
 Send = Literal["accepted", "all"]
 
 
@@ -77,28 +80,45 @@ class Polling:
     every_seconds: float = 60.0
 
 
-def read_arrival(content: bytes) -> ArrivedImage:
-    """The facts of a DICOM file that arrived, from its header alone.
+class ObjectKind(NamedTuple):
+    """What a DICOM object is, by the first elements of its header. `image`: by its class; `decodable`: whether pixels
+    that are compressed so are read."""
 
-    Raises BadInput for what is no readable DICOM image, and StoreRefusal where its own UIDs are not those under which
-    it was sent.
-    """
+    modality: str
+    body_part: str
+    image: bool
+    decodable: bool
+
+
+def read_kind(content: bytes) -> ObjectKind:
+    """Raises BadInput for what is no readable DICOM, and StoreRefusal where its own UIDs are not those under which it
+    was sent."""
+    from pydicom.uid import UID
+
     stream = io.BytesIO(content)
     if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM")
-    with open_header(stream, PLACE, UPLOADS, also=_FIELDS) as header:
-        ds = header.ds
+    with open_header(stream, PLACE, UPLOADS, also=_FIELDS, until=_FIELDS[-1]) as header:
+        ds, decodable = header.ds, header.decodable
         sent = [str(ds.file_meta.get(f"MediaStorage{name}") or "") for name in _FIELDS[:2]]
         stated = [str(ds.get(name) or "") for name in _FIELDS[:2]]
-        uids = [str(ds.get(f"{level}InstanceUID") or "") for level in ("Study", "Series", "SOP")]
-        frames, modality = header.frames, _read_term(ds.get("Modality"))
-        body_part = _read_term(ds.get("BodyPartExamined"))
-    if not all(map(is_uid, uids)):
-        raise BadInput(f"{PLACE}: the UID of its study, its series or itself is missing or not valid")
+        modality, body_part = _read_term(ds.get("Modality")), _read_term(ds.get("BodyPartExamined"))
+    if not all(map(is_uid, stated)):
+        raise BadInput(f"{PLACE}: its own UID, or that of its class, is missing or not valid")
     if any(name and name != own for name, own in zip(sent, stated, strict=True)):
         raise StoreRefusal(StoreStatus.MISMATCH, "its UIDs are not those of the request")
-    study, series, instance = uids
-    return ArrivedImage(study, series, instance, modality, body_part, frames)
+    return ObjectKind(modality, body_part, "Image" in UID(stated[1]).keyword, decodable)
+
+
+def read_arrival(content: bytes) -> ArrivedImage:
+    """The facts of a DICOM image that arrived, from its header alone. Raises BadInput for what is no readable one."""
+    kind = read_kind(content)
+    with open_header(io.BytesIO(content), PLACE, UPLOADS, also=_FIELDS) as header:
+        study, series, instance = [str(header.ds.get(f"{level}InstanceUID") or "") for level in _LEVELS]
+        frames = header.frames
+    if not all(map(is_uid, (study, series, instance))):
+        raise BadInput(f"{PLACE}: the UID of its study, its series or itself is missing or not valid")
+    return ArrivedImage(study, series, instance, kind.modality, kind.body_part, frames)
 
 
 def _read_term(value: object) -> str:
@@ -142,18 +162,29 @@ class Listening:
 
         Raises BadInput and StoreRefusal with the reason why it is not kept.
         """
-        facts = read_arrival(content)
-        questions = ask_by_rules(self.rules, facts)
+        kind, questions = read_kind(content), list[RuledQuestion]()
+        asked = ask_by_rules(self.rules, ArrivedImage("", "", "", kind.modality, kind.body_part))
+        if kind.image and (kind.decodable or asked):  # damaged ones are refused, also those that nobody asks about
+            facts = read_arrival(content)
+            questions = ask_by_rules(self.rules, facts)
         if not questions:
-            raise StoreRefusal(StoreStatus.CANNOT_UNDERSTAND, "no rule asks about such an image")
+            self._leave_out(kind.modality)
+            raise StoreRefusal(StoreStatus.NOT_ASKED, "no rule asks about such an object; it is not kept")
         try:
             self.worklist.add_image(content, facts, questions)
         except WorklistFull as full:
             raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, str(full)) from None
         self.counts["images"] += 1
 
+    def _leave_out(self, modality: str) -> None:
+        """Count an object that no rule asks about, and tell of the first of each modality."""
+        word = modality if modality in (*MODALITIES, *NO_IMAGES) else "other"
+        if self.worklist.leave_out(word) == 1:
+            print(f"clinkd: {word}: no rule asks about it, so it is not kept; told once, counted on the page",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
-        """Begin to answer, `answering` questions at a time, to send and to poll."""
+        """Begin to answer, `answering` questions at a time, to send, to poll and to remove what is not kept."""
         self._desk = desk
         loops: list[tuple[str, Callable[[], object]]] = [("answers", self._answer_next)] * answering
         loops.append(("corrections", self._write_corrections))
@@ -161,6 +192,8 @@ class Listening:
             loops.append(("sending", self._send_next))
         if polling is not None:
             loops.append(("polling", lambda: self._poll(polling)))
+        if self.worklist.limits.keep_days is not None:
+            loops.append(("retention", self._remove_settled))
         self._threads = [threading.Thread(target=self._run, args=(step,), name=n, daemon=True) for n, step in loops]
         for thread in self._threads:
             thread.start()
@@ -268,6 +301,12 @@ class Listening:
             self.counts["refused"] += 1
             with contextlib.suppress(BadInput):
                 self._known.refused.add(read_instance_header(content).instance)
+
+    # -- retention ----------------------------------------------------------------------------------------------------
+
+    def _remove_settled(self) -> None:
+        self.counts["removed"] += self.worklist.remove_settled()
+        self._pause(_REMOVE_SECONDS)
 
     # -- corrections --------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from clinkd.spelling import suggest
 
 EXAMPLE = """\
 # Questions about images that arrive. Every rule that fits an image asks its questions; an image that no rule fits is
-# refused. modality and body_part are the words of the DICOM header (Modality, BodyPartExamined); left out: any.
+# not kept. modality and body_part are the words of the DICOM header (Modality, BodyPartExamined); left out: any.
 chest-ct:
   modality: CT
   body_part: [CHEST, THORAX]

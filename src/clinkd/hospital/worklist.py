@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ EntryState = Literal["waiting", "answered", "failed", "accepted", "rejected", "s
 DecisionKind = Literal["accepted", "edited", "rejected"]
 Sends = Literal["nothing", "accepted", "all"]  # which answers go to an archive
 STATES: tuple[EntryState, ...] = get_args(EntryState)
+SETTLED = ("sent", "rejected", "failed")  # nothing is done with these any more, but that a rejection is thought over
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
 MOST_LISTED = 500  # entries of one page
 LONGEST_WAIT = 3600.0  # seconds until what could not be sent is tried again
@@ -37,7 +39,8 @@ create table if not exists entries (
     study text not null, series text not null, instance text not null, frame integer not null,
     modality text not null, body_part text not null, rule text not null, question text not null,
     model text not null, state text not null, answer text, decision text, why text not null default '',
-    revision integer not null default 0, due real not null default 0
+    revision integer not null default 0,
+    due real not null default 0 -- seconds since 1970: when it may be sent, or since when it is settled
 );
 create index if not exists by_state on entries (state, number);
 create index if not exists by_instance on entries (instance);
@@ -109,6 +112,11 @@ class WorklistDecision(Record):
     note: str = ""
 
     @property
+    def teaches(self) -> bool:
+        """Whether it corrects the model, which needs the image."""
+        return self.kind != "accepted" and self.right_answer is not None
+
+    @property
     def right_answer(self) -> BoxedText | None:
         """The answer to learn from; None for a rejection without one. Marks at the end where the text has none.
 
@@ -168,13 +176,15 @@ class WorklistLimits:
     waiting: int = 10_000  # questions without an answer
     bytes: int = 50 << 30  # of all images that it holds
     undo_seconds: float = 0.0  # for so long a decision is not sent, so that it can be taken back
+    keep_days: float | None = None  # that an image stays after all about it is settled; None: for ever
 
 
 class Worklist:
     """The entries of a folder, in the order of their arrival. One process at a time may open it; its threads share it.
 
     `model`: what tells one model from another. What another model answered stays as it is, and what still waits for it
-    is asked of this one. `sends`: what who listens with it sends.
+    is asked of this one. `sends`: what who listens with it sends; `left_out`: objects that came since the start and
+    about which no rule asks, by modality.
     """
 
     sends: Sends = "nothing"
@@ -182,6 +192,7 @@ class Worklist:
     def __init__(self, folder: Path, model: str = "", limits: WorklistLimits | None = None) -> None:
         """Raises BadInput where another process has it open, or its file is broken."""
         self.folder, self.model, self.limits = Path(folder), model, limits or WorklistLimits()
+        self.left_out = Counter[str]()
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], object]] = []
         make_folder(self.folder / IMAGES)
@@ -242,6 +253,30 @@ class Worklist:
             names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, model, state"
             base.executemany(f"insert or ignore into entries ({names}) values ({marks})", fresh)
             return [row[0] for row in fresh]
+
+    def leave_out(self, modality: str) -> int:
+        """Count an object that is not kept; how many of its modality came."""
+        with self._lock:
+            self.left_out[modality] += 1
+            return self.left_out[modality]
+
+    def remove_settled(self) -> int:
+        """Remove the images about which all was settled longer ago than they are kept; how many. Those that teach
+        stay. All entries stay, so the same image is not asked about again."""
+        if self.limits.keep_days is None:
+            return 0
+        removed, latest = 0, time.time() - 86400 * self.limits.keep_days
+        for path in sorted((self.folder / IMAGES).glob("*.dcm")):
+            terms = "select state, due, decision from entries where instance = ?"
+            with self._lock:  # for each, so that what arrives need not wait for all
+                rows = self._base.execute(terms, (path.stem,)).fetchall()
+                settled = all(state in SETTLED and due <= latest for state, due, _ in rows)
+                if rows and settled and not any(_read_decision(decision).teaches for *_, decision in rows if decision):
+                    size = path.stat().st_size
+                    path.unlink()
+                    self._bytes -= size
+                    removed += 1
+        return removed
 
     def knows(self, instance: str) -> bool:
         """Whether there is an entry about an image, of this model."""
@@ -322,7 +357,7 @@ class Worklist:
 
     def fail(self, id: str, why: str) -> bool:
         """An entry that waits cannot be answered. False, with nothing changed, where it does not wait."""
-        return self._move(id, ("waiting",), "failed", why=why)
+        return self._move(id, ("waiting",), "failed", why=why, due=time.time())
 
     def decide(self, id: str, decision: WorklistDecision, revision: int) -> WorklistEntry:
         """Keep what a person decided, who saw `revision` of the entry; an earlier decision is replaced until it is
@@ -354,13 +389,16 @@ class Worklist:
             return self.get(id)
 
     def _demand_open(self, id: str, revision: int) -> WorklistEntry:
-        """The entry if it has an answer, is not on its way to the archive, and did not change since `revision`."""
+        """The entry if it has an answer and its image, is not on its way to the archive, and did not change since
+        `revision`."""
         entry = self.get(id)
         if entry.revision != revision:
             decided = f"it was {entry.decision.kind}" if entry.decision else "it changed"
             raise DecisionConflict(f"entry {id}", f"{decided} (revision {entry.revision}, {entry.state})")
         if entry.answer is None or entry.state not in ("answered", "accepted", "rejected"):
             raise BadInput(f"an entry that is {entry.state} takes no decision")
+        if not self._image_path(entry.instance).exists():
+            raise BadInput("its image is not kept any more, so it takes no other decision")
         return entry
 
     def list_decided(self, *kinds: DecisionKind) -> Iterator[WorklistEntry]:
@@ -393,7 +431,7 @@ class Worklist:
 
     def set_sent(self, id: str) -> bool:
         """An entry is in the archive."""
-        return self._move(id, ("unsent",), "sent", why="")
+        return self._move(id, ("unsent",), "sent", why="", due=time.time())
 
     def put_off(self, id: str, why: str, seconds: float) -> bool:
         """An entry could not be sent, and is tried again after `seconds`."""
@@ -430,6 +468,10 @@ class Worklist:
 
 def _dump(record: Record) -> str:
     return json.dumps(record.to_json(), ensure_ascii=False)
+
+
+def _read_decision(text: str) -> WorklistDecision:
+    return WorklistDecision.from_json(json.loads(text))
 
 
 def _read_entry(row: Sequence[Any]) -> WorklistEntry:

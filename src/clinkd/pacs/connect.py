@@ -6,9 +6,9 @@ import importlib.util
 import os
 from urllib.parse import urlsplit
 
+from clinkd.pacs.addresses import check_title, is_loopback
 from clinkd.pacs.archive import Archive, TlsFiles
 from clinkd.pacs.instance import silence_libraries
-from clinkd.pacs.receiver import check_title, is_loopback
 from clinkd.records import BadInput
 
 TOKEN, USER, PASSWORD = "CLINKD_PACS_TOKEN", "CLINKD_PACS_USER", "CLINKD_PACS_PASSWORD"

@@ -5,10 +5,11 @@ Imported only where pynetdicom is installed.
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import socket
+import threading
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from io import BytesIO
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,11 @@ from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from clinkd.pacs.addresses import plain_address
+from clinkd.pacs.instance import StoreRefusal, StoreStatus
+
 if TYPE_CHECKING:
+    from pynetdicom.ae import ApplicationEntity as AE
     from pynetdicom.association import Association
 
     from clinkd.pacs.limits import ReceiverLimits
@@ -36,9 +41,26 @@ class BoundedServer(ThreadedAssociationServer):
     daemon_threads = True
 
     def __init__(self, *args: Any, limits: ReceiverLimits, allowed: Container[str] = (), **kwargs: Any) -> None:
-        self.limits, self.allowed = limits, allowed
+        self.limits, self.allowed, self._served = limits, allowed, False
         kwargs["request_handler"] = BoundedHandler
         super().__init__(*args, **kwargs)
+
+    @classmethod
+    def open(
+        cls, entity: AE, address: tuple[str, int], limits: ReceiverLimits, allowed: Container[str] = (), **options: Any
+    ) -> BoundedServer:
+        """Take the port, so that peers can connect; they are answered from `serve` on. Raises OSError where it is
+        taken. `options`: those of `AE.make_server`."""
+        entity.maximum_pdu_size = limits.pdu_bytes >> 1
+        entity.maximum_associations = limits.connections
+        server = entity.make_server(address, server_class=cls, limits=limits, allowed=allowed, **options)
+        assert isinstance(server, cls)
+        return server
+
+    def serve(self) -> None:
+        """Answer, in threads of their own, until `shutdown`."""
+        self._served = True
+        threading.Thread(target=self.serve_forever, args=(0.1,), name="receiver", daemon=True).start()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The next connection. A handshake of TLS is left to its own thread: here, a silent peer would keep out all
@@ -53,8 +75,12 @@ class BoundedServer(ThreadedAssociationServer):
         """Nothing is printed of a connection that ends in an error."""
 
     def shutdown(self) -> None:
-        BaseServer.shutdown(self)  # pynetdicom's wants to be in a list that only its own way of starting fills
+        """Listen no more, and end what is open; an object that is being kept is kept."""
+        if self._served:
+            BaseServer.shutdown(self)  # pynetdicom's wants to be in a list that only its own way of starting fills
         self.server_close()
+        for association in self.active_associations:
+            association.abort()
 
     @property
     def held_bytes(self) -> int:
@@ -195,7 +221,17 @@ class CarefulStates(StateMachine):
                 self.dul.socket.close()
 
 
-def plain_address(address: str) -> str:
-    """An IP address in its shortest form, IPv4 where it is mapped into IPv6."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
+@contextlib.contextmanager
+def held_object(event: Any) -> Iterator[bytes]:
+    """The DICOM file that a request (C-STORE) brings, which counts as held until the block ends. Raises StoreRefusal
+    where it is beyond a limit, or none is there."""
+    dimse, request = event.assoc.dimse, event.request
+    size = len(request.DataSet.getvalue()) if request.DataSet else 0
+    try:
+        if reason := dimse.refused.pop(request.MessageID, None):
+            raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, reason)
+        if not size:
+            raise StoreRefusal(StoreStatus.CANNOT_UNDERSTAND, "there is no data set")
+        yield event.encoded_dataset()
+    finally:
+        dimse.held -= size

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import explain_status, read_instance_header
+from clinkd.pacs.instance import StoreRefusal, explain_status, read_instance_header
+from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput, is_uid
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _REFUSED = 0x0124
 _MOST_CONTEXTS = 126  # an association has 128, two of them for the commands
 _INSTANCES = 100  # that one command names
 _QUEUED = 4  # instances in memory
+_MOVED = ReceiverLimits(image_bytes=2 << 30, held_bytes=4 << 30)  # images that were asked for
 _CLOSED_SECONDS = 0.2
 _STOP_SECONDS = 2.0  # that an archive has to stop sending, before the connection is dropped
 # Each alone, so that the archive may send a file as it holds it, in whichever of these that is.
@@ -266,21 +268,19 @@ class DimseArchive:
         tls = self.node.tls
         if tls is not None and tls.certificate is None:
             raise BadInput(f"{self.node} sends over a connection of its own: give --certificate and --key for it")
-        server = None
+        from clinkd.pacs.connection import BoundedServer
+
+        context = make_tls_context(tls, serves=True) if tls else None
+        place, handlers = (address, self.receive_port), [(evt.EVT_C_STORE, inbox.receive)]
         try:
-            server = entity.start_server(
-                (address, self.receive_port), block=False,
-                evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_C_STORE, inbox.store)],
-                ssl_context=make_tls_context(tls, serves=True) if tls else None,
-            )  # fmt: skip
-            yield
+            server = BoundedServer.open(entity, place, _MOVED, ssl_context=context, evt_handlers=handlers)
         except OSError as error:
-            if server is not None:
-                raise
             raise BadInput(f"port {self.receive_port}: cannot be listened at ({error.strerror}); give --port") from None
+        server.serve()
+        try:
+            yield
         finally:
-            if server is not None:
-                server.shutdown()
+            server.shutdown()
 
 
 @dataclass
@@ -291,6 +291,16 @@ class _Inbox:
     received: set[str] = field(default_factory=set)
     closed: threading.Event = field(default_factory=threading.Event)
     contents: queue.Queue[bytes | None] = field(default_factory=lambda: queue.Queue(_QUEUED))
+
+    def receive(self, event: Event) -> int:
+        """As `store`, from a receiver whose memory is bounded."""
+        from clinkd.pacs.connection import held_object
+
+        try:
+            with held_object(event):
+                return self.store(event)
+        except StoreRefusal as refusal:
+            return refusal.status
 
     def store(self, event: Event) -> int:
         """Take an instance and return the status for its sender. What nobody asked for is refused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from enum import IntEnum
 from typing import NamedTuple
 
 from clinkd.records import BadInput, is_uid
@@ -22,6 +23,24 @@ _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits nam
     "0124": "we are not authorised",
     "0211": "it does not offer this operation",
 }
+
+
+class StoreStatus(IntEnum):
+    """What is answered to C-STORE: PS3.4, table B.2-1."""
+
+    SUCCESS = 0x0000
+    NOT_ASKED = 0xB006  # "elements discarded", here all of them: a warning, at which a sender goes on
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class StoreRefusal(Exception):
+    """An object is not kept: the status of the reply, and why, for whoever sent it."""
+
+    def __init__(self, status: StoreStatus, why: str) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class InstanceHeader(NamedTuple):

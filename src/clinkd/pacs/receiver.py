@@ -6,105 +6,36 @@ PDU, of a command, of an image and of all images at once, connections, and the t
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from clinkd.pacs.archive import TlsFiles
-from clinkd.pacs.instance import silence_libraries
+from clinkd.pacs.addresses import ReceiverAddress, check_title, plain_address
+from clinkd.pacs.instance import StoreRefusal, StoreStatus, silence_libraries
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."  # classes of stored objects begin so
+_STANDARD = "1.2.840.10008."  # UIDs of the standard begin so; others are a vendor's own
+_STORAGE = f"{_STANDARD}5.1.4.1.1."  # those of the classes of stored objects
+_STORAGE_SERVICE = f"{_STANDARD}4.2"
+_DEFLATED = (f"{_STANDARD}1.2.1.99", f"{_STANDARD}1.2.4.95", f"{_STANDARD}1.2.4.205")  # could inflate to any size
 _SYNTAXES = [  # in which images are read: implicit, explicit, big-endian, JPEG, lossless JPEG, JPEG-LS, JPEG 2000, RLE
-    f"1.2.840.10008.1.2{rest}"
+    f"{_STANDARD}1.2{rest}"
     for rest in ("", ".1", ".2", ".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91", ".5")
 ]
 _COMMENT = 64  # characters of an error comment (VR LO)
 
 
-class StoreStatus(IntEnum):
-    """What is answered to C-STORE: PS3.4, table B.2-1."""
-
-    SUCCESS = 0x0000
-    OUT_OF_RESOURCES = 0xA700
-    MISMATCH = 0xA900
-    CANNOT_UNDERSTAND = 0xC000
-
-
-class StoreRefusal(Exception):
-    """An image is not kept: the status of the reply, and why, for whoever sent it."""
-
-    def __init__(self, status: StoreStatus, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class AllowedPeer(NamedTuple):
-    """Who may send: the IP address and the application entity title."""
-
-    address: str
-    title: str
-
-    @classmethod
-    def parse(cls, text: str) -> AllowedPeer:
-        """Of ADDRESS/TITLE. Raises BadInput for another text."""
-        address, _, title = text.partition("/")
-        try:
-            return cls(str(ipaddress.ip_address(address.strip())), check_title(title))
-        except ValueError as error:
-            why = error if isinstance(error, BadInput) else "no IP address"
-            raise BadInput(f"--allow {text}: {why}; 10.0.0.5/ORTHANC is the form") from None
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverAddress:
-    """Where a receiver listens, under which title, and who may send; port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 11112
-    title: str = "CLINKD"
-    allowed: tuple[AllowedPeer, ...] = ()
-    tls: TlsFiles | None = None
-
-    def demand_safe(self) -> None:
-        """Raises BadInput where other machines can reach the address and nothing says which of them may send."""
-        if is_loopback(self.host):
-            return
-        if not (self.tls and self.tls.certificate and self.tls.ca) and not self.allowed:
-            raise BadInput(
-                f"--host {self.host}: any machine of the network could send; say who may, by --allow ADDRESS/TITLE, "
-                "or take client certificates, by --certificate, --key and --ca"
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, as nobody else can reach or hear it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_title(title: str) -> str:
-    """An application entity title without blanks around it. Raises BadInput where it is none."""
-    title = title.strip()
-    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
-        raise BadInput(f"{title[:20]!r} is no application entity title: 1 to 16 plain characters are wanted")
-    return title
-
-
 class Receiver:
-    """Listens from `start` to `stop`. `take` gets each image as a DICOM file, in several threads, and keeps it: when it
-    returns, success is answered. It raises StoreRefusal, or BadInput for a file that it cannot use.
+    """Listens from `start` to `stop`. `take` gets each object as a DICOM file, in several threads, and keeps it: when
+    it returns, success is answered. It raises StoreRefusal, or BadInput for a file that it cannot use.
+
+    Objects of every class are taken, a vendor's own ones, too: an archive sends a study whole, or not at all.
 
     `outcomes` counts the replies by their status.
     """
@@ -119,53 +50,54 @@ class Receiver:
         self._take, self._server, self._lock = take, cast(Any, None), threading.Lock()
         _import_network()
 
-    def start(self) -> int:
-        """Listen; the port. Raises BadInput where it is taken, or a file of TLS cannot be used."""
+    def bind(self) -> int:
+        """Take the port, where peers wait until `start`; the port. Raises BadInput where it is taken, or a file of TLS
+        cannot be used."""
         pynetdicom, limits, address = _import_network(), self.limits, self.address
         entity = pynetdicom.AE(address.title)
-        entity.maximum_pdu_size = limits.pdu_bytes >> 1
-        entity.maximum_associations = limits.connections
         entity.require_called_aet = True
         entity.acse_timeout, entity.network_timeout = limits.stall_seconds, limits.idle_seconds
         entity.dimse_timeout = limits.idle_seconds
-        for name in _list_image_classes():
-            entity.add_supported_context(name, _SYNTAXES)
-        entity.add_supported_context("1.2.840.10008.1.1")  # verification
+        entity.add_supported_context(f"{_STANDARD}1.1")  # verification
         events = pynetdicom.evt
         handlers = [
             (events.EVT_C_STORE, self._store),
             (events.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
             (events.EVT_REQUESTED, self._reject_strangers),
+            (events.EVT_REQUESTED, _offer_storage),
+            (events.EVT_SOP_COMMON, _declare_storage),
         ]
         from clinkd.pacs.connection import BoundedServer
         from clinkd.pacs.dimse import make_tls_context
 
         context = make_tls_context(address.tls, serves=True) if address.tls else None
+        allowed = {peer.address for peer in address.allowed}
         try:
-            self._server = entity.make_server(
-                (address.host, address.port), ssl_context=context, evt_handlers=handlers, server_class=BoundedServer,
-                limits=limits, allowed={peer.address for peer in address.allowed},
-            )  # fmt: skip
+            self._server = BoundedServer.open(
+                entity, (address.host, address.port), limits, allowed, ssl_context=context, evt_handlers=handlers
+            )
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise BadInput(f"--host {address.host} --port {address.port}: cannot be taken ({why})") from None
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="receiver", daemon=True).start()
+            told = f"--host {address.host} --port {address.port}: cannot be taken ({why}); --port 0 takes a free one"
+            raise BadInput(told) from None
+        return int(self._server.server_address[1])
+
+    def start(self) -> int:
+        """Listen; the port. Raises as `bind`."""
+        if self._server is None:
+            self.bind()
+        self._server.serve()
         return int(self._server.server_address[1])
 
     def stop(self) -> None:
         """Listen no more, and end what is open; an image that is being kept is kept."""
-        if self._server is None:
-            return
-        self._server.shutdown()
-        for association in self._server.active_associations:
-            association.abort()
+        if self._server is not None:
+            self._server.shutdown()
         self._server = None
 
     def _reject_strangers(self, event: Any) -> None:
         """Reject an association whose title is not allowed for its address."""
         if self.address.allowed:
-            from clinkd.pacs.connection import plain_address
-
             requestor = event.assoc.requestor
             peer = (plain_address(requestor.address), (requestor.primitive.calling_ae_title or "").strip())
             if peer not in self.address.allowed:
@@ -173,23 +105,18 @@ class Receiver:
                 event.assoc.kill()
 
     def _store(self, event: Any) -> Dataset:
+        from clinkd.pacs.connection import held_object
+
         status, why = StoreStatus.SUCCESS, ""
-        dimse, request = event.assoc.dimse, event.request
-        size = len(request.DataSet.getvalue()) if request.DataSet else 0
         try:
-            if reason := dimse.refused.pop(request.MessageID, None):
-                raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, reason)
-            if not size:
-                raise StoreRefusal(StoreStatus.CANNOT_UNDERSTAND, "there is no data set")
-            self._take(event.encoded_dataset())
+            with held_object(event) as content:
+                self._take(content)
         except StoreRefusal as refusal:
             status, why = refusal.status, str(refusal)
         except BadInput as error:
             status, why = StoreStatus.CANNOT_UNDERSTAND, str(error)
         except Exception as error:  # a fault of ours; its words may be a patient's
             status, why = StoreStatus.OUT_OF_RESOURCES, f"a fault of the receiver ({type(error).__name__})"
-        finally:
-            dimse.held -= size
         with self._lock:
             self.outcomes[status] += 1
         return _make_status(status, why)
@@ -216,9 +143,32 @@ def _import_network() -> Any:
     return pynetdicom
 
 
-@cache
-def _list_image_classes() -> tuple[str, ...]:
-    """The storage classes of images, by their names in the standard."""
-    contexts = _import_network().AllStoragePresentationContexts
-    classes = [context.abstract_syntax for context in contexts]
-    return tuple(str(uid) for uid in classes if uid.startswith(_STORAGE) and "Image" in uid.keyword)
+def _list_proposed(event: Any) -> dict[str, list[str]]:
+    """The classes of stored objects that a peer proposes, with their transfer syntaxes."""
+    proposed: dict[str, list[str]] = {}
+    for context in event.assoc.requestor.primitive.presentation_context_definition_list:
+        name = str(context.abstract_syntax)
+        if name.startswith(_STORAGE) or not name.startswith(_STANDARD):
+            proposed.setdefault(name, []).extend(map(str, context.transfer_syntax))
+    return proposed
+
+
+def _offer_storage(event: Any) -> None:
+    """Accept every class that a peer proposes to store. Syntaxes in which images are read are preferred; objects in
+    others, too, must arrive to be told that nobody asks about them."""
+    contexts = event.assoc.acceptor.supported_contexts
+    for name, proposed in _list_proposed(event).items():
+        others = [syntax for syntax in proposed if syntax.startswith(f"{_STANDARD}1.2") and syntax not in _DEFLATED]
+        contexts.append(_import_network().build_context(name, [*_SYNTAXES, *others]))
+    event.assoc.acceptor.supported_contexts = contexts
+
+
+def _declare_storage(event: Any) -> dict[Any, Any]:
+    """That a vendor's classes are stored objects, which pynetdicom cannot know."""
+    from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
+
+    declared = {}
+    for name in _list_proposed(event):
+        declared[name] = item = SOPClassCommonExtendedNegotiation()
+        item.sop_class_uid, item.service_class_uid = name, _STORAGE_SERVICE
+    return declared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -54,23 +54,33 @@ class ListenPlan:
 @contextmanager
 def listening(plan: ListenPlan, say: Callable[[str], object], engine: Engine) -> Iterator[Worklist]:
     """Listen in the block, by the model of an engine. `say` is told what is done with images and answers."""
-    worklist = Worklist(plan.folder, plan.model[1], plan.limits)
-    listening = Listening(worklist, plan.rules, plan.archive, plan.send)
-    desk, receiver = ServedDesk(engine, plan.model), None
-    try:
+    with ExitStack() as ends:
+        receiver, port = None, 0
         if plan.receiver:
-            receiver = Receiver(plan.receiver, listening.take, plan.receiver_limits)
-            say(f"listens  {plan.receiver.host}:{receiver.start()} as {plan.receiver.title} (C-STORE, C-ECHO)")
+            receiver = Receiver(plan.receiver, lambda content: running.take(content), plan.receiver_limits)
+            ends.callback(receiver.stop)
+            port = receiver.bind()  # before all else: where it is taken, nothing is left behind
+        worklist = Worklist(plan.folder, plan.model[1], plan.limits)
+        ends.callback(lambda: [say(line) for line in _describe_end(worklist)])
+        ends.callback(worklist.close)
+        running = Listening(worklist, plan.rules, plan.archive, plan.send)
+        desk = ServedDesk(engine, plan.model)
+        ends.callback(desk.close)
+        ends.callback(running.stop)
+        if receiver:
+            ends.callback(receiver.stop)
+            receiver.start()
+            say(f"listens  {receiver.address.host}:{port} as {receiver.address.title} (C-STORE, C-ECHO)")
         for line in _describe(plan, worklist):
             say(line)
-        listening.start(desk, polling=plan.polling)
+        running.start(desk, polling=plan.polling)
         yield worklist
-    finally:
-        if receiver:
-            receiver.stop()
-        listening.stop()
-        desk.close()
-        worklist.close()
+
+
+def _describe_end(worklist: Worklist) -> Iterator[str]:
+    if worklist.left_out:
+        counts = ", ".join(f"{number} {modality}" for modality, number in sorted(worklist.left_out.items()))
+        yield f"not kept {counts}: no rule asks about them"
 
 
 def _describe(plan: ListenPlan, worklist: Worklist) -> Iterator[str]:
@@ -78,6 +88,8 @@ def _describe(plan: ListenPlan, worklist: Worklist) -> Iterator[str]:
     yield f"rules    {', '.join(plan.rules)}"
     counts = {state: number for state, number in worklist.counts().items() if number}
     yield f"worklist {plan.folder}: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'empty'}"
+    if (days := worklist.limits.keep_days) is not None:
+        yield f"keeps    images {days:g} days after all about them was sent, rejected or failed"
     if plan.polling:
         yield f"polls    every {plan.polling.every_seconds:g} s, for studies of today and yesterday"
     if plan.archive is None:

@@ -38,12 +38,13 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 @dataclass(frozen=True)
 class ListenAddress:
     """Where a server listens; port 0 takes a free one. `token_file` holds the token for its routes. `open_page`: in a
-    browser of this machine, too."""
+    browser of this machine, too. `options`: how those of host and port begin, for messages."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
     open_page: bool = False
+    options: str = "--"
 
 
 class ModelSource(NamedTuple):
@@ -101,24 +102,27 @@ def serve(
     host, user_token = address.host, read_user_token(address.token_file)
     if not is_local(host) and user_token is None:
         raise BadInput(
-            f"--host {host}: other machines could ask; give a token first, in the variable {TOKEN_VARIABLE} or by "
-            "--token-file"
+            f"{address.options}host {host}: other machines could ask; give a token first, in the variable "
+            f"{TOKEN_VARIABLE} or by --token-file"
         )
     source = find()
-    listener = _open_socket(host, address.port)
-    port = listener.getsockname()[1]
-    url_host = f"[{host}]" if ":" in host else host
     token = user_token or secrets.token_urlsafe(24)
-    suffix = "   (the token is the one given)" if user_token else f"?token={token}"
-    page = f"http://{url_host}:{port}/"
-    say(f"page     {page}{suffix}")
-    say(f"API      http://{url_host}:{port}/v1   (the token is the API key; /openapi.json describes it)")
-    say("stop     Ctrl-C")
-    if address.open_page:
-        url = page if user_token else f"{page}{suffix}"
-        # in a thread: some browsers return only when they are closed
-        threading.Thread(target=open_browser, args=(url, say), name="browser", daemon=True).start()
-    _run_server(source.wanted, source.run, listener, token, limits, beside)
+    with _open_socket(address) as listener:
+        port = listener.getsockname()[1]
+
+        def announce() -> None:
+            url_host = f"[{host}]" if ":" in host else host
+            suffix = "   (the token is the one given)" if user_token else f"?token={token}"
+            page = f"http://{url_host}:{port}/"
+            say(f"page     {page}{suffix}")
+            say(f"API      http://{url_host}:{port}/v1   (the token is the API key; /openapi.json describes it)")
+            say("stop     Ctrl-C")
+            if address.open_page:
+                url = page if user_token else f"{page}{suffix}"
+                # in a thread: some browsers return only when they are closed
+                threading.Thread(target=open_browser, args=(url, say), name="browser", daemon=True).start()
+
+        _run_server(source, listener, token, limits, beside, announce)
 
 
 def open_browser(url: str, say: Callable[[str], object]) -> None:
@@ -155,7 +159,8 @@ def _is_model(wanted: str | None, runs: Path) -> bool:
     return wanted is not None and (folder / "config.json").is_file() and not named_run
 
 
-def _open_socket(host: str, port: int) -> socket.socket:
+def _open_socket(address: ListenAddress) -> socket.socket:
+    host, port, options = address.host, address.port, address.options
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -164,26 +169,29 @@ def _open_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = getattr(error, "strerror", None) or error
-        raise BadInput(f"--host {host} --port {port}: cannot be taken ({why}); --port 0 takes a free one") from None
+        told = f"{options}host {host} {options}port {port}: cannot be taken ({why}); {options}port 0 takes a free one"
+        raise BadInput(told) from None
     listener.listen(BACKLOG)
     return listener
 
 
 def _run_server(
-    wanted: str | None, run: Run | None, listener: socket.socket, token: str, limits: ServerLimits,
-    beside: Beside | None = None,
+    source: ModelSource, listener: socket.socket, token: str, limits: ServerLimits, beside: Beside | None,
+    announce: Callable[[], object],
 ) -> None:  # fmt: skip
+    """Serve on a socket; `announce` is called when all that is needed is there."""
     from clinkd.serving.app import Served, create
     from clinkd.serving.asking import RequestHandler
     from clinkd.serving.decoding import Decoders
     from clinkd.serving.engine import Engine
 
-    source = ModelSource(wanted, run)
+    run = source.run
     handler = RequestHandler(Engine(source.open, limits), Decoders(limits), limits)
     report = None
     with contextlib.suppress(BadInput):  # an unfinished run has none
         report = run.report() if run else None
     with beside(handler.engine) if beside else contextlib.nullcontext() as worklist:
+        announce()
         served = Served(source.name, handler, report, Review(run) if run else None, worklist)
         port = listener.getsockname()[1]
         app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")

@@ -79,11 +79,12 @@ class EntryReply(schemas.ReplyModel):
 
 
 class WorklistPage(schemas.ReplyModel):
-    """Entries in the order of their arrival. `counts`: by state, of all; `after`: for the next page, null at the
-    end."""
+    """Entries in the order of their arrival. `counts`: by state, of all; `left_out`: what came since the start and no
+    rule asks about, by modality; `after`: for the next page, null at the end."""
 
     entries: list[EntryReply]
     counts: dict[str, int]
+    left_out: dict[str, int]
     after: str | None
 
 
@@ -118,6 +119,7 @@ def add_worklist(app: FastAPI, worklist: Worklist) -> None:
         return WorklistPage(
             entries=[EntryReply.model_validate(entry) for entry in listed],
             counts=await asyncio.to_thread(worklist.counts),
+            left_out=dict(worklist.left_out),
             after=listed[-1].id if len(listed) == limit else None,
         )
 

@@ -112,22 +112,34 @@ class Header:
         return "<" if self.syntax.is_little_endian else ">"
 
     @property
+    def decodable(self) -> bool:
+        """Whether pixels in its transfer syntax are read."""
+        try:
+            return bool(find_decoder(self))
+        except Refusal:
+            return False
+
+    @property
     def syntax_name(self) -> str:
         return _name_uid(self.syntax, "transfer syntax ") or "unknown transfer syntax"
 
 
 @contextlib.contextmanager
-def open_header(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
+def open_header(
+    file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = (), until: str = ""
+) -> Iterator[Header]:
     """The parsed header, checked against the size of the file. Any exception of a library inside becomes BadInput.
 
-    `also` are keywords of more elements to parse.
+    `also` are keywords of more elements to parse. `until`: the keyword of the last one; of what comes behind it nothing
+    is read or checked, so the object need not be an image.
     """
     step = "the header"
     _silence_loggers()
     try:
         with warnings.catch_warnings(), open_stream(file, place) as stream:
             warnings.simplefilter("ignore")
-            header = _check_header(_parse_header(stream, limits, also))
+            header = _parse_header(stream, limits, also, until)
+            header = header if until else _check_header(header)
             step = f"its elements or pixels ({header.syntax_name})"
             yield header
     except Refusal as refusal:
@@ -139,8 +151,8 @@ def open_header(file: File, place: str, limits: FileLimits = ON_DISK, also: tupl
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
-def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> Header:
-    """The elements before the pixels. A deflated data set is inflated whole in memory, up to a cap."""
+def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = (), until: str = "") -> Header:
+    """The elements before the pixels, or up to one. A deflated data set is inflated whole in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset, read_partial
@@ -153,6 +165,7 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
     allowed: list[Any] = [tag_for_keyword(k) for k in (*_ALLOWED, *also)]
     deflated = syntax == uid.DeflatedExplicitVRLittleEndian
     finder = _PixelFinder(_inflate_data(file, limits.inflated_bytes) if deflated else file, frozenset(allowed), limits)
+    finder.last = tag_for_keyword(until) if until else None
     if deflated:
         syntax = uid.ExplicitVRLittleEndian
         metered = _LimitedStream(finder.stream, limits)
@@ -191,7 +204,7 @@ class _LimitedStream:
 
 
 class _PixelFinder:
-    """Decides at each element of the top level whether to stop: at the pixels. It keeps their position.
+    """Decides at each element of the top level whether to stop: at the pixels, or behind `last`. It keeps their place.
 
     Raises Refusal at an element that ends after the end of the file, or is too long.
     """
@@ -200,11 +213,14 @@ class _PixelFinder:
         self.stream, self.allowed, self.limits = stream, allowed, limits
         self.elements, self.keyword, self.offset, self.length = 0, "", 0, 0
         self.vr: str | None = None
+        self.last: int | None = None
         self.end = _measure_stream(stream)
 
     def __call__(self, tag: int, vr: str | None, length: int) -> bool:
         position = self.stream.tell()
         self.elements += 1
+        if self.last is not None and tag > self.last:
+            return True
         if tag in _PIXELS:
             self.keyword, self.vr, self.offset, self.length = _PIXELS[tag], vr, position, length
             return True

@@ -74,7 +74,7 @@ export class Worklist {
   /** @param {HTMLElement} root @param {object} about @param {(act: () => any) => Promise<any>} attempt */
   constructor(root, about, attempt) {
     Object.assign(this, {
-      root, about, attempt, items: [], counts: {}, afters: [null], more: null, entry: undefined, doing: null,
+      root, about, attempt, items: [], counts: {}, left: {}, afters: [null], more: null, entry: undefined, doing: null,
       busy: false, pictured: null, picture: null, opening: null,
     });
     this.view = new View(find("w-stage"));
@@ -113,7 +113,7 @@ export class Worklist {
     if (this.loading !== mine) return; // a later look is under way
     const open = this.counts.answered ?? 0;
     const items = told.entries.slice(0, PAGE), more = told.entries.length > PAGE ? items.at(-1).id : null;
-    Object.assign(this, { items, counts: told.counts, more });
+    Object.assign(this, { items, counts: told.counts, left: told.left_out, more });
     this.#list();
     if (this.counts.answered > open) say(`${this.counts.answered} to decide`);
     if (this.entry) this.#renew(items.find(({ id }) => id === this.entry.id) ?? await this.#fetch(this.entry.id));
@@ -194,8 +194,10 @@ export class Worklist {
     for (const option of find("w-state").options) {
       option.textContent = `${STATES[option.value] ?? "all"} (${option.value ? counts[option.value] ?? 0 : total})`;
     }
-    find("w-counts").textContent = Object.entries(STATES).filter(([state]) => counts[state])
-      .map(([state, words]) => `${counts[state]} ${words}`).join(" · ") || "Nothing has arrived yet.";
+    const left = Object.entries(this.left).map(([modality, number]) => `${number} ${modality}`).join(", ");
+    find("w-counts").textContent = (Object.entries(STATES).filter(([state]) => counts[state])
+      .map(([state, words]) => `${counts[state]} ${words}`).join(" · ") || "Nothing has arrived yet.")
+      + (left && ` · not kept, as no rule asks about them: ${left}`);
     find("w-earlier").disabled = afters.length < 2;
     find("w-later").disabled = !more;
     find("w-none").hidden = items.length > 0;
