@@ -127,6 +127,14 @@ class ArchiveUnreachable(BadInput):
     """The archive cannot be reached, or the connection was lost: the same may work later."""
 
 
+class SeriesIncomplete(BadInput):
+    """Some images of a series did not come; `failures`: a line for each of them, with its SOP Instance UID."""
+
+    def __init__(self, failures: list[str]) -> None:
+        super().__init__(f"{len(failures)} images of a series did not come: {failures[0]}")
+        self.failures = failures
+
+
 class Archive(Protocol):
     """What holds the images of a hospital. Each call raises BadInput where the archive refuses, and ArchiveUnreachable
     where it cannot be reached."""
