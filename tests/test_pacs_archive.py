@@ -239,6 +239,10 @@ def test_days_and_ranges_are_spelled_as_dicom_does(date: str, spelled: str) -> N
     assert not query.matches_study({})
 
 
+def test_blanks_around_what_is_asked_do_not_count() -> None:
+    assert StudyQuery(patient=" MRN-77 ").matches_study({"PatientID": "MRN-77"})  # as archives keep an ID
+
+
 def test_an_archive_that_leaves_keys_out_of_account_brings_no_other_study() -> None:
     items = [
         {"StudyInstanceUID": STUDY, "PatientID": "MRN-77"}, {"StudyInstanceUID": OTHER_STUDY, "PatientID": "MRN-78"},

@@ -35,6 +35,7 @@ class StudyQuery:
             value = getattr(self, name)
             if value is not None and (not value.strip() or _WILD.search(value) or len(value) > 64):
                 raise BadInput(f"{name}: one exact value of 1 to 64 characters is wanted, without * ? or \\")
+            object.__setattr__(self, name, value and value.strip())
         if self.study is not None and not is_uid(self.study):
             raise BadInput(f"study = {self.study}: no UID; digits and points are wanted, as 1.2.840.113619.2.55")
         if self.modality is not None:
