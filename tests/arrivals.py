@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,29 @@ def encode(image: Dataset) -> bytes:
     image.preamble = bytes(128)
     dcmwrite(file, image)
     return file.getvalue()
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """A data set with one damage, of the bytes that follow the meta information."""
+    kind = rng.choice(["cut", "flip", "zero", "insert", "length", "empty", "noise"])
+    place = rng.randrange(len(content))
+    data = bytearray(content)
+    if kind == "cut":
+        return bytes(data[:place])
+    if kind == "flip":
+        for _ in range(rng.randrange(1, 40)):
+            data[rng.randrange(min(len(data), 300))] ^= 1 << rng.randrange(8)
+    elif kind == "zero":
+        data[place : place + 64] = bytes(len(data[place : place + 64]))
+    elif kind == "insert":
+        data[place:place] = rng.randbytes(rng.randrange(1, 200))
+    elif kind == "length":
+        data[place : place + 4] = b"\xff\xff\xff\x7f"
+    elif kind == "empty":
+        return b"\x08\x00"
+    else:
+        data = bytearray(rng.randbytes(rng.randrange(2, 4000)))
+    return bytes(data)
 
 
 class ScriptedDesk:

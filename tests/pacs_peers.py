@@ -174,7 +174,7 @@ class Peer:
         return self.refuses
 
 
-Answer = tuple[int, dict[str, str], bytes]
+Answer = tuple[int, dict[str, str], bytes | Iterator[bytes]]  # parts are sent one by one, until nobody reads on
 
 
 @contextlib.contextmanager
@@ -191,10 +191,13 @@ def misbehaving_web(answer: Callable[[str, str, dict[str, str]], Answer | None])
                 return
             status, headers, body = reply
             self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
+            length = {"Content-Length": str(len(body))} if isinstance(body, bytes) else {}
+            for name, value in (length | {"Connection": "close"} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):
+                for part in [body] if isinstance(body, bytes) else body:
+                    self.wfile.write(part)
 
         do_POST = do_GET
 
@@ -208,6 +211,12 @@ def misbehaving_web(answer: Callable[[str, str, dict[str, str]], Answer | None])
     finally:
         server.shutdown()
         server.server_close()
+
+
+def as_part(content: bytes) -> Answer:
+    """A reply of WADO-RS."""
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--x--\r\n"
+    return 200, {"Content-Type": 'multipart/related; type="application/dicom"; boundary="x"'}, body
 
 
 def as_json(*items: dict[str, Any]) -> Answer:

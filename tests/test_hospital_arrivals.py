@@ -22,7 +22,7 @@ from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
 from pydicom.tag import Tag
 
-from arrivals import RULES, ScriptedDesk, associated, encode, listen_until_killed, make_image
+from arrivals import RULES, ScriptedDesk, associated, damage, encode, listen_until_killed, make_image
 from clinkd.hospital.listen import Listening
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import Worklist, WorklistDecision
@@ -99,29 +99,6 @@ def test_nothing_is_lost_or_answered_twice_over_kills(tmp_path, kills, images):
 
 
 # ---- damaged files ---------------------------------------------------------------------------------------------------
-
-
-def damage(content: bytes, rng: random.Random) -> bytes:
-    """A data set with one damage, of the bytes that follow the meta information."""
-    kind = rng.choice(["cut", "flip", "zero", "insert", "length", "empty", "noise"])
-    place = rng.randrange(len(content))
-    data = bytearray(content)
-    if kind == "cut":
-        return bytes(data[:place])
-    if kind == "flip":
-        for _ in range(rng.randrange(1, 40)):
-            data[rng.randrange(min(len(data), 300))] ^= 1 << rng.randrange(8)
-    elif kind == "zero":
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
-    elif kind == "insert":
-        data[place:place] = rng.randbytes(rng.randrange(1, 200))
-    elif kind == "length":
-        data[place : place + 4] = b"\xff\xff\xff\x7f"
-    elif kind == "empty":
-        return b"\x08\x00"
-    else:
-        data = bytearray(rng.randbytes(rng.randrange(2, 4000)))
-    return bytes(data)
 
 
 def store_raw(association: Any, content: bytes, number: int) -> int | None:

@@ -19,6 +19,7 @@ from tests.pacs_peers import (
     Answer,
     Peer,
     as_json,
+    as_part,
     make_image,
     misbehaving_web,
     to_bytes,
@@ -261,19 +262,17 @@ def test_one_damaged_image_does_not_keep_the_others_back(capfd: pytest.CaptureFi
             )
         if path.endswith(".1.4"):
             return 404, {}, b"Canary^Anna"
-        content = next(body for name, body in bodies.items() if path.endswith(Path(name).stem))
-        body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--x--\r\n"
-        return 200, {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}, body
+        return as_part(next(body for name, body in bodies.items() if path.endswith(Path(name).stem)))
 
     with misbehaving_web(answer) as address:
         status, out, err = give(capfd, address, "--study", STUDY)
     assert status == 2 and files() == [CT_FILES[0], SHEET] and len(rows()) == 1
     assert "pulled   scans: 1 file (0 MB) of 2 series in 1 study; 0 were there before; 4 problems" in out
     for told in (
-        "not a whole DICOM file",
-        "an image of another series",
-        "1 images of a series did not come",
-        "HTTP 500: a fault of the archive",
+        f"instance {STUDY}.1.2: not a whole DICOM file",
+        f"instance {STUDY}.1.3: the archive sent another image",
+        f"instance {STUDY}.1.4: 127.0.0.1",
+        f"series {STUDY}.2: 127.0.0.1",
     ):
         assert told in err
 

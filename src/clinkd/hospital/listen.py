@@ -34,6 +34,7 @@ from clinkd.hospital.worklist import (
 )
 from clinkd.pacs import (
     Archive,
+    ArchiveUnreachable,
     SeriesReference,
     StoreRefusal,
     StoreStatus,
@@ -284,23 +285,38 @@ class Listening:
         round tries again."""
         try:
             for series in find_recent_series(polling.archive, self.rules):
-                for content in polling.archive.fetch_series(series, skip=self._known):
-                    self._take_polled(content)
-                    if self._stopped:
-                        return
+                self._poll_series(polling.archive, series)
+                if self._stopped:
+                    return
         except BadInput as error:
-            print(f"clinkd: {error}", file=sys.stderr, flush=True)
+            _tell(str(error))
+        except StoreRefusal as full:
+            _tell(f"no more images are fetched: {full}")
         self._pause(polling.every_seconds)
+
+    def _poll_series(self, archive: Archive, series: SeriesReference) -> None:
+        try:
+            for content in archive.fetch_series(series, skip=self._known):
+                self._take_polled(content)
+                if self._stopped:
+                    return
+        except ArchiveUnreachable:
+            raise
+        except BadInput as error:  # of this series alone
+            _tell(str(error))
 
     def _take_polled(self, content: bytes) -> None:
         try:
             self.take(content)
         except (BadInput, StoreRefusal) as error:
             if isinstance(error, StoreRefusal) and error.status == StoreStatus.OUT_OF_RESOURCES:
-                raise BadInput(f"no more images are fetched: {error}") from None
+                raise
             self.counts["refused"] += 1
             with contextlib.suppress(BadInput):
-                self._known.refused.add(read_instance_header(content).instance)
+                instance = read_instance_header(content).instance
+                self._known.refused.add(instance)
+                if isinstance(error, BadInput):
+                    _tell(f"instance {instance}: {error}")
 
     # -- retention ----------------------------------------------------------------------------------------------------
 
@@ -322,6 +338,10 @@ class Listening:
             write_atomic(file, text)
         self._corrected = decided
         return 3600.0
+
+
+def _tell(line: str) -> None:
+    print(f"clinkd: {line}", file=sys.stderr, flush=True)
 
 
 def find_recent_series(archive: Archive, rules: Rules) -> list[SeriesReference]:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clinkd.pacs import Archive, ArchiveUnreachable, SeriesReference, StudyQuery, read_instance_header
+from clinkd.pacs import Archive, ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, read_instance_header
 from clinkd.records import BadInput
 from clinkd.storage import progress, write_atomic
 
@@ -116,6 +116,8 @@ def _fetch(
         yield from archive.fetch_series(series, skip=present)
     except ArchiveUnreachable:
         raise
+    except SeriesIncomplete as error:
+        problems += error.failures
     except BadInput as error:
         problems.append(f"series {series.series}: {error}")
 

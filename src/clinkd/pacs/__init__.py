@@ -1,7 +1,7 @@
 """Conversations with an archive of DICOM images, by DICOMweb or by the DICOM network: find, fetch, store, receive."""
 
 from clinkd.pacs.addresses import AllowedPeer, ReceiverAddress
-from clinkd.pacs.archive import Archive, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.archive import Archive, ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, TlsFiles
 from clinkd.pacs.connect import connect
 from clinkd.pacs.instance import InstanceHeader, StoreRefusal, StoreStatus, read_instance_header
 from clinkd.pacs.limits import ReceiverLimits
@@ -15,6 +15,7 @@ __all__ = [
     "Receiver",
     "ReceiverAddress",
     "ReceiverLimits",
+    "SeriesIncomplete",
     "SeriesReference",
     "StoreRefusal",
     "StoreStatus",

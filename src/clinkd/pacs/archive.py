@@ -35,6 +35,7 @@ class StudyQuery:
             value = getattr(self, name)
             if value is not None and (not value.strip() or _WILD.search(value) or len(value) > 64):
                 raise BadInput(f"{name}: one exact value of 1 to 64 characters is wanted, without * ? or \\")
+            object.__setattr__(self, name, value and value.strip())
         if self.study is not None and not is_uid(self.study):
             raise BadInput(f"study = {self.study}: no UID; digits and points are wanted, as 1.2.840.113619.2.55")
         if self.modality is not None:
@@ -125,6 +126,14 @@ class TlsFiles:
 
 class ArchiveUnreachable(BadInput):
     """The archive cannot be reached, or the connection was lost: the same may work later."""
+
+
+class SeriesIncomplete(BadInput):
+    """Some images of a series did not come; `failures`: a line for each of them, with its SOP Instance UID."""
+
+    def __init__(self, failures: list[str]) -> None:
+        super().__init__(f"{len(failures)} images of a series did not come: {failures[0]}")
+        self.failures = failures
 
 
 class Archive(Protocol):

@@ -11,25 +11,31 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
+from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, TlsFiles
 from clinkd.pacs.instance import explain_status, read_instance_header
 from clinkd.records import BadInput, is_uid
 
 _PAGE = 500  # series or instances of one answer
-_ATTEMPTS = 3
-_BUSY = (429, 503, 504)
+_MOST = 100_000  # of all answers to one question
+_LOST = 5  # connections one after the other, from which on nothing else would come, either
+_UNEXPLAINED = 0x0110  # a failure without a reason
+_STORED_BEFORE = 0x0111  # the reason of an archive that has an object already, and refuses to take it again
 _NO_ROOT = "is the address the root of DICOMweb, as https://HOST/dicom-web?"
-_FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _WITH_TLS = "--ca names whom to trust, --certificate and --key who we are; or the address should begin with http://"
 _REFUSALS = {
     401: "it wants a token or a password, or refuses that of CLINKD_PACS_TOKEN, CLINKD_PACS_USER, CLINKD_PACS_PASSWORD",
     403: "we may not do this; ask who runs the archive",
     **dict.fromkeys((400, 404, 405), _NO_ROOT),
     406: "it does not send files in the form in which it holds them",
+    **dict.fromkeys((429, 503, 504), f"it is busy; {GO_ON}"),
     415: "it does not take DICOM files at this address",
 }
 
 Item = Mapping[str, Any]  # a data set as DICOM JSON
+
+
+class _ImageLost(ArchiveUnreachable):
+    """The connection ended while an image came; the next one may come."""
 
 
 class DicomWebArchive:
@@ -42,13 +48,9 @@ class DicomWebArchive:
 
     @cached_property
     def _session(self) -> Any:
-        from requests import Session
-        from requests.adapters import HTTPAdapter
-        from urllib3 import Retry
+        from clinkd.pacs.web_session import make_session
 
-        session = Session()
-        session.trust_env = False  # no proxy, and no password of a file of the user's
-        session.max_redirects = 0  # a query may hold the ID of a patient
+        session = make_session()
         session.verify = str(self._tls.ca) if self._tls.ca else True
         if self._tls.certificate and self._tls.key:
             session.cert = (str(self._tls.certificate), str(self._tls.key))
@@ -56,13 +58,6 @@ class DicomWebArchive:
             session.headers["Authorization"] = f"Bearer {self._credentials[0]}"
         elif self._credentials:
             session.auth = (self._credentials[0], self._credentials[1])
-        # once more where an archive has closed a connection that was idle; to store an object twice does no harm
-        again = Retry(
-            _ATTEMPTS, connect=0, read=1, other=0, redirect=0, status_forcelist=_BUSY, allowed_methods=None,
-            backoff_factor=0.5, raise_on_status=False, respect_retry_after_header=False,
-        )  # fmt: skip
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=again))
         return session
 
     @cached_property
@@ -94,37 +89,50 @@ class DicomWebArchive:
             if modality in (None, named):
                 count = _read(item, "NumberOfSeriesRelatedInstances")
                 uid = _read(item, "SeriesInstanceUID")
-                yield SeriesReference(study, uid, named, int(count) if count.isdigit() else None)
+                number = int(count) if count.isdecimal() and len(count) < 10 else None
+                yield SeriesReference(study, uid, named, number)
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
-        failures = list[str]()
+        failures, lost = list[str](), 0
         for uid in [_read(item, "SOPInstanceUID") for item in self._search(search, "SOPInstanceUID")]:
             if uid in skip:
                 continue
             try:
-                content = self._fetch_instance(f"{series.study}/series/{series.series}/instances/{uid}")
+                content = self._fetch_instance(series, uid)
+            except _ImageLost as error:
+                lost += 1
+                if lost == _LOST:
+                    raise ArchiveUnreachable(str(error)) from None
+                failures.append(f"instance {uid}: {error}")
             except ArchiveUnreachable:
                 raise
             except BadInput as error:
-                failures.append(str(error))
-                continue
-            yield content
+                lost = 0
+                failures.append(f"instance {uid}: {error}")
+            else:
+                lost = 0
+                yield content
         if failures:
-            raise BadInput(f"{len(failures)} images of a series did not come: {failures[0]}")
+            raise SeriesIncomplete(failures)
 
-    def _fetch_instance(self, path: str) -> bytes:
-        with self._naming_failures():
-            url = f"{self._address}/studies/{path}"
-            response = self._session.get(url, headers={"Accept": _FILES}, timeout=self._timeout_seconds)
+    def _fetch_instance(self, series: SeriesReference, uid: str) -> bytes:
+        from clinkd.pacs.web_session import FILES
+
+        with self._naming_failures(_ImageLost):
+            url = f"{self._address}/studies/{series.study}/series/{series.series}/instances/{uid}"
+            response = self._session.get(url, headers={"Accept": FILES}, timeout=self._timeout_seconds)
             response.raise_for_status()
-            content = _take_part(response.content, response.headers.get("Content-Type", ""))
+        content = _take_part(response.content, response.headers.get("Content-Type", ""))
         if content is None:
-            raise ArchiveUnreachable(f"{self._host}: an image came broken off; {GO_ON}")
+            raise BadInput(f"{self._host}: the image came broken off; {GO_ON}")
+        header = read_instance_header(content)
+        if (header.study, header.series, header.instance) != (series.study, series.series, uid):
+            raise BadInput("the archive sent another image, which was left out")
         return content
 
     def store(self, content: bytes) -> None:
-        read_instance_header(content)
+        uid = read_instance_header(content).instance
         boundary = uuid.uuid4().hex
         body = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode() + content
         body += f"\r\n--{boundary}--\r\n".encode()
@@ -133,9 +141,13 @@ class DicomWebArchive:
         with self._naming_failures():
             url = f"{self._address}/studies"
             response = self._session.post(url, data=body, headers=headers, timeout=self._timeout_seconds)
-            if failure := _read_failure(response.content):
-                raise BadInput(f"{self._host} refuses an object: {explain_status(failure)}")
-            response.raise_for_status()
+            reason = _read_failure(response.content)
+            if reason is None:
+                response.raise_for_status()
+        if reason not in (None, _STORED_BEFORE):
+            raise BadInput(f"{self._host} refuses an object: {explain_status(reason)}")
+        if reason is None and uid.encode() not in response.content:  # as the page of a proxy that wants a password
+            raise BadInput(f"{self._host} answers, but not that it keeps the object; {_NO_ROOT}")
 
     def _search(self, search: Callable[..., list[Item]], key: str, most: int | None = None) -> Iterator[Item]:
         """The items of a search, page by page, each once. Some archives leave the number of a page out of account."""
@@ -151,21 +163,31 @@ class DicomWebArchive:
                     raise BadInput(f"{self._host} names something without a valid {key}; ask who runs the archive")
             yield from list(new.values())[: None if most is None else most - len(known)]
             known |= new.keys()
+            if len(known) > _MOST:
+                raise BadInput(f"{self._host} names more than {_MOST:,}; ask for less, by a day or another limit")
             if not new or len(known) >= (most or len(known) + 1):
                 return
 
     @contextlib.contextmanager
-    def _naming_failures(self) -> Iterator[None]:
+    def _naming_failures(self, lost: type[ArchiveUnreachable] = ArchiveUnreachable) -> Iterator[None]:
         """Turn what goes wrong on the way into one line. The texts of library and archive are not repeated: they hold
-        the address with its query, and that perhaps a patient's ID."""
+        the address with its query, and that perhaps a patient's ID. `lost`: raised where a connection ends early."""
         import requests
+        from urllib3.exceptions import HTTPError
+
+        from clinkd.pacs.web_session import BUSY, AnswerTooLong
 
         try:
             yield
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            kind = ArchiveUnreachable if status in (401, 403, *_BUSY) else BadInput  # nothing else would come, either
-            raise kind(f"{self._host} answers HTTP {status}: {_REFUSALS.get(status, _explain(status))}") from None
+            kind = ArchiveUnreachable if status in (401, 403, *BUSY) else BadInput  # nothing else would come, either
+            told = _REFUSALS.get(status, _explain(status))
+            if lost is _ImageLost and status == 404:
+                told = "it named the image, but does not have it"
+            raise kind(f"{self._host} answers HTTP {status}: {told}") from None
+        except AnswerTooLong as error:
+            raise BadInput(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
         except requests.exceptions.SSLError:
             raise ArchiveUnreachable(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
         except requests.ConnectTimeout:
@@ -173,21 +195,20 @@ class DicomWebArchive:
                 f"{self._host}: no answer within {self._timeout_seconds:g} s; check host and port"
             ) from None
         except requests.Timeout:
-            raise ArchiveUnreachable(f"{self._host}: no more came for {self._timeout_seconds:g} s; {GO_ON}") from None
+            raise lost(f"{self._host}: no more came for {self._timeout_seconds:g} s, or too slowly; {GO_ON}") from None
         except requests.TooManyRedirects:
             raise BadInput(f"{self._host} sends us to another address; give that one, if you trust it") from None
-        except (requests.JSONDecodeError, json.JSONDecodeError):
+        except (requests.RequestException, HTTPError) as error:
+            if isinstance(error, requests.JSONDecodeError):
+                raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
+            if "NewConnectionError" in repr(error) or "NameResolution" in repr(error):
+                raise ArchiveUnreachable(f"{self._host}: cannot be reached; check host and port") from None
+            raise lost(f"{self._host}: the connection was lost; {GO_ON}") from None
+        except (ValueError, RecursionError):  # JSON of too many digits or brackets
             raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
-        except requests.RequestException as error:
-            refused = "NewConnectionError" in repr(error) or "NameResolution" in repr(error)
-            way_out = "check host and port" if refused else GO_ON
-            what = "cannot be reached" if refused else "the connection was lost"
-            raise ArchiveUnreachable(f"{self._host}: {what}; {way_out}") from None
 
 
 def _explain(status: int) -> str:
-    if status in _BUSY:
-        return f"it is busy; {GO_ON}"
     return "a fault of the archive; ask who runs it" if status >= 500 else "it refuses what we ask"
 
 
@@ -205,17 +226,19 @@ def _take_part(body: bytes, kind: str) -> bytes | None:
     boundary = re.search(r'boundary="?([^";,]+)', kind)
     if boundary is None or not kind.lower().startswith("multipart/related"):
         return body  # against the standard, but done
-    marker = f"--{boundary[1].strip()}".encode()
+    marker = f"--{boundary[1].strip()}".encode("latin-1", "replace")
     start = body.find(b"\r\n\r\n", body.find(marker))
     end = body.rfind(b"\r\n" + marker + b"--")
     return body[start + 4 : end] if 0 <= start < end else None
 
 
-def _read_failure(body: bytes) -> int:
-    """The reason why an object was not stored, by the answer of STOW-RS; 0 where it was."""
+def _read_failure(body: bytes) -> int | None:
+    """The reason why an object was not stored, by the answer of STOW-RS; None where it names no failure."""
     try:
-        answer = json.loads(body)
-        failed = answer["00081198"]["Value"][0]
+        failed = json.loads(body)["00081198"]["Value"][0]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    try:
         return int(failed["00081197"]["Value"][0])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return 0
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+        return _UNEXPLAINED
