@@ -357,7 +357,7 @@ class SeriesRequest(RequestModel):
     files: Annotated[list[FileHead], Field(min_length=1, max_length=512)]
 
 
-class StoredVoxels(ReplyModel):
+class VoxelLayout(ReplyModel):
     """How the voxels of a NIfTI lie in the file, behind its compression. `type` is numpy's, such as "<i2"; values are
     slope * stored + intercept. `shape`: x, y, z and volumes, the first the fastest. `axes`: of slices, rows and columns
     of the frames, the stored axis, and 1 where both count up, else -1."""
@@ -382,7 +382,7 @@ class FrameGeometry(ReplyModel):
     series: str
     series_number: int | None
     instance_number: int | None
-    voxels: StoredVoxels | None
+    voxels: VoxelLayout | None
 
 
 class FileReply(FrameGeometry):
