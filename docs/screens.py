@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "tests"))
+sys.path += [str(HERE.parent), str(HERE.parent / "tests")]
 from browser import Browser  # noqa: E402
 
 TOKEN = "a-token-for-pictures"

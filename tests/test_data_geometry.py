@@ -71,6 +71,11 @@ def test_a_voxel_of_a_nifti_lies_where_its_affine_says(codes, tmp_path: Path):
         there = np.asarray(geometry.positions[frame - 1])
         there = there + row * geometry.spacing[0] * down + column * geometry.spacing[1] * right
         assert there == pytest.approx((affine @ [*voxel, 1])[:3] * [-1, -1, 1])
+        assert geometry.voxels is not None
+        counted = dict(zip(("slice", "row", "column"), geometry.voxels.axes, strict=True))
+        for name, number in (("slice", frame - 1), ("row", row), ("column", column)):
+            axis, sign = counted[name]
+            assert voxel[axis] == (number if sign > 0 else shape[axis] - 1 - number)
 
 
 def test_a_picture_needs_all_its_bytes():

@@ -667,7 +667,7 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     review.press("a")
     decided(review, 1)
     assert review.sent[-1].method == "PUT" and review.sent[-1].body["verdict"] == "accept"
-    review.click("[data-verdict=reject]")
+    review.click("#c-actions [data-act=reject]")
     decided(review, 2)
     review.press("e")
     review.until("!!document.querySelector('#corrections textarea')")
@@ -679,7 +679,7 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     name = review.ask("[...document.querySelectorAll('#corrections .mark.rewrite .name')].at(-1).textContent")
     marks = " ".join(f"[box {chr(65 + n)}]" for n in range(before))
     review.type("#corrections textarea", f"It is here: [box {name}] {marks}.")
-    review.click("[data-verdict=save]")
+    review.click("#c-actions [data-act=save]")
     decided(review, 3)
     sent = review.sent[-1].body
     assert (
@@ -791,7 +791,7 @@ def test_everything_has_a_name_contrast_and_room_on_any_screen(page, server, fil
             page.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         else:
             page.until("!!document.querySelector('.items button')")
-            page.click("[data-verdict=edit]")
+            page.click("#c-actions [data-act=edit]")
         assert page.ask(NAMES) == [] and page.ask(SMALL) == [] and page.ask(FAINT) == []
         assert page.ask("document.documentElement.scrollWidth") == width
         page.ask("scrollTo(0, document.body.scrollHeight)")

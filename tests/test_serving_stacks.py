@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import itertools
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from nibabel import Nifti1Image
+from nibabel import Nifti1Header, Nifti1Image
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from PIL import Image
 from pydicom import dcmread
 
 from browser import Browser, arrived
 from clinkd.cli import main
+from clinkd.data.images.upload import decode_frame, describe_head
 from clinkd.data.readers.forms import read_rows
 from clinkd.data.readers.source import Source
 from serving import TOKEN, Server, picture, serving_model
@@ -157,12 +161,20 @@ def test_one_of_several_series_is_chosen_and_a_film_has_no_planes(page, tmp_path
     assert answered(page)["clinkd"]["frame"] == 3  # of the file, where the second slice stands third
 
 
-@pytest.mark.slow  # the same code, by another file
-def test_a_nifti_is_a_stack_with_planes_and_windows(page, tmp_path):
+@pytest.mark.parametrize("ending", ["nii.gz", pytest.param("nii", marks=pytest.mark.slow)])
+def test_a_nifti_is_unpacked_and_cut_by_the_page(page, tmp_path, ending):
     affine = np.diag([-1.0, -1, GAP, 1])  # columns count to the left, rows to the back
-    Nifti1Image(VOLUME.transpose(2, 1, 0), affine).to_filename(tmp_path / "v.nii")
-    open_files(page, tmp_path / "v.nii")
+    path = tmp_path / f"v.{ending}"
+    Nifti1Image(VOLUME.transpose(2, 1, 0), affine).to_filename(path)
+    open_files(page, path)
     at_slice(page, "axial slice 5 of 9")
+    content = path.read_bytes()
+    wanted = decode_frame(gzip.decompress(content) if ending == "nii.gz" else content, 5)
+    assert np.abs(shown(page) - np.asarray(wanted.picture)[..., 0]).max() <= 1
+    page.click("[data-task=overall]")
+    body = answered(page)
+    sent = decode_frame(sent_image(body), body["clinkd"]["frame"], body["clinkd"]["window"])  # one slice of it
+    assert np.abs(np.asarray(sent.picture, float) - np.asarray(wanted.picture)).max() <= 1
     page.pick("#centre", "50")
     page.pick("#width", "500")
     assert np.abs(shown(page) - through(VOLUME[4], 50, 500)).max() <= 1
@@ -171,6 +183,60 @@ def test_a_nifti_is_a_stack_with_planes_and_windows(page, tmp_path):
     page.pick("#frame", "5")
     at_slice(page, f"coronal slice 5 of {SHAPE[1]}")
     assert np.abs(shown(page)[::2] - through(VOLUME[::-1, SHAPE[1] - 1 - 4], 50, 500)).max() <= 1
+
+
+def test_a_packed_file_that_cannot_be_opened_is_told_in_a_line(page, tmp_path):
+    whole, damaged, cut, other = (tmp_path / f"{name}.nii.gz" for name in ("whole", "damaged", "cut", "other"))
+    rng = np.random.default_rng(0)
+    Nifti1Image(rng.integers(0, 9999, (80, 80, 40), np.int16), np.eye(4)).to_filename(whole)
+    content = whole.read_bytes()
+    damaged.write_bytes(content[:-6] + bytes([content[-6] ^ 1]) + content[-5:])  # of the checksum
+    cut.write_bytes(content[: len(content) // 2])
+    other.write_bytes(gzip.compress(b"no image"))
+    for path, why in ((damaged, "damaged"), (cut, "damaged"), (other, "not an image")):
+        page.choose("#file", path)
+        page.until(f"document.getElementById('error').textContent.includes({json.dumps(why)})")
+        page.ask("document.getElementById('error').textContent = ''")
+    page.ask("delete globalThis.DecompressionStream")
+    page.choose("#file", whole)
+    page.until("document.getElementById('error').textContent.includes('gunzip')")
+
+
+def nifti(codes: str, dtype: str, slope: float = 1, volumes: int = 1) -> bytes:
+    """A file with numbers of that type, turned as the codes say."""
+    shape = (5, 6, 7, volumes)[: 3 + (volumes > 1)]
+    values = np.random.default_rng(0).normal(0, 99, shape)
+    affine = np.diag([2.0, 3.0, 2.5, 1]) @ np.linalg.inv(inv_ornt_aff(axcodes2ornt(codes), shape[:3]))
+    image = Nifti1Image(
+        (np.abs(values) if "u" in dtype else values).astype(dtype), affine, Nifti1Header(endianness=dtype[0])
+    )
+    image.header.set_data_dtype(np.dtype(dtype))
+    image.header.set_slope_inter(slope, 7)
+    return bytes(image.to_bytes())
+
+
+KINDS_OF_NIFTI = [("RAS", "<i2"), ("LPS", ">i2"), ("SAR", "<f4"), ("PIR", ">f8"), ("ASL", "<u1"), ("RAS", "<i8")]
+
+
+def test_the_page_cuts_the_slices_that_the_server_shows(page):
+    files = [nifti(codes, dtype) for codes, dtype in KINDS_OF_NIFTI] + [nifti("LPS", "<i2", 0.5, 2)]
+    given, wanted = [], []
+    for content in files:
+        _, facts, geometry = describe_head(content, len(content))
+        about = {"width": facts.width, "height": facts.height, "voxels": asdict(geometry)["voxels"]}
+        given.append([about, base64.b64encode(content).decode(), facts.frames])
+        wanted.append([decode_frame(content, n + 1) for n in range(facts.frames)])
+    told = page.ask(f"""import('/assets/nifti.js').then(({{ NiftiVolume }}) => Promise.all(
+      {json.dumps(given)}.map(async ([about, content, frames]) => {{
+        const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+        const volume = await NiftiVolume.read({{ ...about, file: new Blob([bytes]) }});
+        return [...Array(frames).keys()].map((n) => [[...volume.values(n)], volume.measure(n)]); }})))""")
+    for frames, expected in zip(told, wanted, strict=True):
+        for (values, measured), frame in zip(frames, expected, strict=True):
+            assert frame.grey is not None
+            assert values == pytest.approx(frame.grey.to_float32().ravel().tolist(), rel=1e-6)
+            assert measured["level"] == pytest.approx(frame.window, rel=1e-5)
+            assert measured["hounsfield"] == frame.hounsfield
 
 
 FILE = {"kind": "DICOM", "width": 24, "height": 20, "frames": 1, "modality": "ct", "orientation": [1, 0, 0, 0, 1, 0],

@@ -89,7 +89,7 @@ def the_whole_way(page: Browser, server: Server, run: Path, folder: Path) -> lis
         others = page.ask("document.querySelectorAll('#corrections .mark.rewrite').length") - 1
         rest = "".join(f" [box {chr(65 + n)}]" for n in range(others))
         page.type("#corrections textarea", TAUGHT.replace("[box]", f"[box {name}]") + rest)
-        page.click("[data-verdict=save]")
+        page.click("#c-actions [data-act=save]")
         page.until(f"document.querySelector('#c-progress').textContent.startsWith('{number + 1} of ')")
         edited.append(page.sent[-1].body["id"])
         if number < 2:

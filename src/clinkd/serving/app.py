@@ -249,6 +249,8 @@ def _add_model(app: FastAPI, served: Served) -> None:
         if opened.grey is not None:
             scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
             grey = schemas.Grey(values=base64.b64encode(opened.grey).decode(), **scale)
+        if grey and not body.picture:
+            return schemas.OpenReply(**about, picture=None, grey=grey)
         picture = await asyncio.to_thread(encode_picture, opened.picture, compress_level=1)
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return schemas.OpenReply(**about, picture=uri, grey=grey)

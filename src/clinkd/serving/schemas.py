@@ -311,7 +311,9 @@ class ReferRequest(ImageRequest, AnswerOptions):
 
 
 class OpenRequest(ImageRequest):
-    """Ask for one frame."""
+    """Ask for one frame. `picture`: false where its grey values are enough."""
+
+    picture: bool = True
 
 
 class Grey(ReplyModel):
@@ -325,7 +327,8 @@ class Grey(ReplyModel):
 
 class OpenReply(ReplyModel):
     """`window`: centre and width of `picture`, null if it was made in another way. `windows`: those of the file.
-    `hounsfield`: whether presets fit. `burned_in`: what the file says about text in its picture."""
+    `hounsfield`: whether presets fit. `burned_in`: what the file says about text in its picture. `picture`: null where
+    it was not wanted, and the frame has grey values."""
 
     width: int
     height: int
@@ -337,7 +340,7 @@ class OpenReply(ReplyModel):
     windows: list[str]
     hounsfield: bool
     window: tuple[float, float] | None
-    picture: str
+    picture: str | None
     grey: Grey | None
 
 
@@ -354,11 +357,24 @@ class SeriesRequest(RequestModel):
     files: Annotated[list[FileHead], Field(min_length=1, max_length=512)]
 
 
+class VoxelLayout(ReplyModel):
+    """How the voxels of a NIfTI lie in the file, behind its compression. `type` is numpy's, such as "<i2"; values are
+    slope * stored + intercept. `shape`: x, y, z and volumes, the first the fastest. `axes`: of slices, rows and columns
+    of the frames, the stored axis, and 1 where both count up, else -1."""
+
+    offset: int
+    type: str
+    shape: list[int]
+    slope: float
+    intercept: float
+    axes: list[tuple[int, int]]
+
+
 class FrameGeometry(ReplyModel):
     """Where the frames of a file lie, in mm to the patient's left, back and head. `orientation`: the directions in
     which columns and rows count up; `spacing`: between rows, and between columns; `positions`: the middle of the first
     pixel of each frame. Each is empty where the file does not say it of all frames alike. `series`: a pseudonym, files
-    with the same one belong together."""
+    with the same one belong together. `voxels`: null for all but a NIfTI."""
 
     orientation: list[float]
     spacing: list[float]
@@ -366,6 +382,7 @@ class FrameGeometry(ReplyModel):
     series: str
     series_number: int | None
     instance_number: int | None
+    voxels: VoxelLayout | None
 
 
 class FileReply(FrameGeometry):

@@ -43,12 +43,28 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredVoxels:
+    """How a volume lies in its file, behind its compression if there is any.
+
+    `type` is numpy's, such as "<i2"; values are slope * stored + intercept. Of `shape` the first axis is the fastest.
+    `axes`: of slices, rows and columns of the frames, the stored axis, and 1 where both count up, else -1.
+    """
+
+    offset: int
+    type: str
+    shape: tuple[int, ...]  # x, y, z, volume
+    slope: float
+    intercept: float
+    axes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Where the frames of a file lie, in millimetres to the patient's left, back and head (PS3.3 C.7.6.2.1.1).
 
     `orientation`: the directions in which columns and rows count up; `spacing`: between rows, and between columns;
     `positions`: the middle of the first pixel of each frame. Each is empty where the file does not say it of all
-    frames alike. `series` is a pseudonym of SeriesInstanceUID, "" where absent.
+    frames alike. `series` is a pseudonym of SeriesInstanceUID, "" where absent. `voxels`: None for all but a NIfTI.
     """
 
     orientation: tuple[float, ...] = ()
@@ -57,6 +73,7 @@ class Geometry:
     series: str = ""
     series_number: int | None = None
     instance_number: int | None = None
+    voxels: StoredVoxels | None = None
 
 
 @dataclass(frozen=True, slots=True)

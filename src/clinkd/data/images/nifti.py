@@ -31,7 +31,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images.grey import PRESETS, GreyCurve, GreyFrame, Ramp, Refusal, Values, parse_window
-from clinkd.data.images.kind import Facts, File, Geometry, ImageFrame, check_pixels, choose_frame, open_stream
+from clinkd.data.images.kind import (
+    Facts,
+    File,
+    Geometry,
+    ImageFrame,
+    StoredVoxels,
+    check_pixels,
+    choose_frame,
+    open_stream,
+)
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.records import BadInput, Laterality
 
@@ -188,12 +197,13 @@ class Nifti:
 
 
 def _find_geometry(header: VolumeHeader) -> Geometry:
-    """Nothing where the file states no affine."""
+    """No places where the file states no affine."""
     from nibabel.affines import apply_affine
     from nibabel.orientations import inv_ornt_aff
 
+    voxels = _find_voxels(header)
     if not header.has_orientation:
-        return Geometry()
+        return Geometry(voxels=voxels)
     to_left_back_head = np.diag([-1.0, -1.0, 1.0, 1.0]) @ header.affine @ inv_ornt_aff(header.axes, header.shape)
     slices, rows, columns = header.extent
     slice_axis, row_axis, column_axis = PLANES[header.plane]
@@ -210,7 +220,16 @@ def _find_geometry(header: VolumeHeader) -> Geometry:
         orientation=tuple((steps_23 / lengths_2[:, None]).ravel().tolist()),
         spacing=(float(lengths_2[1]), float(lengths_2[0])),
         positions=tuple(map(tuple, positions_S3.tolist())) * header.volumes,
+        voxels=voxels,
     )
+
+
+def _find_voxels(header: VolumeHeader) -> StoredVoxels:
+    stored_of_xyz = {int(axis): (stored, int(sign)) for stored, (axis, sign) in enumerate(header.axes)}
+    slices, rows, columns = (stored_of_xyz[axis] for axis in PLANES[header.plane])
+    axes = slices, (rows[0], -rows[1]), (columns[0], -columns[1])
+    shape = (*header.shape, header.volumes)
+    return StoredVoxels(header.offset, header.dtype.str, shape, header.slope, header.intercept, axes)
 
 
 def _find_laterality(header: VolumeHeader) -> Laterality:

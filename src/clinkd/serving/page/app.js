@@ -2,10 +2,10 @@
 
 import { Annotations } from "./annotate.js";
 import { Panel, marksOf } from "./answer.js";
-import { ask, Failure, fetched, spelled } from "./ask.js";
+import { ask, boxed, Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
 import { Corrections } from "./corrections.js";
-import { brief, button, complain, find, make, paused, say } from "./dom.js";
+import { brief, button, complain, find, insert, make, paused, say } from "./dom.js";
 import { saveAnswer, savePicture, saveReport } from "./download.js";
 import { chosen, describe, dropped } from "./files.js";
 import { PLANE_NAMES } from "./planes.js";
@@ -14,6 +14,7 @@ import { Stack, stacksOf } from "./stack.js";
 import { Tools } from "./tools.js";
 import { Worklist } from "./worklist.js";
 
+const FEW = 32; // files that are looked at before one is shown
 const MOST_ENTRIES = 50; // questions that can be come back to
 const view = new View(find("stage"));
 const panel = new Panel(find("answer"), find("candidates"));
@@ -24,6 +25,7 @@ let reader = null; // of the stack that is open
 let picture = null; // the slice of it that is shown
 let entry = null; // the answer that is shown, with its question and picture
 let opening = null, asking = null; // what can be aborted
+let wish = null, going = false; // the slice to go to, and whether one is on its way
 const entries = [];
 
 /** Do what may fail; what went wrong becomes one line. */
@@ -85,26 +87,40 @@ async function take(given) {
     const what = given.length > 1 ? `${given.length} files` : given[0].file.name;
     say(`Opening ${what}`);
     if (!about) await acquaint();
+    const glimpsed = given.length > FEW ? await glimpse(given) : null;
     const told = await waiting((signal) => describe(given, about.limits.body_bytes, signal, (count) => {
       if (given.length > 1) progress(`Looking at ${what}: ${count}`);
     }));
     let { stacks, left } = stacksOf(told);
     if (given.length === 1 && left.length) { // opening it tells what is wrong
+      if (left[0].packed) throw new Failure(left[0].why);
       stacks = [new Stack([{ ...told[0], ...NOTHING_TOLD }])];
       left = [];
     }
     if (!stacks.length) throw new Failure(`None of the ${what} is an image. ${left[0].path}: ${left[0].why}`);
-    await unfold(stacks[0]);
+    await unfold(stacks[0], glimpsed);
     offer(stacks, left);
   });
 }
 
 const NOTHING_TOLD = { kind: "file", frames: 1, orientation: [], positions: [], spacing: [], modality: "other" };
 
-/** Show a stack from its middle slice, or a film from its first frame. */
-async function unfold(stack) {
+/** The file in the middle, by name, is shown while the others are looked at; its key, where it is an image. */
+async function glimpse(given) {
+  const sorted = given.toSorted((a, b) => a.path.localeCompare(b.path, "en", { numeric: true }));
+  const middle = [sorted[given.length >> 1]];
+  const [told] = await waiting((signal) => describe(middle, about.limits.body_bytes, signal, () => {}));
+  if (told.why || told.frames > 1) return null;
+  await unfold(new Stack([told]));
+  return picture.key;
+}
+
+/** Show a stack from the slice of that key, else from its middle one, or a film from its first frame. */
+async function unfold(stack, key) {
+  wish = null;
   const next = new Reader(stack, about);
-  const at = stack.placed ? next.count >> 1 : 0;
+  const there = stack.slices.findIndex((slice) => slice.key === key);
+  const at = there >= 0 ? there : stack.placed ? next.count >> 1 : 0;
   const opened = await waiting((signal) => next.slice(at, null, signal));
   reader?.forget();
   reader = next;
@@ -163,6 +179,7 @@ async function reload(at, window) {
 }
 
 async function turn(plane) {
+  wish = null;
   await attempt(async () => {
     try {
       await waiting((signal) => reader.turn(plane, signal, (n, count) => progress(`Reading slice ${n} of ${count}`)));
@@ -199,8 +216,10 @@ function display(opened, marks) {
   tools.show(picture);
   boxes();
   say(`Opened: ${parts.join(", ")}`);
-  if (count > 1) reader.readAhead(picture.at, picture.shown.window);
+  if (count > 1) readAhead();
 }
+
+const readAhead = paused(120, () => reader.readAhead(picture.at, picture.shown.window));
 
 const word = () => (reader.stack.placed ? "slice" : "frame");
 
@@ -226,7 +245,18 @@ const described = () => {
   return `Image of ${width} by ${height} pixels${reader.count > 1 ? `, ${which}` : ""}`;
 };
 
-const toSlice = paused(80, (at) => reload(at, picture.shown.window));
+/** The slice that is wished for (from 0), and on the way there as many as can be opened. */
+async function toSlice(at) {
+  wish = at;
+  if (going) return;
+  going = true;
+  while (wish != null) {
+    const next = wish;
+    wish = null;
+    await reload(next, picture.shown.window).catch(() => {}); // told already
+  }
+  going = false;
+}
 
 function step(count) {
   const slider = find("frame");
@@ -357,7 +387,7 @@ async function put(text) {
   panel.wait();
   for (const id of ["answer-card", "stage"]) find(id).scrollIntoView({ block: "nearest" }); // both, or else the image
   try {
-    const { uri, ...which } = picture.sent;
+    const { uri, ...which } = await made.picture.sent();
     for await (const news of ask(about.name, uri, question, { ...which, ...options() }, mine.signal)) {
       if (asking !== mine) return;
       if (news.draft) {
@@ -416,7 +446,7 @@ function remember(made) {
   const scale = Math.min(48 / width, 48 / height);
   const [wide, high] = [scale * width, scale * height];
   thumb.getContext("2d").drawImage(made.picture.canvas, 24 - wide / 2, 24 - high / 2, wide, high);
-  const said = make("span", { class: "soft" }, made.answer.text.replaceAll("[box]", " ▢ "));
+  const said = make("span", { class: "soft" }, boxed(made.answer.text));
   const link = button(thumb, () => back(entries[Number(link.dataset.number)]), { "data-number": entries.length });
   link.append(make("span", {}, make("b", {}, made.text), make("br"), said));
   find("history").prepend(make("li", {}, link));
@@ -485,8 +515,7 @@ find("question").addEventListener("keydown", (event) => {
 find("insert").addEventListener("click", () => attempt(() => {
   const box = subject(), field = find("question");
   if (!box) throw new Failure("Draw a box first.");
-  field.setRangeText(`[box ${box.name}]`, field.selectionStart, field.selectionEnd, "end");
-  field.focus();
+  insert(field, `[box ${box.name}]`);
 }));
 find("stop").addEventListener("click", () => asking?.abort());
 

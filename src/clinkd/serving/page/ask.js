@@ -101,3 +101,12 @@ export function spelled(text, marks) {
   });
   return { text: plain, boxes };
 }
+
+/** The other way round: "[box]" marks by the names of their boxes, to be read and edited. */
+export function lettered(text, marks) {
+  let n = 0;
+  return text.replaceAll("[box]", () => `[box ${marks[n++]?.name ?? "A"}]`);
+}
+
+/** A text in which each box is an empty one, for a line of a list. */
+export const boxed = (text) => text.replaceAll("[box]", "▢");

@@ -1,21 +1,15 @@
 /** Corrections: what the run found wrong, what it made of it, and what a person makes of that. */
 
 import { chipped } from "./answer.js";
-import { Failure, fetched, spelled } from "./ask.js";
+import { boxed, Failure, fetched, lettered, spelled } from "./ask.js";
 import { View } from "./canvas.js";
-import { button, complain, find, make, say } from "./dom.js";
+import { listenToKeys, offerActions, pressed } from "./deciding.js";
+import { button, complain, find, insert, make, say } from "./dom.js";
 
 const PAGE = 20;
 const VERDICTS = { accept: "accepted", edit: "edited", reject: "rejected" };
-const LETTERS = { accept: "A", edit: "E", reject: "R", undo: "U" };
 const NONE = { open: "Nothing is open here.", decided: "Nothing is decided here yet.", all: "There is nothing here." };
 const KINDS = [["asked", "Question"], ["model", "Model’s answer"], ["truth", "Truth"], ["rewrite", "Rewrite"]];
-
-/** "[box]" marks by the names of their boxes, as they are edited. */
-const lettered = ({ text }, marks) => {
-  let n = 0;
-  return text.replaceAll("[box]", () => `[box ${marks[n++]?.name ?? "A"}]`);
-};
 
 const named = (prefix, boxes) => boxes.map((_, i) => (boxes.length > 1 ? `${prefix} ${i + 1}` : prefix));
 
@@ -97,7 +91,9 @@ export class Corrections {
     on("c-fit", () => this.view.fit());
     on("c-copy", () => this.attempt(() => this.#copy()));
     this.view.addEventListener("marks", () => this.#tidy());
-    addEventListener("keydown", (event) => this.#key(event));
+    const steps = { j: () => this.go(this.at + 1), k: () => this.go(this.at - 1) };
+    listenToKeys("c", () => this.root.hidden || this.editing,
+      (letter) => steps[letter] ?? pressed(find("c-actions"), letter));
   }
 
   async #copy() {
@@ -134,7 +130,7 @@ export class Corrections {
       const mark = verdict ? VERDICTS[verdict] : item.after ? "open" : "open, no rewrite";
       return make("li", {}, make("button", { type: "button", "data-number": n, click: () => this.go(n) },
         make("span", { class: `verdict ${verdict ?? ""}` }, mark), " ",
-        make("span", {}, `${item.task} · ${item.modality} · ${item.question.text.replaceAll("[box]", "▢")}`)));
+        make("span", {}, `${item.task} · ${item.modality} · ${boxed(item.question.text)}`)));
     });
     const held = find("c-list").contains(document.activeElement);
     find("c-list").replaceChildren(...rows);
@@ -189,21 +185,14 @@ export class Corrections {
         make("span", { class: `verdict ${verdict ?? ""}` }, verdict ? VERDICTS[verdict] : "open")),
       this.words);
     this.#act([
-      ["accept", "Accept", () => this.decide("accept"), !item.after],
+      ["accept", "Accept", () => this.decide("accept"), { disabled: !item.after }],
       ["edit", "Edit", () => this.edit()],
       ["reject", "Reject", () => this.decide("reject")],
-      ["undo", "Undo", () => this.decide("undo"), !item.decision],
+      ["undo", "Undo", () => this.decide("undo"), { disabled: !item.decision }],
     ]);
   }
 
-  #act(all) {
-    const held = find("c-actions").contains(document.activeElement);
-    find("c-actions").replaceChildren(...all.map(([name, text, click, disabled = false], n) => (
-      button(text, click, {
-        disabled, "data-verdict": name, class: n ? "" : "strong", "aria-keyshortcuts": LETTERS[name],
-      }))));
-    if (held) find("c-detail").focus({ preventScroll: true });
-  }
+  #act(all) { offerActions(find("c-actions"), find("c-detail"), all); }
 
   async #picture(item) {
     const address = `/v1/corrections/image?${new URLSearchParams({ id: item.id, round: String(item.round) })}`;
@@ -234,7 +223,7 @@ export class Corrections {
     const marks = from.boxes.map((box) => this.view.add(box));
     this.view.select(marks[0]?.key ?? null);
     this.text = make("textarea", { rows: 4, maxlength: 4000, "aria-describedby": "edit-help" });
-    this.text.value = lettered(from, marks);
+    this.text.value = lettered(from.text, marks);
     this.hint = make("p", { class: "soft small", id: "edit-help" });
     find("c-detail").replaceChildren(find("c-detail").firstElementChild, this.words,
       make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint,
@@ -257,8 +246,7 @@ export class Corrections {
     const box = marks.find((m) => m.key === this.view.selected) ?? marks.at(-1);
     this.attempt(() => {
       if (!box) throw new Failure("Draw a box first.");
-      this.text.setRangeText(`[box ${box.name}]`, this.text.selectionStart, this.text.selectionEnd, "end");
-      this.text.focus();
+      insert(this.text, `[box ${box.name}]`);
     });
   }
 
@@ -268,19 +256,5 @@ export class Corrections {
       if (!made.text) throw new Failure("The rewrite is empty. Write one, or reject this correction.");
       await this.decide("edit", made);
     });
-  }
-
-  #key(event) {
-    const typing = event.target.closest("input:not([type=checkbox]), textarea, select");
-    const off = this.root.hidden || this.editing || !find("c-shortcuts").checked;
-    if (off || typing || event.ctrlKey || event.altKey || event.metaKey) return;
-    const act = {
-      a: () => this.decide("accept"), e: () => this.edit(), r: () => this.decide("reject"),
-      u: () => this.items[this.at]?.decision && this.decide("undo"),
-      j: () => this.go(this.at + 1), k: () => this.go(this.at - 1),
-    }[event.key.toLowerCase()];
-    if (!act) return;
-    event.preventDefault();
-    act();
   }
 }

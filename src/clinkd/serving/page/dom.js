@@ -19,6 +19,12 @@ export const make = (name, attributes = {}, ...inside) => fill(document.createEl
 /** A button that does something. */
 export const button = (text, click, more = {}) => make("button", { type: "button", click, ...more }, text);
 
+/** Write into a field where its cursor is. */
+export const insert = (field, text) => {
+  field.setRangeText(text, field.selectionStart, field.selectionEnd, "end");
+  field.focus();
+};
+
 /** An SVG element. */
 export const draw = (name, attributes = {}, ...inside) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, inside);

@@ -1,10 +1,12 @@
 /** Files as people give them, and what the server tells of them by their first bytes. */
 
 import { fetched } from "./ask.js";
+import { isPacked, unpacked } from "./nifti.js";
 import { encode, fits } from "./picture.js";
 
-const HEAD = 131_072; // bytes, before which the header of most DICOM files ends
+const HEADS = [32_768, 131_072]; // bytes, before which the header of most DICOM files ends, and of nearly all
 const TOGETHER = 64; // files of one request
+const ONLY_NIFTI = "the file: packed by gzip, which is taken of a NIfTI alone; unpack it first (gunzip)";
 
 /** @typedef {{file: File, path: string}} Given a file, and its path in the folder that was given */
 
@@ -42,22 +44,41 @@ async function walked(entries, folder) {
  */
 export async function describe(given, most, signal, tell) {
   const described = [];
-  const together = Math.max(1, Math.min(TOGETHER, Math.floor(most / (1.5 * HEAD))));
+  const together = Math.max(1, Math.min(TOGETHER, Math.floor(most / (1.5 * HEADS[1]))));
   for (let at = 0; at < given.length; at += together) {
     const some = given.slice(at, at + together);
-    const records = await recordsOf(some, HEAD, signal);
-    for (const [n, one] of some.entries()) { // where the head is not enough, the whole file is
-      const again = records[n].why && one.file.size > HEAD && fits(one.file, most);
-      const [record] = again ? await recordsOf([one], one.file.size, signal) : [records[n]];
-      described.push({ ...one, ...record });
-    }
+    let records = await recordsOf(some, HEADS[0], signal);
+    const renew = async (files, bytes) => {
+      const more = await recordsOf(files, bytes, signal);
+      records = records.map((record, n) => more[files.indexOf(some[n])] ?? record);
+    };
+    const untold = (bytes) => some.filter(({ file }, n) => records[n].why && !records[n].packed && file.size > bytes);
+    await renew(untold(HEADS[0]), HEADS[1]);
+    for (const one of untold(HEADS[1])) if (fits(one.file, most)) await renew([one], one.file.size); // one by one
+    described.push(...some.map((one, n) => ({ ...one, ...records[n] })));
     tell(described.length);
   }
   return described;
 }
 
 async function recordsOf(given, bytes, signal) {
-  const files = await Promise.all(given.map(async ({ file }) => (
-    { head: await encode(file.slice(0, bytes)), size: Math.max(1, file.size) })));
-  return (await fetched("/v1/series", { method: "POST", body: { files }, signal })).files;
+  const heads = await Promise.all(given.map(({ file }) => headOf(file, bytes)));
+  const files = heads.filter(({ head }) => head).map(({ head, size }) => ({ head, size }));
+  const told = files.length ? (await fetched("/v1/series", { method: "POST", body: { files }, signal })).files : [];
+  return heads.map(({ head, packed, why }) => {
+    const record = head ? told.shift() : { why };
+    return packed && !record.why && record.kind !== "NIfTI" ? { why: ONLY_NIFTI, packed } : { ...record, packed };
+  });
+}
+
+/** What the server is told of a file: where it is packed, the first bytes of what is in it. */
+async function headOf(file, bytes) {
+  const packed = await isPacked(file);
+  try {
+    const head = packed ? new Blob([await unpacked(file, HEADS[1])]) : file.slice(0, bytes);
+    return { head: await encode(head), size: Math.max(1, packed ? head.size : file.size), packed };
+  } catch (error) {
+    if (!packed) throw error;
+    return { why: error.message, packed };
+  }
 }

@@ -33,14 +33,18 @@ export async function encode(blob) {
 
 /** One frame of a file, as the server shows it. Throws Failure. */
 export async function open(source, frame, window, signal) {
-  const body = { image: source.uri, frame, window };
-  const about = await fetched("/v1/open", { method: "POST", body, signal });
+  const { picture, ...about } = await opened(source, frame, window, signal);
   const image = new Image();
-  image.src = about.picture;
+  image.src = picture;
   await image.decode();
-  const grey = about.grey && { ...about.grey, values: floats(about.grey.values) };
-  const { picture: _, ...told } = about;
-  return new Picture(source, { ...told, grey }, image, window);
+  return new Picture(source, about, image, window);
+}
+
+/** What the server tells of a frame, with its grey values; `picture`: whether these are not enough. Throws Failure. */
+export async function opened(source, frame, window, signal, picture = true) {
+  const body = { image: source.uri, frame, window, picture };
+  const about = await fetched("/v1/open", { method: "POST", body, signal });
+  return { ...about, grey: about.grey && { ...about.grey, values: floats(about.grey.values) } };
 }
 
 function floats(base64) {
@@ -53,7 +57,7 @@ function floats(base64) {
 
 /** A frame with its pixels on `canvas`. */
 export class Picture {
-  /** @param {{uri: string}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
+  /** @param {{uri?: string, cut?: () => Blob}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
   constructor(source, about, image, window) {
     Object.assign(this, { source, about, image });
     this.canvas = document.createElement("canvas");
@@ -109,9 +113,11 @@ export class Picture {
     return true;
   }
 
-  /** The image that a question is asked about: the file, or what is seen of it where no frame is like it. */
-  get sent() {
-    if (this.source.uri) return { uri: this.source.uri, frame: this.frame, window: this.shown.window };
+  /** The image that a question is asked about: the file, one slice of it, or what is seen where no frame is like it. */
+  async sent() {
+    const { uri, cut } = this.source, { window, level } = this.shown;
+    if (uri) return { uri, frame: this.frame, window };
+    if (cut) return { uri: await encode(cut()), frame: null, window: level.map(decimal).join("/") };
     return { uri: this.canvas.toDataURL("image/png"), frame: null, window: null };
   }
 

@@ -11,6 +11,7 @@ const PLANES = { // the direction of each: of the body, and its sign
 };
 export const PLANE_NAMES = Object.keys(PLANES);
 const LONGEST = 4096; // pixels of a side
+export const NONE = -1e38; // values below stand for none
 const ORDERS = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
 /** How the columns, rows and slices of a stack lie in the body. */
@@ -62,7 +63,7 @@ export function cut(space, values, plane, index) {
   const columns = line(right, pixel), rows = line(down, pixel);
   const made = new Float32Array(columns.length * rows.length);
   const base = through.start + index * through.stride;
-  let at = 0, low = Infinity, high = -Infinity;
+  let at = 0;
   for (const row of rows) {
     const above = base + row.first, below = base + row.second;
     for (const { first, second, share } of columns) {
@@ -70,9 +71,17 @@ export function cut(space, values, plane, index) {
       const value = !row.share ? top : top * (1 - row.share) + row.share
         * (share ? values[below + first] * (1 - share) + values[below + second] * share : values[below + first]);
       made[at++] = value;
-      if (value < low && value > -1e38) low = value; // the least number stands for none
-      if (value > high) high = value;
     }
   }
-  return { width: columns.length, height: rows.length, values: made, low: Math.min(low, high), high };
+  return { width: columns.length, height: rows.length, values: made, ...rangeOf(made) };
+}
+
+/** The least and the greatest of values, without those that stand for none. */
+export function rangeOf(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    if (value < low && value > NONE) low = value;
+    if (value > high) high = value;
+  }
+  return { low: Math.min(low, high), high };
 }

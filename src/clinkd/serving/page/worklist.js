@@ -1,9 +1,10 @@
 /** The worklist: what arrived and was answered, and what a person makes of it before anything is sent. */
 
 import { chipped } from "./answer.js";
-import { call, Failure, fetched, spelled } from "./ask.js";
+import { boxed, call, Failure, fetched, lettered, spelled } from "./ask.js";
 import { View } from "./canvas.js";
-import { button, complain, find, make, percent, say } from "./dom.js";
+import { listenToKeys, offerActions, pressed } from "./deciding.js";
+import { button, complain, find, insert, make, percent, say } from "./dom.js";
 import { open, read } from "./picture.js";
 import { Tools } from "./tools.js";
 
@@ -19,19 +20,12 @@ const SENDS = { // by what the server says of itself
   all: "Every answer goes to the archive as soon as it is given, seen by a person or not (--send all).",
   nothing: "Nothing goes to an archive: the server was started without one.",
 };
-const LETTERS = { accept: "A", edit: "E", reject: "R", undo: "U", next: "N" };
 const CHANGED = "Another person decided this meanwhile";
-
-/** "[box]" marks by the letters of their boxes, as they are edited. */
-const lettered = (text, marks) => {
-  let n = 0;
-  return text.replaceAll("[box]", () => `[box ${marks[n++]?.name ?? "A"}]`);
-};
 
 const badge = ({ state }) => make("span", { class: `verdict ${state}` }, STATES[state]);
 
 const titled = ({ modality, body_part: part, question }) =>
-  [modality, part, question.replaceAll("[box]", "▢")].filter(Boolean).join(" · ");
+  [modality, part, boxed(question)].filter(Boolean).join(" · ");
 
 const moment = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
@@ -179,7 +173,7 @@ export class Worklist {
     on("w-later", () => this.#turn([...this.afters, this.more]));
     this.view.addEventListener("marks", () => this.#tidy());
     for (const name of ["focus", "visibilitychange", "hashchange"]) addEventListener(name, () => this.refresh());
-    addEventListener("keydown", (event) => this.#key(event));
+    listenToKeys("w", () => this.root.hidden || this.doing, (letter) => pressed(find("w-actions"), letter));
   }
 
   /** Another page of the list: the entries after which pages begin. */
@@ -277,12 +271,7 @@ export class Worklist {
     this.#act([...(open[entry.state] ?? []), "next"].map((name) => [name, ...all[name]]));
   }
 
-  #act(all) {
-    const held = find("w-actions").contains(document.activeElement);
-    find("w-actions").replaceChildren(...all.map(([name, text, click], n) => (
-      button(text, click, { "data-act": name, class: n ? "" : "strong", "aria-keyshortcuts": LETTERS[name] }))));
-    if (held) find("w-detail").focus({ preventScroll: true });
-  }
+  #act(all) { offerActions(find("w-actions"), find("w-detail"), all); }
 
   /** The boxes of the model, and those that a person made of them. */
   #marks() {
@@ -389,12 +378,8 @@ export class Worklist {
     });
     input.value = label ?? "";
     const go = button(name, () => this.view.visit(key), { class: "chip rewrite", "aria-label": `Go to box ${name}` });
-    const insert = () => {
-      this.text.setRangeText(`[box ${name}]`, this.text.selectionStart, this.text.selectionEnd, "end");
-      this.text.focus();
-    };
     return make("li", { "data-key": key }, go, input,
-      button("Mention", insert, { "aria-label": `Mention box ${name}` }),
+      button("Mention", () => insert(this.text, `[box ${name}]`), { "aria-label": `Mention box ${name}` }),
       button("×", () => { this.view.remove(key); this.text.focus(); }, { "aria-label": `Delete box ${name}` }));
   }
 
@@ -428,16 +413,5 @@ export class Worklist {
     this.show(this.entry);
     find("w-detail").focus({ preventScroll: true });
     this.refresh();
-  }
-
-  #key(event) {
-    const typing = event.target.closest?.("input:not([type=checkbox]), textarea, select");
-    const off = this.root.hidden || this.doing || !find("w-shortcuts").checked;
-    if (off || typing || event.ctrlKey || event.altKey || event.metaKey) return;
-    const act = { a: "accept", e: "edit", r: "reject", u: "undo", n: "next" }[event.key.toLowerCase()];
-    const pressed = act && find("w-actions").querySelector(`[data-act=${act}]`);
-    if (!pressed) return;
-    event.preventDefault();
-    pressed.click(); // only what the entry offers now
   }
 }
