@@ -34,7 +34,6 @@ TOKENS = 6  # of answers that are timed
 ANSWER_TOKENS = 1  # of those that the stages write: the time of answers is measured apart
 TOGETHER = 16  # most that are answered together
 WEIGHED_ROWS = 12  # rows whose operations are counted
-SCORED_ROWS = 12  # of the test split, for the pace of scoring: SPICE parses each caption, and its time is known
 
 
 def list_large_bases(config: RunConfig) -> list[str]:

@@ -50,7 +50,6 @@ from clinkd.workflows.short_trial import (
     ANSWER_TOKENS,
     HELD_ROWS,
     IMAGE_TOKENS,
-    SCORED_ROWS,
     STEPS,
     TOGETHER,
     TOKENS,
@@ -116,9 +115,9 @@ def shrink_config(config: RunConfig, short: bool = False) -> RunConfig:
         settings += [f"{name}.rows=1", f"{name}.accumulate=1"] if short else []
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
-        settings += ["reflect.corrector=offline", *(["reflect.rounds=1"] if short else [])]
-        if short:  # the time of answers is measured apart
-            settings.append(f"reflect.recheck={min(1, config.reflect.recheck)}")
+        settings.append("reflect.corrector=offline")
+        if short:  # other rounds are the same work, and the time of answers is measured apart
+            settings += ["reflect.rounds=1", f"reflect.recheck={min(1, config.reflect.recheck)}"]
     return override(config, settings)
 
 
@@ -306,8 +305,7 @@ class SmallRun:
                 for unit, counts in self.drawn.items()
             }
         numbers = _count_kept_rows(self.config, self.deep is not None)
-        most = {**WIDE, "test": SCORED_ROWS} if self.deep else WIDE
-        self.wide = self._keep_typical(samples, {split: max(n, most[split]) for split, n in numbers.items()}, wide)
+        self.wide = self._keep_typical(samples, {split: max(n, WIDE[split]) for split, n in numbers.items()}, wide)
         self.narrow = self._keep_typical(samples, numbers, prepared)
 
     def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
