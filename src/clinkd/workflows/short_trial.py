@@ -1,8 +1,8 @@
 """A trial of a deep base by short copies of it: the parts that a trial in small does otherwise.
 
-Time and memory grow evenly with the number of blocks of a kind. So each stage is tried on a copy with one block of each
-kind, and on copies with more of a kind: the difference is what these take. A step is of one row, whose images are
-small: the time of real rows is that of their operations, and what they keep for the backward is counted.
+Time and memory grow evenly with the number of blocks. So each stage is tried on a copy with one block of each kind, and
+on one with more of each, in the proportion of the base: the difference is what these take. A step is of one row, whose
+images are small: the time of real rows is that of their operations, and what they keep for the backward is counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from clinkd.config import FitConfig, RunConfig
 from clinkd.model.activations import Activations, count_activations
-from clinkd.model.shortened import BlockKind, list_block_kinds, shorten
+from clinkd.model.shortened import list_block_kinds, shorten
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import Sample
 from clinkd.settings import change_knobs, override
@@ -27,11 +27,11 @@ from clinkd.workflows.gpus import LongestRow, count_kept_bytes
 LARGE = 200_000_000  # weights of a base that is tried by short copies on a CPU; a GPU takes a few steps of it at once
 IMAGE_TOKENS = 256  # most of an image in such a trial
 STEPS = 2  # of each training: the second one is timed, and needs all memory that later ones do
-MORE_BLOCKS = 3  # of a kind in a longer copy: what one more takes is lost among what else differs
+MORE_BLOCKS = 3  # of the most frequent kind in the longer copy: what one takes is lost among what else differs
 TRAINED_ROWS, HELD_ROWS = 2, 1
 TRIED_QUESTIONS = 2  # most of a row: the head alone has as many weights as five blocks of two billion
 TOKENS = 6  # of answers that are timed
-ANSWER_TOKENS = 2  # of those that the stages write
+ANSWER_TOKENS = 1  # of those that the stages write: the time of answers is measured apart
 TOGETHER = 16  # most that are answered together
 WEIGHED_ROWS = 12  # rows whose operations are counted
 
@@ -43,62 +43,48 @@ def list_large_bases(config: RunConfig) -> list[str]:
 
 
 class Copies(NamedTuple):
-    """`configs`: of a run of the shortest copies, and of runs with more blocks of a kind, by `kinds`."""
+    """`configs`: of a run of the shortest copies and of one of the longer copies, or of the run itself where its base
+    is tried whole. `blocks`: what is to be told of them. `times`: how many times as much as the longer copies have
+    beside the shortest ones the bases have, by weights."""
 
     configs: list[RunConfig]
-    kinds: list[BlockKind]
-
-    @property
-    def blocks(self) -> str:
-        """What is to be told of them: "" where the base is tried whole."""
-        if not self.kinds:
-            return ""
-        parts = {part: sum(len(k.places) for k in self.kinds if k.part == part) for part in ("text", "vision")}
-        more = 1 + max(map(count_more, self.kinds))
-        return f"1 and {more} blocks of a kind for the {parts['text']} of the text and {parts['vision']} of the tower"
-
-
-def count_more(kind: BlockKind) -> int:
-    """The blocks that a longer copy has more of."""
-    return min(MORE_BLOCKS, len(kind.places) - 1)
+    blocks: str = ""
+    times: float = 0.0
 
 
 def write_copies(config: RunConfig, knobs: Sequence[str], folder: Path) -> Copies:
-    """Write short copies of the bases that these knobs name. Raises BadInput as `shorten`."""
-    bases = {"model.base": config.model.base, "teacher.base": config.teacher and config.teacher.base}
-    kinds = {knob: list_block_kinds(change_knobs(config.model, base=bases[knob])) for knob in knobs}
-    longer: list[tuple[str, BlockKind] | None] = [
-        None,
-        *((knob, kind) for knob in knobs for kind in kinds[knob] if len(kind.places) > 1),
-    ]
-    configs = []
-    for number, more in enumerate(longer):
-        settings = []
-        for knob in knobs:
-            own = more if more and more[0] == knob else None
-            place = folder / f"{knob}-{number if own else 0}"
-            if not place.exists():
-                numbers = {k: 1 + (count_more(k) if own and own[1] == k else 0) for k in kinds[knob]}
-                shorten(change_knobs(config.model, base=bases[knob]), numbers, place)
-            settings.append(f"{knob}={place}")
-        configs.append(override(config, settings))
-    return Copies(configs, [more[1] for more in longer if more])
+    """Write two short copies of each base that these knobs name. Raises BadInput as `shorten`."""
+    if not knobs:
+        return Copies([config])
+    settings: tuple[list[str], list[str]] = ([], [])
+    weights, blocks = [0, 0, 0], [0, 0, 0]  # of shortest copies, longer copies and bases
+    for knob in knobs:
+        base = config.model.base if knob == "model.base" else config.teacher and config.teacher.base
+        assert base
+        own = change_knobs(config.model, base=base)
+        further = {kind: len(kind.places) - 1 for kind in list_block_kinds(own)}
+        share = min(1.0, MORE_BLOCKS / max(1, *further.values()))
+        for number, part in enumerate((0.0, share)):
+            kept, place = {kind: 1 + round(part * more) for kind, more in further.items()}, folder / f"{knob}-{number}"
+            shorten(own, kept, place)
+            settings[number].append(f"{knob}={place}")
+            weights[number] += sum(count_weights(place).values())
+            blocks[number] += sum(kept.values())
+        weights[2] += sum(count_weights(base).values())
+        blocks[2] += sum(len(kind.places) for kind in further)
+    times = (weights[2] - weights[0]) / max(1, weights[1] - weights[0])
+    told = f"{blocks[0]} and {blocks[1]} of its {blocks[2]} blocks"
+    return Copies([override(config, own_settings) for own_settings in settings], told, times)
 
 
-def extrapolate(shortest: StageEstimate, longer: Mapping[BlockKind, StageEstimate]) -> StageEstimate:
-    """What a stage takes of the whole base, from what it takes of the shortest copy and of those with more blocks.
-
-    A block takes no less than nothing, whatever chance makes of a small difference.
-    """
+def extrapolate(shortest: StageEstimate, longer: StageEstimate, times: float) -> StageEstimate:
+    """What a stage takes of the whole base, from what it takes of its two copies. Blocks take no less than nothing,
+    whatever chance makes of a small difference."""
     amounts: dict[str, Any] = {}
     for name in ("seconds", "memory_mb", "disk_mb", "passing_mb", "trained_parameters"):
         least = getattr(shortest, name)
-        blocks = (
-            max(0, getattr(e, name) - least) * (len(kind.places) - 1) / count_more(kind) for kind, e in longer.items()
-        )
-        amounts[name] = type(least)(least + sum(blocks))
-    measured = shortest.measured_steps + sum(e.measured_steps for e in longer.values())
-    return replace(shortest, **amounts, measured_steps=measured)
+        amounts[name] = least + type(least)(max(0, getattr(longer, name) - least) * times)
+    return replace(shortest, **amounts, measured_steps=shortest.measured_steps + longer.measured_steps)
 
 
 # ---- from small rows to real ones -----------------------------------------------------------------------------------
@@ -205,6 +191,6 @@ class MoreMemory:
 
 def extrapolate_stages(copies: Copies, runs: Sequence[Iterator[StageEstimate]]) -> Iterator[StageEstimate]:
     """The stages of the whole base, from those of its copies, which are tried in turns: what else the machine does
-    slows all of them."""
+    slows both of them."""
     for shortest, *longer in zip(*runs, strict=True):
-        yield extrapolate(shortest, dict(zip(copies.kinds, longer, strict=True)))
+        yield extrapolate(shortest, longer[0], copies.times) if longer else shortest

@@ -38,7 +38,7 @@ from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_split
 from clinkd.pipeline.stages import plan
-from clinkd.records import SPLITS, Candidate, Prediction, Sample, Split, Task
+from clinkd.records import SPLITS, Sample, Split, Task
 from clinkd.scoring.captions import CaptionScorer, NotComputed
 from clinkd.scoring.spice import estimate_cpu_seconds, find_program
 from clinkd.settings import change_knobs, override
@@ -63,12 +63,12 @@ from clinkd.workflows.short_trial import (
     list_large_bases,
     write_copies,
 )
+from clinkd.workflows.trial_rows import Counts, choose_heaviest, choose_typical, count_samples, write_truths
 
 LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens
 OPENED = 24  # images whose opening is timed
 SPELLED = 1000  # answers of a split whose tokens are counted, or up to twice as many
-SIDE = 28  # pixels of an image token of Qwen2-VL
 SAMPLE_MB = 0.0015  # a sample in memory
 IMAGE_CACHE_MB = 256.0  # resampled images that a training keeps (clinkd.model.encode)
 PIXEL_BYTES = 3 * 4 * 2  # a CLIP's pixel in float32, twice while they are put together
@@ -88,8 +88,6 @@ FIXED_FILES = ("general", "distill", "reflect", "clip", "score")  # a model or a
 WIDE: dict[Split, int] = {"train": 128, "validation": 40, "test": 40}
 WIDE_STAGES = ("clip", "select", "score")
 WITHOUT_BASE = ("prepare", "clip", "select", "probe", "score")  # take nothing of a base but its tokenizer
-
-Counts = dict[str, dict[Split, int]]  # of "questions", "rows" and "images", by split
 
 
 def shrink_config(config: RunConfig, short: bool = False) -> RunConfig:
@@ -117,7 +115,9 @@ def shrink_config(config: RunConfig, short: bool = False) -> RunConfig:
         settings += [f"{name}.rows=1", f"{name}.accumulate=1"] if short else []
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
-        settings += ["reflect.corrector=offline", *(["reflect.rounds=1"] if short else [])]
+        settings.append("reflect.corrector=offline")
+        if short:  # other rounds are the same work, and the time of answers is measured apart
+            settings += ["reflect.rounds=1", f"reflect.recheck={min(1, config.reflect.recheck)}"]
     return override(config, settings)
 
 
@@ -468,7 +468,8 @@ class SmallRun:
             return loop["seconds"] * self._growth(kind) * self.scale.of(kind, name)
         questions = loop["units"] * self._growth(kind)
         if name == "rechecks" and self.config.reflect:
-            questions = min(questions, self.config.reflect.recheck)
+            reviewed = self.whole["questions"]["train"] * self.config.reflect.review_share
+            questions = min(reviewed, self.config.reflect.recheck)
         return self.answer_seconds(kind, questions)
 
     def answer_seconds(self, kind: str, questions: float) -> float:
@@ -513,55 +514,6 @@ def _read_step_seconds(log: Path) -> list[float]:
     """Of each step after the first, which warms up."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(lines)]
-
-
-def count_samples(samples: Mapping[Split, Sequence[Sample]]) -> Counts:
-    """Questions, rows and images of each split."""
-    return {
-        "questions": {split: len(part) for split, part in samples.items()},
-        "rows": {split: len(group_by_images(part)) for split, part in samples.items()},
-        "images": {split: len({i.path for s in part for i in s.images}) for split, part in samples.items()},
-    }
-
-
-def choose_typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
-    """`number` rows that represent all: of each modality its share, from short to long, and the heaviest row, which
-    decides the memory. `most_tokens`: of an image."""
-
-    if len(rows) <= number:
-        return list(rows)
-    order = sorted(rows, key=lambda row: (row[0].modality, _weigh(row, most_tokens)))
-    places = [int((k + 0.5) * len(order) / number) for k in range(number)]
-    heaviest = max(range(len(order)), key=lambda k: _weigh(order[k], most_tokens))
-    nearest = min(range(number), key=lambda k: abs(places[k] - heaviest))
-    places[nearest] = heaviest
-    return [order[k] for k in places]
-
-
-def choose_heaviest(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
-    """The rows with the largest images and the longest text; `most_tokens`: of an image."""
-    return sorted(rows, key=lambda row: -_weigh(row, most_tokens))[:number]
-
-
-def _weigh(row: list[Sample], most_tokens: int) -> float:
-    """Tokens of a row, roughly."""
-    images = sum(min((i.width or 0) * (i.height or 0) / SIDE**2, most_tokens) for i in row[0].images)
-    return images + sum(len(s.question.text) + len(s.answer.text) for s in row) / 3
-
-
-def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], candidates: int) -> None:
-    """Replace the answers of a model of a few steps by truths. A trained model comes near to truths, and the stages
-    that look at answers take longer over them."""
-    for split, name in files.items():
-        samples = read_split(prepared, split)
-        predictions = []
-        for k, sample in enumerate(samples):
-            truths = dict.fromkeys(samples[(k + n) % len(samples)].answer for n in range(candidates))
-            predictions.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in truths), by="truth"))
-        write_lines(answered / name, (p.to_json() for p in predictions))
-        if split == "validation":
-            supports = ({"id": p.id, "supports": [1.0] * len(p.candidates)} for p in predictions)
-            write_lines(answered / steps.SUPPORTS, supports)
 
 
 @contextmanager
