@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.report import Row, add_outputs, show
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -117,20 +119,22 @@ def halve(rows: Rows) -> list[tuple[Rows, Rows]]:
     return pairs
 
 
-def describe(name: str, told: Sequence[float | None], shares: Sequence[Any], rows: Rows) -> str:
+def judge(told: Sequence[float | None], shares: Sequence[Any], rows: Rows) -> tuple[Row, str] | None:
+    """The Brier score of what was told beside that of the share on the same answers, and what else is to be said."""
     known = [(p, base, r.right, r.group) for p, base, r in zip(told, shares, rows, strict=True) if p is not None]
     if not known:
-        return f"  {name:12} none told"
+        return None
     p_N, base_N, right_N = np.array([k[:3] for k in known], float).T
     _, group_N = np.unique([k[3] for k in known], return_inverse=True)
     gain_G = np.bincount(group_N, (base_N - right_N) ** 2 - (p_N - right_N) ** 2)
     loss_G = np.bincount(group_N, (base_N - right_N) ** 2)
     weights_RG = np.random.default_rng(0).multinomial(len(loss_G), np.full(len(loss_G), 1 / len(loss_G)), 1000)
     low, high = np.percentile(100 * (weights_RG @ gain_G) / (weights_RG @ loss_G), [2.5, 97.5])
-    brier, log = np.mean((p_N - right_N) ** 2), -np.mean(np.log(np.where(right_N > 0, p_N, 1 - p_N)))
+    brier, log = float(np.mean((p_N - right_N) ** 2)), -np.mean(np.log(np.where(right_N > 0, p_N, 1 - p_N)))
     ece = compute_ece(p_N, right_N > 0, find_equal_mass_edges(p_N, 10))
-    skill = f"skill {100 * gain_G.sum() / loss_G.sum():5.1f} % [{low:.1f}, {high:.1f}]"
-    return f"  {name:12} told {len(known):5}  Brier {brier:.4f}  {skill}  log {log:.3f}  ECE {ece:.3f}"
+    gain = f"skill {100 * gain_G.sum() / loss_G.sum():.1f} % [{low:.1f}, {high:.1f}]"
+    row = Row(f"told {len(known)} of {len(rows)}", brier, float(np.mean((base_N - right_N) ** 2)), "share", "Brier")
+    return row, f"{gain}, log score {log:.3f}, ECE {ece:.3f}"
 
 
 def main() -> None:
@@ -139,19 +143,23 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--halves", action="store_true", help="compare rivals on halves of the test patients")
+    add_outputs(parser)
     args = parser.parse_args()
     pairs: dict[str, list[tuple[Rows, Rows]]] = defaultdict(list)
     for run in args.runs:
         known, asked = ({} if args.halves else read_rows(run, "validation")), read_rows(run, "test")
         for kind, rows in asked.items():
             pairs[kind] += halve(rows) if args.halves else [(known.get(kind, []), rows)]
+    shown = []
     for kind, of_kind in pairs.items():
         of_kind = [(known, asked) for known, asked in of_kind if known and asked]
         rows = [r for _, asked in of_kind for r in asked]
-        print(f"{kind}: {len(rows)} answers, {100 * np.mean([r.right for r in rows]):.1f} % right")
         told = {name: [p for pair in of_kind for p in method(*pair)] for name, method in METHODS.items()}
         for name in METHODS:
-            print(describe(name, told[name], told["share"], rows))
+            if judged := judge(told[name], told["share"], rows):
+                row, more = judged
+                shown.append(replace(row, what=f"{kind}, {name}: {row.what}, {more}"))
+    show(shown, args)
 
 
 if __name__ == "__main__":
