@@ -92,6 +92,10 @@ def measure(page: Any, url: str, paths: Sequence[Path], what: str, raw: int) -> 
         return
     yield Row(f"{what}: until the first slice is seen", time.monotonic() - start, 2, "goal", "s")
     yield Row(f"{what}: sent until then", page.ask("sentBytes") / 1e6, raw / 1e6, "the volume", "MB")
+    if len(paths) > 1:
+        page.until(f"document.getElementById('frame-said').textContent.endsWith('of {len(paths)}')", 600)
+        yield Row(f"{what}: until all can be scrolled", time.monotonic() - start, 10, "goal", "s")
+        page.until("document.getElementById('stage').getAttribute('aria-busy') === 'false'")
     page.pick("#frame", "1")
     time.sleep(3)
     pictures = page.ask(SCROLL % (STEPS_A_SECOND, 1000 * SECONDS))

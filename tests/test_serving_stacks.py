@@ -102,6 +102,34 @@ def test_a_series_is_scrolled_and_asked_about_slice_by_slice(page, tmp_path):
     assert body["clinkd"]["frame"] is None and body["clinkd"]["window"] == "50/500"
 
 
+HELD = """{ const real = fetch, held = new Promise((done) => { globalThis.release = done; }); let count = 0;
+  globalThis.fetch = async (path, how) => {
+    if (path === '/v1/series' && ++count > 1) await held;
+    return real(path, how); }; }"""
+
+
+def test_of_many_files_one_is_shown_and_asked_about_while_the_others_are_looked_at(page, tmp_path):
+    paths = [tmp_path / f"IM{number}" for number in range(40)]
+    for number, path in enumerate(paths):
+        ct(VOLUME[number % 9], ImagePositionPatient=place(number), InstanceNumber=number + 1).save_as(path)
+    page.ask(HELD)
+    open_files(page, *reversed(paths))
+    assert text(page, "#facts").startswith("IM20 ")
+    page.pick("#centre", "50")
+    page.pick("#width", "500")
+    draw(page, (0.2, 0.2), (0.6, 0.7))
+    page.click("[data-task=overall]")
+    answered(page)
+    page.ask("release()")
+    at_slice(page, "axial slice 21 of 40")
+    assert np.abs(shown(page) - through(VOLUME[20 % 9], 50, 500)).max() <= 1  # the window stays, box and answer too
+    assert page.ask("document.getElementById('answer').checkVisibility()")
+    assert page.ask("document.querySelectorAll('#boxes li').length") == 1
+    page.pick("#frame", "30")
+    at_slice(page, "axial slice 30 of 40")
+    assert page.ask("document.querySelectorAll('#boxes li').length") == 0
+
+
 def test_other_planes_are_made_of_the_volume_and_asked_about_as_pictures(page, tmp_path):
     open_files(page, *write_series(tmp_path))
     at_slice(page, "axial slice 5 of 9")

@@ -24,7 +24,7 @@ let about = null; // what the server tells of itself
 let reader = null; // of the stack that is open
 let picture = null; // the slice of it that is shown
 let entry = null; // the answer that is shown, with its question and picture
-let opening = null, asking = null; // what can be aborted
+let taking = null, opening = null, asking = null; // what can be aborted
 let wish = null, going = false; // the slice to go to, and whether one is on its way
 const entries = [];
 
@@ -84,13 +84,17 @@ async function take(given) {
   if (!given.length) return;
   await attempt(async () => {
     asking?.abort();
+    taking?.abort();
+    const mine = (taking = new AbortController());
     const what = given.length > 1 ? `${given.length} files` : given[0].file.name;
     say(`Opening ${what}`);
     if (!about) await acquaint();
     const glimpsed = given.length > FEW ? await glimpse(given) : null;
-    const told = await waiting((signal) => describe(given, about.limits.body_bytes, signal, (count) => {
+    mine.signal.throwIfAborted();
+    const told = await describe(given, about.limits.body_bytes, mine.signal, (count) => {
       if (given.length > 1) progress(`Looking at ${what}: ${count}`);
-    }));
+    }).finally(() => progress(""));
+    mine.signal.throwIfAborted();
     let { stacks, left } = stacksOf(told);
     if (given.length === 1 && left.length) { // opening it tells what is wrong
       if (left[0].packed) throw new Failure(left[0].why);
@@ -115,16 +119,19 @@ async function glimpse(given) {
   return picture.key;
 }
 
-/** Show a stack from the slice of that key, else from its middle one, or a film from its first frame. */
+/**
+ * Show a stack from its middle slice, or a film from its first frame. Where the slice of that key is on the page already,
+ * it stays, as it was windowed and asked about meanwhile.
+ */
 async function unfold(stack, key) {
   wish = null;
-  const next = new Reader(stack, about);
+  const next = new Reader(stack, about), stays = key && key === picture?.key;
   const there = stack.slices.findIndex((slice) => slice.key === key);
   const at = there >= 0 ? there : stack.placed ? next.count >> 1 : 0;
-  const opened = await waiting((signal) => next.slice(at, null, signal));
+  const opened = await waiting((signal) => next.slice(at, stays ? picture.shown.window : null, signal));
   reader?.forget();
   reader = next;
-  display(opened, annotations.marks(opened.key));
+  display(opened, stays && opened.key === picture.key ? null : annotations.marks(opened.key));
 }
 
 /** Do what the newest wish is; what was wished before is given up. */
@@ -190,18 +197,20 @@ async function turn(plane) {
   });
 }
 
-/** Show a slice with these boxes, and no answer yet. */
+/** Show a slice with these boxes, and no answer yet; without any, boxes and answer stay. */
 function display(opened, marks) {
   picture = opened;
   reader.seen[picture.plane] = picture.at;
-  entry = null;
-  panel.clear();
-  find("answer-card").hidden = true;
-  find("hint").hidden = true;
   view.show(picture.canvas, described());
-  view.replace("model", []);
-  view.replace("candidate", []);
-  view.replace("person", marks);
+  if (marks) {
+    entry = null;
+    panel.clear();
+    find("answer-card").hidden = true;
+    find("hint").hidden = true;
+    view.replace("model", []);
+    view.replace("candidate", []);
+    view.replace("person", marks);
+  }
   const { width, height, dicom, modality, burned_in: burned } = picture.about;
   const { count } = reader;
   const parts = [
@@ -457,8 +466,7 @@ function remember(made) {
 /** An earlier question with its image, boxes and answer. */
 function back(made) {
   complain("");
-  asking?.abort();
-  opening?.abort();
+  for (const one of [asking, taking, opening]) one?.abort();
   made.picture.show(made.shown);
   if (reader !== made.reader) {
     reader.forget();
