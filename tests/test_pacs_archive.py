@@ -30,6 +30,8 @@ from tests.pacs_peers import (
 )
 
 from clinkd.pacs import Archive, ArchiveUnreachable, ReceiverLimits, SeriesReference, StudyQuery, TlsFiles, connect
+from clinkd.pacs.archive import read_count
+from clinkd.pacs.instance import STORED_BEFORE
 from clinkd.records import BadInput
 
 SERIES = SeriesReference(STUDY, f"{STUDY}.1", "CT", 3)
@@ -339,6 +341,16 @@ def test_what_an_archive_does_not_take_is_told_with_its_reason(status: int, told
     answer = (409, {"Content-Type": "application/dicom+json"}, json.dumps(failed).encode())
     with misbehaving_web(lambda *_: answer) as address, pytest.raises(BadInput, match=rf"{told}.* {status:04X}\)"):
         connect(address).store(to_bytes(make_image()))
+
+
+def test_what_an_archive_has_already_counts_as_stored() -> None:
+    with Peer(refuses=STORED_BEFORE).listening() as peer:
+        connect(peer.address).store(to_bytes(make_image()))
+
+
+@pytest.mark.parametrize(("text", "count"), [("12", 12), ("", None), ("\u00b2", None), ("-1", None), ("9" * 10, None)])
+def test_a_count_is_read_only_where_it_is_one(text: str, count: int | None) -> None:
+    assert read_count(text) == count
 
 
 def test_damaged_files_are_not_sent(orthanc: Orthanc) -> None:

@@ -181,8 +181,7 @@ class Listening:
         """Count an object that no rule asks about, and tell of the first of each modality."""
         word = modality if modality in (*MODALITIES, *NO_IMAGES) else "other"
         if self.worklist.leave_out(word) == 1:
-            print(f"clinkd: {word}: no rule asks about it, so it is not kept; told once, counted on the page",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            _tell(f"{word}: no rule asks about it, so it is not kept; told once, counted on the page")
 
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
         """Begin to answer, `answering` questions at a time, to send, to poll and to remove what is not kept."""
@@ -220,7 +219,7 @@ class Listening:
             try:
                 seconds = step()
             except Exception as error:  # its words may be a patient's
-                print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
+                _tell(f"a fault of the program ({type(error).__name__})")
                 seconds = _RETRY_SECONDS
             if isinstance(seconds, float):
                 self._wait_for_change(version, seconds)

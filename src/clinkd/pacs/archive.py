@@ -107,6 +107,11 @@ class SeriesReference:
     instances: int | None = None
 
 
+def read_count(text: str) -> int | None:
+    """A number of instances as an archive states it; None where it states none."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Files of an encrypted connection, in PEM: whom to trust (`ca`; None: as this machine does), and who we are."""

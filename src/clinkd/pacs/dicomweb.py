@@ -11,15 +11,22 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import explain_status, read_instance_header
+from clinkd.pacs.archive import (
+    GO_ON,
+    ArchiveUnreachable,
+    SeriesIncomplete,
+    SeriesReference,
+    StudyQuery,
+    TlsFiles,
+    read_count,
+)
+from clinkd.pacs.instance import STORED_BEFORE, explain_status, read_instance_header
 from clinkd.records import BadInput, is_uid
 
 _PAGE = 500  # series or instances of one answer
 _MOST = 100_000  # of all answers to one question
 _LOST = 5  # connections one after the other, from which on nothing else would come, either
 _UNEXPLAINED = 0x0110  # a failure without a reason
-_STORED_BEFORE = 0x0111  # the reason of an archive that has an object already, and refuses to take it again
 _NO_ROOT = "is the address the root of DICOMweb, as https://HOST/dicom-web?"
 _WITH_TLS = "--ca names whom to trust, --certificate and --key who we are; or the address should begin with http://"
 _REFUSALS = {
@@ -87,10 +94,8 @@ class DicomWebArchive:
         for item in self._search(search, "SeriesInstanceUID"):
             named = _read(item, "Modality")
             if modality in (None, named):
-                count = _read(item, "NumberOfSeriesRelatedInstances")
-                uid = _read(item, "SeriesInstanceUID")
-                number = int(count) if count.isdecimal() and len(count) < 10 else None
-                yield SeriesReference(study, uid, named, number)
+                number = read_count(_read(item, "NumberOfSeriesRelatedInstances"))
+                yield SeriesReference(study, _read(item, "SeriesInstanceUID"), named, number)
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
@@ -144,7 +149,7 @@ class DicomWebArchive:
             reason = _read_failure(response.content)
             if reason is None:
                 response.raise_for_status()
-        if reason not in (None, _STORED_BEFORE):
+        if reason not in (None, STORED_BEFORE):
             raise BadInput(f"{self._host} refuses an object: {explain_status(reason)}")
         if reason is None and uid.encode() not in response.content:  # as the page of a proxy that wants a password
             raise BadInput(f"{self._host} answers, but not that it keeps the object; {_NO_ROOT}")

@@ -12,8 +12,8 @@ from collections.abc import Container, Generator, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import StoreRefusal, explain_status, read_instance_header
+from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles, read_count
+from clinkd.pacs.instance import STORED_BEFORE, StoreRefusal, explain_status, read_instance_header
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput, is_uid
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{n}" for n in (1, 2, 3))  # the study root's
 _PENDING = (0xFF00, 0xFF01)
-_STORED = (0x0000, 0xB000, 0xB006, 0xB007)  # with or without a warning
+_STORED = (0x0000, STORED_BEFORE, 0xB000, 0xB006, 0xB007)  # with or without a warning
 _NOT_OFFERED = 0x0211
 _LOST = -1  # in the place of a status, where the connection ended
 _REFUSED = 0x0124
@@ -77,8 +77,7 @@ class DimseArchive:
         keys = {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": modality or ""}
         for named in self._find(association, "SERIES", {**keys, "NumberOfSeriesRelatedInstances": ""}):
             if modality in (None, named["Modality"]):
-                count = named["NumberOfSeriesRelatedInstances"]
-                number = int(count) if count.isdigit() else None
+                number = read_count(named["NumberOfSeriesRelatedInstances"])
                 yield SeriesReference(study, named["SeriesInstanceUID"], named["Modality"], number)
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
@@ -366,9 +365,8 @@ def _read(ds: Dataset, keyword: str) -> str:
         return ""
 
 
-def make_tls_context(tls: TlsFiles | None, serves: bool = False) -> ssl.SSLContext:
+def make_tls_context(tls: TlsFiles, serves: bool = False) -> ssl.SSLContext:
     """The rules of an encrypted connection: the other side must show a certificate that we trust, on both ends."""
-    assert tls is not None
     purpose = ssl.Purpose.CLIENT_AUTH if serves else ssl.Purpose.SERVER_AUTH
     try:
         context = ssl.create_default_context(purpose, cafile=tls.ca)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import warnings
@@ -23,6 +24,9 @@ _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits nam
     "0124": "we are not authorised",
     "0211": "it does not offer this operation",
 }
+
+
+STORED_BEFORE = 0x0111  # the archive has the object already, and refuses to take it again: for a sender, success
 
 
 class StoreStatus(IntEnum):
@@ -74,6 +78,13 @@ def explain_status(status: int) -> str:
     code = f"{status:04X}"
     reason = next((_REASONS[code[:n]] for n in (4, 2, 1) if code[:n] in _REASONS), "no reason that the standard names")
     return f"{reason} (status {code})"
+
+
+def demand_extra() -> None:
+    """Raises BadInput where a package of the extra `pacs` is missing; those that are there are silenced."""
+    if missing := [name for name in ("pynetdicom", "dicomweb_client") if importlib.util.find_spec(name) is None]:
+        raise BadInput(f"{' and '.join(missing)}: not installed: pip install 'clinkd[pacs]'")
+    silence_libraries()
 
 
 def silence_libraries() -> None:
