@@ -29,7 +29,17 @@ from tests.pacs_peers import (
     to_bytes,
 )
 
-from clinkd.pacs import Archive, ArchiveUnreachable, ReceiverLimits, SeriesReference, StudyQuery, TlsFiles, connect
+from clinkd.pacs import (
+    Archive,
+    ArchiveUnreachable,
+    ReceiverLimits,
+    SeriesIncomplete,
+    SeriesReference,
+    StudyQuery,
+    TlsFiles,
+    connect,
+    read_instance_header,
+)
 from clinkd.pacs.archive import read_count
 from clinkd.pacs.instance import STORED_BEFORE
 from clinkd.records import BadInput
@@ -324,11 +334,32 @@ def test_what_an_archive_moves_to_us_is_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("clinkd.pacs.dimse._MOVED", ReceiverLimits(image_bytes=10_000))
     port, images = free_port(), [make_image(1, 1), make_image(1, 2, PixelData=bytes(20_000)), make_image(1, 3)]
     came = list[bytes]()
-    with Peer(images=images, gets=False, moves_to=port).listening() as peer:
-        with pytest.raises(BadInput, match="1 of 3 images of a series did not come"):
-            for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
-                came.append(content)
-        assert len(came) == 2
+    with (
+        Peer(images=images, gets=False, moves_to=port).listening() as peer,
+        pytest.raises(SeriesIncomplete, match="1 images of a series did not come") as told,
+    ):
+        for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
+            came.append(content)
+    assert len(came) == 2 and not told.value.unusable
+    assert list(told.value.failures) == [images[1].SOPInstanceUID]
+
+
+class SendsAll(Peer):
+    """Leaves out of account what is asked."""
+
+    def _match(self, asked: Dataset, also: tuple[str, ...] = ()) -> list[Dataset]:
+        return self.images
+
+
+def test_an_image_of_another_series_is_left_out_by_its_name() -> None:
+    images = [make_image(1, 1), make_image(2, 1)]
+    with SendsAll(images=images).listening() as peer:
+        came = list[bytes]()
+        with pytest.raises(SeriesIncomplete, match="the archive sent another image") as told:
+            came.extend(connect(peer.address).fetch_series(SERIES))
+            pytest.fail("it was not told")
+    assert [read_instance_header(content).instance for content in came] == [images[0].SOPInstanceUID]
+    assert list(told.value.unusable) == list(told.value.failures) == [images[1].SOPInstanceUID]
 
 
 @pytest.mark.parametrize(

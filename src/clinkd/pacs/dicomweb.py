@@ -20,7 +20,7 @@ from clinkd.pacs.archive import (
     TlsFiles,
     read_count,
 )
-from clinkd.pacs.instance import STORED_BEFORE, explain_status, read_instance_header
+from clinkd.pacs.instance import STORED_BEFORE, ImageUnusable, check_instance, explain_status, read_instance_header
 from clinkd.records import BadInput, is_uid
 
 _PAGE = 500  # series or instances of one answer
@@ -99,7 +99,7 @@ class DicomWebArchive:
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
-        failures, lost = list[str](), 0
+        reasons, unusable, lost = dict[str, str](), set[str](), 0
         for uid in [_read(item, "SOPInstanceUID") for item in self._search(search, "SOPInstanceUID")]:
             if uid in skip:
                 continue
@@ -109,17 +109,19 @@ class DicomWebArchive:
                 lost += 1
                 if lost == _LOST:
                     raise ArchiveUnreachable(str(error)) from None
-                failures.append(f"instance {uid}: {error}")
+                reasons[uid] = str(error)
             except ArchiveUnreachable:
                 raise
             except BadInput as error:
                 lost = 0
-                failures.append(f"instance {uid}: {error}")
+                reasons[uid] = str(error)
+                if isinstance(error, ImageUnusable):
+                    unusable.add(uid)
             else:
                 lost = 0
                 yield content
-        if failures:
-            raise SeriesIncomplete(failures)
+        if reasons:
+            raise SeriesIncomplete(reasons, unusable)
 
     def _fetch_instance(self, series: SeriesReference, uid: str) -> bytes:
         from clinkd.pacs.web_session import FILES
@@ -131,9 +133,7 @@ class DicomWebArchive:
         content = _take_part(response.content, response.headers.get("Content-Type", ""))
         if content is None:
             raise BadInput(f"{self._host}: the image came broken off; {GO_ON}")
-        header = read_instance_header(content)
-        if (header.study, header.series, header.instance) != (series.study, series.series, uid):
-            raise BadInput("the archive sent another image, which was left out")
+        check_instance(content, series, uid)
         return content
 
     def store(self, content: bytes) -> None:
@@ -192,7 +192,8 @@ class DicomWebArchive:
                 told = "it named the image, but does not have it"
             raise kind(f"{self._host} answers HTTP {status}: {told}") from None
         except AnswerTooLong as error:
-            raise BadInput(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
+            kind = ImageUnusable if lost is _ImageLost else BadInput
+            raise kind(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
         except requests.exceptions.SSLError:
             raise ArchiveUnreachable(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
         except requests.ConnectTimeout:

@@ -9,6 +9,7 @@ import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
+from clinkd.pacs.archive import SeriesReference
 from clinkd.records import BadInput, is_uid
 
 _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits name a kind
@@ -71,6 +72,20 @@ def read_instance_header(content: bytes) -> InstanceHeader:
     if not all(map(is_uid, uids)):
         raise BadInput("a DICOM file without valid UIDs")
     return InstanceHeader(*uids)
+
+
+class ImageUnusable(BadInput):
+    """An image came that is damaged, or another one; it would come so again."""
+
+
+def check_instance(content: bytes, series: SeriesReference, instance: str) -> None:
+    """Raises ImageUnusable for a file that is damaged, or not the instance of a series that was asked for."""
+    try:
+        header = read_instance_header(content)
+    except BadInput as error:
+        raise ImageUnusable(str(error)) from None
+    if (header.study, header.series, header.instance) != (series.study, series.series, instance):
+        raise ImageUnusable("the archive sent another image, which was left out")
 
 
 def explain_status(status: int) -> str:
