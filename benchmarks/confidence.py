@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoTokenizer
 
 from clinkd.inference import rerank
-from clinkd.inference.disagreement import ConfidenceRow, describe_answer, fit_confidence, name_kind
+from clinkd.inference.confidence import ConfidenceRow, describe_answer, fit_confidence, name_kind
 from clinkd.inference.self_consistency import self_consistency
 from clinkd.language.agreement import is_wrong
 from clinkd.pipeline.graph import stage_record

@@ -15,7 +15,8 @@ from tests.test_hospital_push import record_of, write_answers
 
 from clinkd.cli import main
 from clinkd.hospital.pull import NO_IMAGES
-from clinkd.pacs.connect import OWN_TITLE, PASSWORD, RECEIVE_PORT, TOKEN, USER
+from clinkd.pacs.addresses import OWN_TITLE, RECEIVE_PORT
+from clinkd.pacs.connect import PASSWORD, TOKEN, USER
 
 TEXT = (Path(__file__).parents[1] / "docs" / "PACS.md").read_text(encoding="utf-8")
 BLOCKS = [*re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S), ("", "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import socket
@@ -31,7 +32,7 @@ from clinkd.hospital.worklist import (
     WorklistEntry,
     WorklistLimits,
 )
-from clinkd.pacs import StoreRefusal
+from clinkd.pacs import SeriesIncomplete, SeriesReference, StoreRefusal, StoreStatus
 from clinkd.records import BadInput, Box
 from clinkd.serving.limits import ServerLimits
 from clinkd.serving.listening import ServedDesk
@@ -215,6 +216,40 @@ def test_an_archive_is_polled_and_nothing_is_fetched_twice(tmp_path):
         answered(running, 3)
         assert running.counts["refused"] == 1  # of the other modality, which no rule asks about
     assert sorted(archive.fetched) == ["1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.9"]
+
+
+class DamagedSeries(MemoryArchive):
+    """An image of it is damaged, and one does not come now."""
+
+    def fetch_series(self, series, skip=()):
+        reasons = {uid: "why" for uid in ("1.2.3.4", "1.2.3.5") if uid not in skip}
+        yield from super().fetch_series(series, skip)
+        raise SeriesIncomplete(reasons, [uid for uid in reasons if uid == "1.2.3.4"])
+
+
+def test_a_damaged_image_is_polled_and_told_once(tmp_path, capfd):
+    archive = DamagedSeries({"1.2.3.1": encode(make_image(1))})
+    with listening(tmp_path) as running:
+        for _ in range(2):
+            running._poll_series(archive, SeriesReference("1.2.1", "1.2.2", "CT"))
+    told = [line for line in capfd.readouterr().err.splitlines() if line.endswith("why")]
+    assert told == [
+        "clinkd: instance 1.2.3.4: why",
+        "clinkd: 2 images of a series did not come: instance 1.2.3.4: why",
+        "clinkd: 1 images of a series did not come: instance 1.2.3.5: why",
+    ]
+    assert running.counts["refused"] == 1 and archive.fetched == ["1.2.3.1"]
+
+
+def test_a_full_disk_is_out_of_resources(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with listening(tmp_path) as running:
+        monkeypatch.setattr("clinkd.hospital.worklist.write_atomic", fail)
+        with pytest.raises(StoreRefusal, match="no room left") as told:
+            running.take(encode(make_image(1)))
+        assert told.value.status == StoreStatus.OUT_OF_RESOURCES
 
 
 def test_what_people_answered_better_becomes_data(tmp_path, monkeypatch, capsys):

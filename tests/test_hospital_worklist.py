@@ -188,6 +188,17 @@ def test_marks_are_set_where_a_text_has_none():
     assert WorklistDecision("rejected").right_answer is None
 
 
+def test_an_image_whose_questions_were_not_written_is_sent_again(worklist):
+    worklist.add_image(b"image", FACTS, ASKED)
+    images = worklist.folder / "images"
+    (images / "1.2.3.dcm").rename(images / "1.2.3.draft")  # a kill behind the commit
+    (images / "1.2.4.draft").write_bytes(b"other")  # and one before it
+    worklist = reopen(worklist)
+    assert [path.name for path in images.iterdir()] == ["1.2.3.dcm"] and worklist._bytes == len(b"image")
+    assert worklist.image(worklist.list()[0].id) == b"image"
+    worklist.close()
+
+
 def test_it_takes_no_more_than_its_limits(worklist):
     worklist.add_image(b"image", FACTS, ASKED)
     worklist = reopen(worklist, limits=WorklistLimits(waiting=2))

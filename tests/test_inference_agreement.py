@@ -11,7 +11,7 @@ import pytest
 from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
-from clinkd.inference.disagreement import FittedConfidence
+from clinkd.inference.confidence import FittedConfidence
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import plan
 from clinkd.pipeline import steps as work

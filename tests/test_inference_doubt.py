@@ -10,18 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clinkd.inference.disagreement import (
+from clinkd.inference.confidence import (
     FEATURES,
     ConfidenceRow,
-    Disagreement,
     FittedConfidence,
-    count_disagreement,
     describe_answer,
-    explain_disagreement,
     find_confidence,
     fit_confidence,
     fit_confidences,
 )
+from clinkd.inference.disagreement import Disagreement, count_disagreement, explain_disagreement
 from clinkd.inference.self_consistency import measure_supports, self_consistency
 from clinkd.language.agreement import is_wrong
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn

@@ -29,7 +29,19 @@ from tests.pacs_peers import (
     to_bytes,
 )
 
-from clinkd.pacs import Archive, ArchiveUnreachable, ReceiverLimits, SeriesReference, StudyQuery, TlsFiles, connect
+from clinkd.pacs import (
+    Archive,
+    ArchiveUnreachable,
+    ReceiverLimits,
+    SeriesIncomplete,
+    SeriesReference,
+    StudyQuery,
+    TlsFiles,
+    connect,
+    read_instance_header,
+)
+from clinkd.pacs.archive import read_count
+from clinkd.pacs.instance import STORED_BEFORE
 from clinkd.records import BadInput
 
 SERIES = SeriesReference(STUDY, f"{STUDY}.1", "CT", 3)
@@ -322,11 +334,32 @@ def test_what_an_archive_moves_to_us_is_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("clinkd.pacs.dimse._MOVED", ReceiverLimits(image_bytes=10_000))
     port, images = free_port(), [make_image(1, 1), make_image(1, 2, PixelData=bytes(20_000)), make_image(1, 3)]
     came = list[bytes]()
-    with Peer(images=images, gets=False, moves_to=port).listening() as peer:
-        with pytest.raises(BadInput, match="1 of 3 images of a series did not come"):
-            for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
-                came.append(content)
-        assert len(came) == 2
+    with (
+        Peer(images=images, gets=False, moves_to=port).listening() as peer,
+        pytest.raises(SeriesIncomplete, match="1 images of a series did not come") as told,
+    ):
+        for content in connect(peer.address, receive_port=port).fetch_series(SERIES):
+            came.append(content)
+    assert len(came) == 2 and not told.value.unusable
+    assert list(told.value.failures) == [images[1].SOPInstanceUID]
+
+
+class SendsAll(Peer):
+    """Leaves out of account what is asked."""
+
+    def _match(self, asked: Dataset, also: tuple[str, ...] = ()) -> list[Dataset]:
+        return self.images
+
+
+def test_an_image_of_another_series_is_left_out_by_its_name() -> None:
+    images = [make_image(1, 1), make_image(2, 1)]
+    with SendsAll(images=images).listening() as peer:
+        came = list[bytes]()
+        with pytest.raises(SeriesIncomplete, match="the archive sent another image") as told:
+            came.extend(connect(peer.address).fetch_series(SERIES))
+            pytest.fail("it was not told")
+    assert [read_instance_header(content).instance for content in came] == [images[0].SOPInstanceUID]
+    assert list(told.value.unusable) == list(told.value.failures) == [images[1].SOPInstanceUID]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +372,16 @@ def test_what_an_archive_does_not_take_is_told_with_its_reason(status: int, told
     answer = (409, {"Content-Type": "application/dicom+json"}, json.dumps(failed).encode())
     with misbehaving_web(lambda *_: answer) as address, pytest.raises(BadInput, match=rf"{told}.* {status:04X}\)"):
         connect(address).store(to_bytes(make_image()))
+
+
+def test_what_an_archive_has_already_counts_as_stored() -> None:
+    with Peer(refuses=STORED_BEFORE).listening() as peer:
+        connect(peer.address).store(to_bytes(make_image()))
+
+
+@pytest.mark.parametrize(("text", "count"), [("12", 12), ("", None), ("\u00b2", None), ("-1", None), ("9" * 10, None)])
+def test_a_count_is_read_only_where_it_is_one(text: str, count: int | None) -> None:
+    assert read_count(text) == count
 
 
 def test_damaged_files_are_not_sent(orthanc: Orthanc) -> None:

@@ -197,22 +197,21 @@ def test_a_pull_from_an_archive_that_is_killed_goes_on_where_it_was(
 
     for number in range(1, 13):
         connect(orthanc.web).store(to_bytes(make_image(1, number)))
-    file_instance = pulling._file_instance
+    write_atomic = pulling.write_atomic
 
-    def file_and_kill(*given: Any) -> str:
-        problem = file_instance(*given)
+    def write_and_kill(*given: Any) -> None:
+        write_atomic(*given)
         if len(files()) == 3:
             orthanc.stop()
-        return problem
 
     words = [getattr(orthanc, way), "--accession", "A100", "--timeout", "10"]
-    monkeypatch.setattr(pulling, "_file_instance", file_and_kill)
+    monkeypatch.setattr(pulling, "write_atomic", write_and_kill)
     status, _, err = give(capfd, *words)
     line = err.splitlines()[-1]
     assert status == 2 and ("connection was lost" in line or "cannot be reached" in line), err
     came = files()
     assert 3 <= len(came) < 12 and all(name.endswith(".dcm") for name in came)
-    monkeypatch.setattr(pulling, "_file_instance", file_instance)
+    monkeypatch.setattr(pulling, "write_atomic", write_atomic)
     status, _, err = give(capfd, *words)
     assert status == 2 and "cannot be reached" in err and files() == came
     orthanc.start()

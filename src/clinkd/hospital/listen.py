@@ -5,7 +5,6 @@ All that must survive a kill is in the worklist; the threads here only move its 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import sys
@@ -35,6 +34,7 @@ from clinkd.hospital.worklist import (
 from clinkd.pacs import (
     Archive,
     ArchiveUnreachable,
+    SeriesIncomplete,
     SeriesReference,
     StoreRefusal,
     StoreStatus,
@@ -173,7 +173,7 @@ class Listening:
             raise StoreRefusal(StoreStatus.NOT_ASKED, "no rule asks about such an object; it is not kept")
         try:
             self.worklist.add_image(content, facts, questions)
-        except WorklistFull as full:
+        except (WorklistFull, BadInput) as full:  # of the disk: the file itself was read before
             raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, str(full)) from None
         self.counts["images"] += 1
 
@@ -181,8 +181,7 @@ class Listening:
         """Count an object that no rule asks about, and tell of the first of each modality."""
         word = modality if modality in (*MODALITIES, *NO_IMAGES) else "other"
         if self.worklist.leave_out(word) == 1:
-            print(f"clinkd: {word}: no rule asks about it, so it is not kept; told once, counted on the page",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            _tell(f"{word}: no rule asks about it, so it is not kept; told once, counted on the page")
 
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
         """Begin to answer, `answering` questions at a time, to send, to poll and to remove what is not kept."""
@@ -220,7 +219,7 @@ class Listening:
             try:
                 seconds = step()
             except Exception as error:  # its words may be a patient's
-                print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
+                _tell(f"a fault of the program ({type(error).__name__})")
                 seconds = _RETRY_SECONDS
             if isinstance(seconds, float):
                 self._wait_for_change(version, seconds)
@@ -302,6 +301,11 @@ class Listening:
                     return
         except ArchiveUnreachable:
             raise
+        except SeriesIncomplete as error:
+            for instance in error.unusable:
+                self._refuse(instance, error.failures[instance])
+            if len(error.failures) > len(error.unusable):
+                _tell(str(error))
         except BadInput as error:  # of this series alone
             _tell(str(error))
 
@@ -311,12 +315,15 @@ class Listening:
         except (BadInput, StoreRefusal) as error:
             if isinstance(error, StoreRefusal) and error.status == StoreStatus.OUT_OF_RESOURCES:
                 raise
-            self.counts["refused"] += 1
-            with contextlib.suppress(BadInput):
-                instance = read_instance_header(content).instance
-                self._known.refused.add(instance)
-                if isinstance(error, BadInput):
-                    _tell(f"instance {instance}: {error}")
+            instance = read_instance_header(content).instance
+            self._refuse(instance, f"instance {instance}: {error}" if isinstance(error, BadInput) else "")
+
+    def _refuse(self, instance: str, told: str) -> None:
+        """Fetch an image no more until the next start; what is told is told once."""
+        self.counts["refused"] += 1
+        self._known.refused.add(instance)
+        if told:
+            _tell(told)
 
     # -- retention ----------------------------------------------------------------------------------------------------
 

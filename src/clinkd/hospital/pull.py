@@ -100,11 +100,10 @@ def pull(archive: Archive, plan: PullPlan, folder: Path) -> PullResult:
             present = plan.present[series.series]
             with contextlib.closing(_fetch(archive, series, present, result.problems)) as contents:
                 for content in contents:
-                    if problem := _file_instance(content, series, folder):
-                        result.problems.append(f"series {series.series}: {problem}")
-                    else:
-                        result.files += 1
-                        result.size_bytes += len(content)
+                    name = f"{read_instance_header(content).instance}.dcm"
+                    write_atomic(_place(folder, series) / name, content)
+                    result.files += 1
+                    result.size_bytes += len(content)
                     advance(1)
     return result
 
@@ -117,18 +116,6 @@ def _fetch(
     except ArchiveUnreachable:
         raise
     except SeriesIncomplete as error:
-        problems += error.failures
+        problems += error.failures.values()
     except BadInput as error:
         problems.append(f"series {series.series}: {error}")
-
-
-def _file_instance(content: bytes, series: SeriesReference, folder: Path) -> str:
-    """Write a file under its UID; the reason why not, else ""."""
-    try:
-        header = read_instance_header(content)
-    except BadInput as error:
-        return str(error)
-    if (header.study, header.series) != (series.study, series.series):
-        return "the archive sent an image of another series, which was left out"
-    write_atomic(_place(folder, series) / f"{header.instance}.dcm", content)
-    return ""

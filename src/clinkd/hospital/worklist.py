@@ -29,6 +29,7 @@ Sends = Literal["nothing", "accepted", "all"]  # which answers go to an archive
 STATES: tuple[EntryState, ...] = get_args(EntryState)
 SETTLED = ("sent", "rejected", "failed")  # nothing is done with these any more, but that a rejection is thought over
 FILE, IMAGES = "worklist.sqlite", "images"  # in its folder
+_IMAGE, _DRAFT = ".dcm", ".draft"  # a draft was not answered with success yet
 MOST_LISTED = 500  # entries of one page
 LONGEST_WAIT = 3600.0  # seconds until what could not be sent is tried again
 
@@ -196,7 +197,6 @@ class Worklist:
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], object]] = []
         make_folder(self.folder / IMAGES)
-        self._bytes = sum(path.stat().st_size for path in (self.folder / IMAGES).iterdir())
         file = self.folder / FILE
         with naming_full_disk(file):
             file.touch(0o600)
@@ -208,10 +208,21 @@ class Worklist:
             self._base.execute("begin immediate")  # takes the lock, which is kept
             self._take_over_waiting()
             self._base.execute("commit")
+            self._finish_drafts()
         except sqlite3.OperationalError as error:
             raise BadInput(f"{self.folder}: cannot be opened ({error}); another process may listen with it") from None
         except sqlite3.DatabaseError:
             raise BadInput(f"{file}: not a worklist, or damaged; move it away, or bring back a good copy") from None
+        self._bytes = sum(path.stat().st_size for path in (self.folder / IMAGES).iterdir())
+
+    def _finish_drafts(self) -> None:
+        """After a kill: an image whose questions are on the disk gets its name; another one is removed, as its sender
+        sends it again."""
+        for draft in (self.folder / IMAGES).glob(f"*{_DRAFT}"):
+            if self._base.execute("select 1 from entries where instance = ?", (draft.stem,)).fetchone():
+                draft.replace(draft.with_suffix(_IMAGE))
+            else:
+                draft.unlink()
 
     def _take_over_waiting(self) -> None:
         """What waits for the answer of another model is a question to this one, once."""
@@ -239,7 +250,8 @@ class Worklist:
         and for a UID that is not valid.
         """
         path = self._image_path(facts.instance)
-        with self._changing() as base:
+        draft = path.with_suffix(_DRAFT)
+        with self._changing(draft) as base:
             rows = [self._make_row(facts, question) for question in questions]
             known = {id for id, *_ in rows if base.execute("select 1 from entries where id = ?", (id,)).fetchone()}
             fresh = [row for row in rows if row[0] not in known]
@@ -247,7 +259,7 @@ class Worklist:
                 return []
             self._demand_room(len(fresh), 0 if path.exists() else len(content))
             if not path.exists():
-                write_atomic(path, content)
+                write_atomic(draft, content)
                 self._bytes += len(content)
             marks = ", ".join("?" * len(fresh[0]))
             names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, model, state"
@@ -266,7 +278,7 @@ class Worklist:
         if self.limits.keep_days is None:
             return 0
         removed, latest = 0, time.time() - 86400 * self.limits.keep_days
-        for path in sorted((self.folder / IMAGES).glob("*.dcm")):
+        for path in sorted((self.folder / IMAGES).glob(f"*{_IMAGE}")):
             terms = "select state, due, decision from entries where instance = ?"
             with self._lock:  # for each, so that what arrives need not wait for all
                 rows = self._base.execute(terms, (path.stem,)).fetchall()
@@ -303,7 +315,7 @@ class Worklist:
     def _image_path(self, instance: str) -> Path:
         if not is_uid(instance):
             raise BadInput("its SOPInstanceUID is missing or not valid; mend the header")
-        return self.folder / IMAGES / f"{instance}.dcm"
+        return self.folder / IMAGES / f"{instance}{_IMAGE}"
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -449,8 +461,9 @@ class Worklist:
             return cursor.rowcount == 1
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        """A change that is on the disk, or not done at all, when the block ends."""
+    def _changing(self, draft: Path | None = None) -> Iterator[sqlite3.Connection]:
+        """A change that is on the disk, or not done at all, when the block ends. `draft`: an image that the block may
+        write, which gets its own name when its questions are on the disk."""
         with self._lock:
             self._base.execute("begin immediate")
             try:
@@ -462,6 +475,8 @@ class Worklist:
                 if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
                     raise BadInput(f"{self.folder}: no room left to write; free some space") from None
                 raise
+            if draft and draft.exists():
+                draft.replace(draft.with_suffix(_IMAGE))
         for listener in self._listeners:
             listener()
 

@@ -11,7 +11,6 @@ from clinkd.inference.rerank import (
     Scorer,
     TimedScorer,
     rerank,
-    rerank_batch,
 )
 
 __all__ = [
@@ -23,11 +22,11 @@ __all__ = [
     "Scorer",
     "TimedScorer",
     "answer",
+    "confidence",
     "disagreement",
     "hosted",
     "measure_likelihoods",
     "probe",
     "rerank",
-    "rerank_batch",
     "self_consistency",
 ]  # fmt: skip

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from clinkd.pacs.archive import TlsFiles
 from clinkd.records import BadInput
 
+OWN_TITLE, RECEIVE_PORT = "CLINKD", 11112
+
 
 class AllowedPeer(NamedTuple):
     """Who may send: the IP address and the application entity title."""
@@ -34,8 +36,8 @@ class ReceiverAddress:
     """Where a receiver listens, under which title, and who may send; port 0 takes a free one."""
 
     host: str = "127.0.0.1"
-    port: int = 11112
-    title: str = "CLINKD"
+    port: int = RECEIVE_PORT
+    title: str = OWN_TITLE
     allowed: tuple[AllowedPeer, ...] = ()
     tls: TlsFiles | None = None
 

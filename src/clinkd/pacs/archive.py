@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -107,6 +107,11 @@ class SeriesReference:
     instances: int | None = None
 
 
+def read_count(text: str) -> int | None:
+    """A number of instances as an archive states it; None where it states none."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Files of an encrypted connection, in PEM: whom to trust (`ca`; None: as this machine does), and who we are."""
@@ -129,11 +134,13 @@ class ArchiveUnreachable(BadInput):
 
 
 class SeriesIncomplete(BadInput):
-    """Some images of a series did not come; `failures`: a line for each of them, with its SOP Instance UID."""
+    """Some images of a series did not come, or cannot be used. `failures`: a line for each of them, by SOP Instance
+    UID; `unusable`: which of them would come as they are again."""
 
-    def __init__(self, failures: list[str]) -> None:
-        super().__init__(f"{len(failures)} images of a series did not come: {failures[0]}")
-        self.failures = failures
+    def __init__(self, reasons: Mapping[str, str], unusable: Collection[str] = ()) -> None:
+        self.failures = {uid: f"instance {uid}: {why}" for uid, why in reasons.items()}
+        self.unusable = unusable
+        super().__init__(f"{len(reasons)} images of a series did not come: {next(iter(self.failures.values()))}")
 
 
 class Archive(Protocol):
@@ -145,8 +152,9 @@ class Archive(Protocol):
         ...
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
-        """Yield a DICOM file for each instance of a series. `skip`: SOP Instance UIDs that are there already. Raises
-        BadInput where one does not come, after all that do."""
+        """Yield a DICOM file for each instance of a series, whose header has the UIDs that were asked for. `skip`: SOP
+        Instance UIDs that are there already. Raises SeriesIncomplete where one does not come, after all that do, and
+        BadInput where none comes."""
         ...
 
     def store(self, content: bytes) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from urllib.parse import urlsplit
 
-from clinkd.pacs.addresses import check_title, is_loopback
+from clinkd.pacs.addresses import OWN_TITLE, RECEIVE_PORT, check_title, is_loopback
 from clinkd.pacs.archive import Archive, TlsFiles
-from clinkd.pacs.instance import silence_libraries
+from clinkd.pacs.instance import demand_extra
 from clinkd.records import BadInput
 
 TOKEN, USER, PASSWORD = "CLINKD_PACS_TOKEN", "CLINKD_PACS_USER", "CLINKD_PACS_PASSWORD"
-OWN_TITLE, RECEIVE_PORT = "CLINKD", 11112
 WANTED = "https://HOST/dicom-web is wanted (DICOMweb), or dicom://TITLE@HOST:PORT (dicoms:// with TLS)"
 
 
@@ -29,8 +27,7 @@ def connect(
     cannot hand them over on our own connection. Credentials of DICOMweb come from the environment: TOKEN, or USER and
     PASSWORD. Raises BadInput for an address that may not be used.
     """
-    _require("pynetdicom", "dicomweb_client")
-    silence_libraries()
+    demand_extra()
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
@@ -57,11 +54,6 @@ def connect(
 
     node = DicomNode(host, port, parts.username, tls if parts.scheme == "dicoms" else None)
     return DimseArchive(node, own_title, receive_port, timeout_seconds)
-
-
-def _require(*packages: str) -> None:
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise BadInput(f"{' and '.join(missing)}: not installed: pip install 'clinkd[pacs]'")
 
 
 def _read_credentials(scheme: str, host: str) -> tuple[str, ...]:

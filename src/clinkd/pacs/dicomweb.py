@@ -11,15 +11,22 @@ from functools import cached_property, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import explain_status, read_instance_header
+from clinkd.pacs.archive import (
+    GO_ON,
+    ArchiveUnreachable,
+    SeriesIncomplete,
+    SeriesReference,
+    StudyQuery,
+    TlsFiles,
+    read_count,
+)
+from clinkd.pacs.instance import STORED_BEFORE, ImageUnusable, check_instance, explain_status, read_instance_header
 from clinkd.records import BadInput, is_uid
 
 _PAGE = 500  # series or instances of one answer
 _MOST = 100_000  # of all answers to one question
 _LOST = 5  # connections one after the other, from which on nothing else would come, either
 _UNEXPLAINED = 0x0110  # a failure without a reason
-_STORED_BEFORE = 0x0111  # the reason of an archive that has an object already, and refuses to take it again
 _NO_ROOT = "is the address the root of DICOMweb, as https://HOST/dicom-web?"
 _WITH_TLS = "--ca names whom to trust, --certificate and --key who we are; or the address should begin with http://"
 _REFUSALS = {
@@ -87,14 +94,12 @@ class DicomWebArchive:
         for item in self._search(search, "SeriesInstanceUID"):
             named = _read(item, "Modality")
             if modality in (None, named):
-                count = _read(item, "NumberOfSeriesRelatedInstances")
-                uid = _read(item, "SeriesInstanceUID")
-                number = int(count) if count.isdecimal() and len(count) < 10 else None
-                yield SeriesReference(study, uid, named, number)
+                number = read_count(_read(item, "NumberOfSeriesRelatedInstances"))
+                yield SeriesReference(study, _read(item, "SeriesInstanceUID"), named, number)
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
         search = partial(self._client.search_for_instances, series.study, series.series, fields=["SOPInstanceUID"])
-        failures, lost = list[str](), 0
+        reasons, unusable, lost = dict[str, str](), set[str](), 0
         for uid in [_read(item, "SOPInstanceUID") for item in self._search(search, "SOPInstanceUID")]:
             if uid in skip:
                 continue
@@ -104,17 +109,19 @@ class DicomWebArchive:
                 lost += 1
                 if lost == _LOST:
                     raise ArchiveUnreachable(str(error)) from None
-                failures.append(f"instance {uid}: {error}")
+                reasons[uid] = str(error)
             except ArchiveUnreachable:
                 raise
             except BadInput as error:
                 lost = 0
-                failures.append(f"instance {uid}: {error}")
+                reasons[uid] = str(error)
+                if isinstance(error, ImageUnusable):
+                    unusable.add(uid)
             else:
                 lost = 0
                 yield content
-        if failures:
-            raise SeriesIncomplete(failures)
+        if reasons:
+            raise SeriesIncomplete(reasons, unusable)
 
     def _fetch_instance(self, series: SeriesReference, uid: str) -> bytes:
         from clinkd.pacs.web_session import FILES
@@ -126,9 +133,7 @@ class DicomWebArchive:
         content = _take_part(response.content, response.headers.get("Content-Type", ""))
         if content is None:
             raise BadInput(f"{self._host}: the image came broken off; {GO_ON}")
-        header = read_instance_header(content)
-        if (header.study, header.series, header.instance) != (series.study, series.series, uid):
-            raise BadInput("the archive sent another image, which was left out")
+        check_instance(content, series, uid)
         return content
 
     def store(self, content: bytes) -> None:
@@ -144,7 +149,7 @@ class DicomWebArchive:
             reason = _read_failure(response.content)
             if reason is None:
                 response.raise_for_status()
-        if reason not in (None, _STORED_BEFORE):
+        if reason not in (None, STORED_BEFORE):
             raise BadInput(f"{self._host} refuses an object: {explain_status(reason)}")
         if reason is None and uid.encode() not in response.content:  # as the page of a proxy that wants a password
             raise BadInput(f"{self._host} answers, but not that it keeps the object; {_NO_ROOT}")
@@ -187,7 +192,8 @@ class DicomWebArchive:
                 told = "it named the image, but does not have it"
             raise kind(f"{self._host} answers HTTP {status}: {told}") from None
         except AnswerTooLong as error:
-            raise BadInput(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
+            kind = ImageUnusable if lost is _ImageLost else BadInput
+            raise kind(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
         except requests.exceptions.SSLError:
             raise ArchiveUnreachable(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
         except requests.ConnectTimeout:

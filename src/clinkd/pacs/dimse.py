@@ -12,8 +12,23 @@ from collections.abc import Container, Generator, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clinkd.pacs.archive import GO_ON, ArchiveUnreachable, SeriesReference, StudyQuery, TlsFiles
-from clinkd.pacs.instance import StoreRefusal, explain_status, read_instance_header
+from clinkd.pacs.archive import (
+    GO_ON,
+    ArchiveUnreachable,
+    SeriesIncomplete,
+    SeriesReference,
+    StudyQuery,
+    TlsFiles,
+    read_count,
+)
+from clinkd.pacs.instance import (
+    STORED_BEFORE,
+    ImageUnusable,
+    StoreRefusal,
+    check_instance,
+    explain_status,
+    read_instance_header,
+)
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput, is_uid
 
@@ -24,7 +39,7 @@ if TYPE_CHECKING:
 
 _FIND, _MOVE, _GET = (f"1.2.840.10008.5.1.4.1.2.2.{n}" for n in (1, 2, 3))  # the study root's
 _PENDING = (0xFF00, 0xFF01)
-_STORED = (0x0000, 0xB000, 0xB006, 0xB007)  # with or without a warning
+_STORED = (0x0000, STORED_BEFORE, 0xB000, 0xB006, 0xB007)  # with or without a warning
 _NOT_OFFERED = 0x0211
 _LOST = -1  # in the place of a status, where the connection ended
 _REFUSED = 0x0124
@@ -77,8 +92,7 @@ class DimseArchive:
         keys = {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": modality or ""}
         for named in self._find(association, "SERIES", {**keys, "NumberOfSeriesRelatedInstances": ""}):
             if modality in (None, named["Modality"]):
-                count = named["NumberOfSeriesRelatedInstances"]
-                number = int(count) if count.isdigit() else None
+                number = read_count(named["NumberOfSeriesRelatedInstances"])
                 yield SeriesReference(study, named["SeriesInstanceUID"], named["Modality"], number)
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
@@ -87,12 +101,25 @@ class DimseArchive:
             asked = {**keys, "SOPInstanceUID": "", "SOPClassUID": ""}
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
-        if wanted and len(wanted) == len(named):  # some archives take no list of instances
-            yield from self._fetch(_make_identifier("SERIES", keys), wanted)
-            return
-        for start in range(0, len(wanted), _INSTANCES):
-            some = dict(list(wanted.items())[start : start + _INSTANCES])
-            yield from self._fetch(_make_identifier("IMAGE", {**keys, "SOPInstanceUID": "\\".join(some)}), some)
+        whole = bool(wanted) and len(wanted) == len(named)  # then by its own name: some archives take no list
+        step, reasons, unusable, any_came = len(wanted) if whole else _INSTANCES, dict[str, str](), set[str](), False
+        for start in range(0, len(wanted), step):
+            inbox = _Inbox(series, dict(list(wanted.items())[start : start + step]))
+            names = {} if whole else {"SOPInstanceUID": "\\".join(inbox.wanted)}
+            code = yield from self._fetch(_make_identifier("SERIES" if whole else "IMAGE", {**keys, **names}), inbox)
+            any_came |= bool(inbox.received)
+            missing = [uid for uid in inbox.wanted if uid not in inbox.received]
+            if missing and (code == _LOST or not any_came):
+                told = f"{self.node}: {len(missing)} of {len(inbox.wanted)} images of a series did not come"
+                if code == _LOST:
+                    raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
+                entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
+                raise BadInput(f"{told}: {explain_status(code)}; {entered}")
+            reasons |= dict.fromkeys(missing, f"{self.node} did not send it: {explain_status(code)}; {GO_ON}")
+            reasons |= inbox.unusable
+            unusable |= inbox.unusable.keys()
+        if reasons:
+            raise SeriesIncomplete(reasons, unusable)
 
     def store(self, content: bytes) -> None:
         from pydicom import dcmread
@@ -193,19 +220,14 @@ class DimseArchive:
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
-    def _fetch(self, identifier: Dataset, wanted: Mapping[str, str]) -> Iterator[bytes]:
-        """The instances that are wanted, by SOP Instance UID with its class, "" where the archive does not name it."""
-        inbox, code = _Inbox(wanted), _NOT_OFFERED
+    def _fetch(self, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
+        """Yield what the inbox wants, on our own connection or else over one of the archive; the last status."""
+        code = _NOT_OFFERED
         for operation in (_GET, _MOVE):
             code = yield from self._retrieve(operation, identifier, inbox)
             if inbox.received:
                 break
-        if missing := wanted.keys() - inbox.received:
-            told = f"{self.node}: {len(missing)} of {len(wanted)} images of a series did not come"
-            if code == _LOST:
-                raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
-            entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
-            raise BadInput(f"{told}: {explain_status(code)}; {GO_ON if inbox.received else entered}")
+        return code
 
     def _retrieve(self, operation: str, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
         """Yield what an operation brings, and return its last status."""
@@ -285,10 +307,13 @@ class DimseArchive:
 
 @dataclass
 class _Inbox:
-    """Instances on their way from the threads of the network to the reader, a few at a time."""
+    """Instances on their way from the threads of the network to the reader, a few at a time. `wanted`: by SOP Instance
+    UID the class, "" where the archive does not name it; `unusable`: why, of what was received."""
 
+    series: SeriesReference
     wanted: Mapping[str, str]
     received: set[str] = field(default_factory=set)
+    unusable: dict[str, str] = field(default_factory=dict)
     closed: threading.Event = field(default_factory=threading.Event)
     contents: queue.Queue[bytes | None] = field(default_factory=lambda: queue.Queue(_QUEUED))
 
@@ -307,8 +332,14 @@ class _Inbox:
         uid = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
         if uid not in self.wanted:
             return _REFUSED
-        if not self._put(event.encoded_dataset()):
-            return 0xA700
+        content = event.encoded_dataset()
+        try:
+            check_instance(content, self.series, uid)
+        except ImageUnusable as error:
+            self.unusable[uid] = str(error)  # success all the same: at a failure some archives send no more
+        else:
+            if not self._put(content):
+                return 0xA700
         self.received.add(uid)
         return 0x0000
 
@@ -366,9 +397,8 @@ def _read(ds: Dataset, keyword: str) -> str:
         return ""
 
 
-def make_tls_context(tls: TlsFiles | None, serves: bool = False) -> ssl.SSLContext:
+def make_tls_context(tls: TlsFiles, serves: bool = False) -> ssl.SSLContext:
     """The rules of an encrypted connection: the other side must show a certificate that we trust, on both ends."""
-    assert tls is not None
     purpose = ssl.Purpose.CLIENT_AUTH if serves else ssl.Purpose.SERVER_AUTH
     try:
         context = ssl.create_default_context(purpose, cafile=tls.ca)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
+from clinkd.pacs.archive import SeriesReference
 from clinkd.records import BadInput, is_uid
 
 _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits name a kind
@@ -23,6 +25,9 @@ _REASONS = {  # PS3.4, annexes B and C, and PS3.7, annex C; the first digits nam
     "0124": "we are not authorised",
     "0211": "it does not offer this operation",
 }
+
+
+STORED_BEFORE = 0x0111  # the archive has the object already, and refuses to take it again: for a sender, success
 
 
 class StoreStatus(IntEnum):
@@ -69,11 +74,32 @@ def read_instance_header(content: bytes) -> InstanceHeader:
     return InstanceHeader(*uids)
 
 
+class ImageUnusable(BadInput):
+    """An image came that is damaged, or another one; it would come so again."""
+
+
+def check_instance(content: bytes, series: SeriesReference, instance: str) -> None:
+    """Raises ImageUnusable for a file that is damaged, or not the instance of a series that was asked for."""
+    try:
+        header = read_instance_header(content)
+    except BadInput as error:
+        raise ImageUnusable(str(error)) from None
+    if (header.study, header.series, header.instance) != (series.study, series.series, instance):
+        raise ImageUnusable("the archive sent another image, which was left out")
+
+
 def explain_status(status: int) -> str:
     """The status of an answer in words. The archive's own comment is not repeated: it may hold a name."""
     code = f"{status:04X}"
     reason = next((_REASONS[code[:n]] for n in (4, 2, 1) if code[:n] in _REASONS), "no reason that the standard names")
     return f"{reason} (status {code})"
+
+
+def demand_extra() -> None:
+    """Raises BadInput where a package of the extra `pacs` is missing; those that are there are silenced."""
+    if missing := [name for name in ("pynetdicom", "dicomweb_client") if importlib.util.find_spec(name) is None]:
+        raise BadInput(f"{' and '.join(missing)}: not installed: pip install 'clinkd[pacs]'")
+    silence_libraries()
 
 
 def silence_libraries() -> None:

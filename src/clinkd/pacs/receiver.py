@@ -9,11 +9,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from clinkd.pacs.addresses import ReceiverAddress, check_title, plain_address
-from clinkd.pacs.instance import StoreRefusal, StoreStatus, silence_libraries
+from clinkd.pacs.instance import StoreRefusal, StoreStatus, demand_extra
 from clinkd.pacs.limits import ReceiverLimits
 from clinkd.records import BadInput
 
@@ -48,28 +47,29 @@ class Receiver:
         check_title(address.title)
         self.address, self.limits, self.outcomes = address, limits or ReceiverLimits(), Counter[StoreStatus]()
         self._take, self._server, self._lock = take, cast(Any, None), threading.Lock()
-        _import_network()
+        demand_extra()
 
     def bind(self) -> int:
         """Take the port, where peers wait until `start`; the port. Raises BadInput where it is taken, or a file of TLS
         cannot be used."""
-        pynetdicom, limits, address = _import_network(), self.limits, self.address
-        entity = pynetdicom.AE(address.title)
+        from pynetdicom import AE, evt
+
+        from clinkd.pacs.connection import BoundedServer
+        from clinkd.pacs.dimse import make_tls_context
+
+        limits, address = self.limits, self.address
+        entity = AE(address.title)
         entity.require_called_aet = True
         entity.acse_timeout, entity.network_timeout = limits.stall_seconds, limits.idle_seconds
         entity.dimse_timeout = limits.idle_seconds
         entity.add_supported_context(f"{_STANDARD}1.1")  # verification
-        events = pynetdicom.evt
         handlers = [
-            (events.EVT_C_STORE, self._store),
-            (events.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
-            (events.EVT_REQUESTED, self._reject_strangers),
-            (events.EVT_REQUESTED, _offer_storage),
-            (events.EVT_SOP_COMMON, _declare_storage),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
+            (evt.EVT_REQUESTED, self._reject_strangers),
+            (evt.EVT_REQUESTED, _offer_storage),
+            (evt.EVT_SOP_COMMON, _declare_storage),
         ]
-        from clinkd.pacs.connection import BoundedServer
-        from clinkd.pacs.dimse import make_tls_context
-
         context = make_tls_context(address.tls, serves=True) if address.tls else None
         allowed = {peer.address for peer in address.allowed}
         try:
@@ -132,17 +132,6 @@ def _make_status(status: StoreStatus, why: str) -> Dataset:
     return reply
 
 
-@cache
-def _import_network() -> Any:
-    """pynetdicom, whose loggers would write values and titles. Raises BadInput where it is not installed."""
-    try:
-        import pynetdicom
-    except ImportError:
-        raise BadInput("pynetdicom: not installed: pip install 'clinkd[pacs]'") from None
-    silence_libraries()
-    return pynetdicom
-
-
 def _list_proposed(event: Any) -> dict[str, list[str]]:
     """The classes of stored objects that a peer proposes, with their transfer syntaxes."""
     proposed: dict[str, list[str]] = {}
@@ -156,10 +145,12 @@ def _list_proposed(event: Any) -> dict[str, list[str]]:
 def _offer_storage(event: Any) -> None:
     """Accept every class that a peer proposes to store. Syntaxes in which images are read are preferred; objects in
     others, too, must arrive to be told that nobody asks about them."""
+    from pynetdicom import build_context
+
     contexts = event.assoc.acceptor.supported_contexts
     for name, proposed in _list_proposed(event).items():
         others = [syntax for syntax in proposed if syntax.startswith(f"{_STANDARD}1.2") and syntax not in _DEFLATED]
-        contexts.append(_import_network().build_context(name, [*_SYNTAXES, *others]))
+        contexts.append(build_context(name, [*_SYNTAXES, *others]))
     event.assoc.acceptor.supported_contexts = contexts
 
 

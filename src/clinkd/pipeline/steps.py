@@ -25,7 +25,8 @@ from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import split_fold, split_samples
 from clinkd.inference import Agreement, ClipScorer, CropScorer, RandomScorer, TimedScorer, measure_likelihoods, rerank
-from clinkd.inference.disagreement import count_disagreement, fit_confidences
+from clinkd.inference.confidence import fit_confidences
+from clinkd.inference.disagreement import count_disagreement
 from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
 from clinkd.language.agreement import answer_accuracy

@@ -15,14 +15,10 @@ from PIL import Image
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
-from clinkd.inference import Scorer, rerank_batch
-from clinkd.inference.disagreement import (
-    describe_answer,
-    explain_disagreement,
-    find_confidence,
-    list_possible_tasks,
-    name_kind,
-)
+from clinkd.inference import Scorer
+from clinkd.inference.confidence import describe_answer, find_confidence, name_kind
+from clinkd.inference.disagreement import explain_disagreement, list_possible_tasks
+from clinkd.inference.rerank import rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
