@@ -118,7 +118,9 @@ class Decoders:
         decoder, address, start = await self._wait_for_decoder(), CLIENT.get(), time.monotonic()
         job = asyncio.create_task(asyncio.to_thread(_run_in, decoder, request, content))
 
-        def give_back(_: object) -> None:  # also where nobody waits for it any more
+        def give_back(done: asyncio.Task[Any]) -> None:  # also where nobody waits for it any more
+            if not done.cancelled():
+                done.exception()  # looked at, or else asyncio writes it to the log
             self._share.spend(address, time.monotonic() - start)
             self._hand_out(decoder)
 
