@@ -127,9 +127,7 @@ class _Watch:
         self._expired = True
         for one in list(self._sockets):
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    one, socket.SHUT_RDWR
-                )  # of TLS, too, which its own would leave without its state
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # that of TLS would lose its state
 
 
 def _watch_pool(pool: Any, sockets: weakref.WeakSet[socket.socket]) -> Any:
