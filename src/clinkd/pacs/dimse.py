@@ -101,9 +101,7 @@ class DimseArchive:
             asked = {**keys, "SOPInstanceUID": "", "SOPClassUID": ""}
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
-        whole = bool(wanted) and len(wanted) == len(
-            named
-        )  # then asked for by the series alone: some archives take no list
+        whole = bool(wanted) and len(wanted) == len(named)  # asked for by the series alone: some take no list
         step = len(wanted) if whole else _INSTANCES
         reasons, unusable, any_came = dict[str, str](), set[str](), False
         for start in range(0, len(wanted), step):
