@@ -101,8 +101,9 @@ class DimseArchive:
             asked = {**keys, "SOPInstanceUID": "", "SOPClassUID": ""}
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
-        whole = bool(wanted) and len(wanted) == len(named)  # then by its own name: some archives take no list
-        step, reasons, unusable, any_came = len(wanted) if whole else _INSTANCES, dict[str, str](), set[str](), False
+        whole = bool(wanted) and len(wanted) == len(named)  # asked for by the series alone: some take no list
+        step = len(wanted) if whole else _INSTANCES
+        reasons, unusable, any_came = dict[str, str](), set[str](), False
         for start in range(0, len(wanted), step):
             inbox = _Inbox(series, dict(list(wanted.items())[start : start + step]))
             names = {} if whole else {"SOPInstanceUID": "\\".join(inbox.wanted)}
