@@ -2,22 +2,18 @@
 
     python docs/screens.py RUN [IMAGE NAME]
 
-Opens a test image of the run (or IMAGE), asks where NAME is, then shows the first of the run's corrections. Then some
-test images are sent as DICOM to `clinkd pacs listen`, and the worklist is shown.
+Opens a test image of the run (or IMAGE), asks where NAME is, then shows the first of the run's corrections, and a
+worklist of test images, as if they had arrived as DICOM, with one answer accepted.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -25,8 +21,13 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent), str(HERE.parent / "tests")]
 from browser import Browser  # noqa: E402
+from clinkd.hospital.worklist import ArrivedImage, RuledQuestion, Worklist, WorklistDecision  # noqa: E402
 
-TOKEN = "a-token-for-pictures"
+if TYPE_CHECKING:  # processes that open files import this one, and must not wait for torch
+    from serving import Server
+
+TOKEN = "a-token-for-these-tests"  # of serving.py
+
 SHOWN = {"ct": "CT", "mr": "MR", "ultrasound": "US", "xray": "DX"}  # modalities of the worklist, and DICOM's words
 EACH = 2  # images of a modality
 
@@ -50,31 +51,34 @@ def question(prepared: Path) -> tuple[Path, str]:
     raise SystemExit("no test image with two structures")
 
 
-@contextmanager
-def started(until: str, *words: str) -> Iterator[str]:
-    """A command of clinkd, and what it printed to the line that begins so."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "clinkd", *words],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "CLINKD_TOKEN": TOKEN},
-    )  # fmt: skip
-    try:
-        assert server.stdout
-        told = list[str]()
-        while not (told and told[-1].startswith(until)):
-            line = server.stdout.readline()
-            assert line, told
-            told.append(line)
-        yield "".join(told)
-    finally:
-        server.terminate()
-        server.wait()
+def fill(worklist: Worklist, server: Server, prepared: Path) -> None:
+    """Test images of some modalities, answered by the model; the first answer is accepted."""
+    from arrivals import encode, make_image
+    from clinkd.serving.listening import ServedDesk
+
+    desk = ServedDesk(server.engine, (server.served.name, ""))
+    for kind, modality in SHOWN.items():
+        samples = [sample for sample in read_samples(prepared) if sample["modality"] == kind]
+        for sample in samples[: 2 * EACH : 2]:
+            grey = np.asarray(Image.open(prepared / sample["images"][0]["path"]).convert("L"))
+            instance = f"1.2.3.{len(worklist.list()) + 1}"
+            image = make_image(
+                Modality=modality, SOPInstanceUID=instance, Rows=grey.shape[0], Columns=grey.shape[1],
+                BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=grey.tobytes(),
+            )  # fmt: skip
+            image.file_meta.MediaStorageSOPInstanceUID = instance
+            facts = ArrivedImage(image.StudyInstanceUID, image.SeriesInstanceUID, instance, modality)
+            asked = RuledQuestion(f"{sample['names'][0]} on {modality}", sample["turns"][0]["question"])
+            [id] = worklist.add_image(encode(image), facts, [asked])
+            worklist.set_answer(id, desk.answer(worklist.get(id), encode(image)))
+    desk.close()
+    first = worklist.list()[0]
+    worklist.decide(first.id, WorklistDecision("accepted"), first.revision)
 
 
-def visit(page: Browser, told: str, view: str = "") -> None:
-    address = re.search(r"http://\S+?:\d+", told)
-    assert address
-    page.visit(f"{address[0]}/?token={TOKEN}{view}", 1280, 800)
-    page.until("document.getElementById('state').textContent.includes('ready')", 120)
+def visit(page: Browser, server: Server, view: str = "") -> None:
+    page.visit(f"{server.url}/?token={TOKEN}{view}", 1280, 800)
+    page.until("document.getElementById('state').textContent.includes('ready')")
 
 
 def show_page(page: Browser, image: Path, name: str) -> None:
@@ -90,64 +94,26 @@ def show_page(page: Browser, image: Path, name: str) -> None:
     page.picture(HERE / "corrections.png")
 
 
-def write_images(prepared: Path, rules: Path) -> list[Any]:
-    """Test images of some modalities as DICOM; the rules ask each modality for a structure that these images have."""
-    from pydicom.uid import generate_uid
-
-    from arrivals import make_image
-
-    images, asked = [], {}
-    for kind, modality in SHOWN.items():
-        first, *others = (s for s in read_samples(prepared) if s["modality"] == kind)
-        same = [first, *(s for s in others if s["names"] == first["names"])]
-        asked[kind] = {"modality": modality, "questions": first["turns"][0]["question"]}
-        for sample in same[:EACH]:
-            grey = np.asarray(Image.open(prepared / sample["images"][0]["path"]).convert("L"))
-            uid, bits = generate_uid(), {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-            size = dict(zip(("Rows", "Columns"), grey.shape, strict=True))
-            image = make_image(Modality=modality, SOPInstanceUID=uid, PixelData=grey.tobytes(), **bits, **size)
-            image.file_meta.MediaStorageSOPInstanceUID = uid
-            images.append(image)
-    rules.write_text(json.dumps(asked))
-    return images
-
-
-def send_images(images: list[Any], port: int) -> None:
-    from pynetdicom import AE
-
-    sender = AE()
-    sender.add_requested_context(images[0].SOPClassUID)
-    link = sender.associate("127.0.0.1", port, ae_title="CLINKD")
-    assert link.is_established
-    assert all(link.send_c_store(image).Status == 0 for image in images)
-    link.release()
-
-
-def show_worklist(page: Browser, told: str, images: list[Any]) -> None:
-    """With all answered and the first one looked at."""
-    found = re.search(r"listens +127\.0\.0\.1:(\d+)", told)
-    assert found, told
-    send_images(images, int(found[1]))
-    visit(page, told, "#worklist")
-    page.until(f"document.getElementById('w-state').options[0]?.textContent === 'to decide ({len(images)})'", 120)
-    page.until("document.querySelector('#w-stage canvas')?.width > 0")
-    page.picture(HERE / "worklist.png")
-
-
 def main() -> None:
+    from serving import serving
+
     run = Path(sys.argv[1])
     prepared = (run / "stages" / "prepare").resolve()
     given = (Path(sys.argv[2]), sys.argv[3]) if len(sys.argv) > 3 else question(prepared)
     with tempfile.TemporaryDirectory() as home, Browser(Path(home) / "profile") as page:
-        with started("page", "serve", str(run), "--port", "0") as told:
-            visit(page, told)
+        with serving(run) as server:
+            visit(page, server)
             show_page(page, *given)
-        rules, folder = Path(home) / "rules.yaml", Path(home) / "worklist"
-        images = write_images(prepared, rules)
-        words = ("--rules", str(rules), "--folder", str(folder), "--port", "0", "--page-port", "0")
-        archive = ("--to", "dicom://ORTHANC@127.0.0.1:4242")  # nothing is sent before the picture is taken
-        with started("page", "pacs", "listen", str(run), *words, *archive) as told:
-            show_worklist(page, told, images)
+        worklist = Worklist(Path(home) / "worklist")
+        worklist.sends = "accepted"
+        with serving(run, worklist=worklist) as server:
+            fill(worklist, server, prepared)
+            visit(page, server, "#worklist")
+            page.until("document.querySelector('#w-stage canvas')?.width > 0")
+            page.pick("#w-state", "")
+            page.until("document.querySelectorAll('#w-list li').length > 7")
+            page.picture(HERE / "worklist.png")
+        worklist.close()
 
 
 if __name__ == "__main__":

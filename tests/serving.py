@@ -19,6 +19,7 @@ import uvicorn
 from benchmarks.patience import Deadline, patience
 from PIL import Image
 
+from clinkd.hospital.worklist import Worklist
 from clinkd.pipeline.runs import open_run
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.app import Served, create
@@ -73,11 +74,13 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[Server]:
+def serving(
+    run: Path, opened: Answerer | None = None, worklist: Worklist | None = None, **caps: Any
+) -> Iterator[Server]:
     """The server of a run, with its model loaded, or with one that is `opened` already."""
     limits, found = replace(LIMITS, **caps), open_run(run)
     handler = RequestHandler(Engine(lambda: opened or Answerer.of_run(found), limits), Decoders(limits), limits)
-    with listening(Served(found.folder.name, handler, found.report(), Review(found))) as server:
+    with listening(Served(found.folder.name, handler, found.report(), Review(found), worklist)) as server:
         server.until_ready()
         yield server
 
