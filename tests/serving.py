@@ -19,6 +19,7 @@ import uvicorn
 from benchmarks.patience import Deadline, patience
 from PIL import Image
 
+from browser import Browser
 from clinkd.hospital.worklist import Worklist
 from clinkd.pipeline.runs import open_run
 from clinkd.serving.access import AuthMiddleware
@@ -129,3 +130,14 @@ def uri(content: bytes | Image.Image, kind: str = "image/png") -> str:
         content.save(made, "PNG")
         content = made.getvalue()
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+@contextmanager
+def opened_page(browser: Browser, server: Server) -> Iterator[Browser]:
+    """The page, opened anew; nothing may have been complained of at its end."""
+    browser.visit(f"{server.url}/?token={TOKEN}", 1280, 900)
+    browser.until("document.getElementById('state').dataset.state === 'ready'")
+    browser.sent.clear()
+    yield browser
+    told, browser.told = browser.told, []
+    assert told == []

@@ -23,7 +23,7 @@ from clinkd.reporting.tables import SCORERS
 from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
-from serving import TOKEN, Server, json_of, picture, serving, uri
+from serving import Server, json_of, opened_page, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests
 
@@ -38,13 +38,8 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def page(chromium: Browser, server: Server) -> Iterator[Browser]:
-    """The page, opened anew; nothing may have been complained of at its end."""
-    chromium.visit(f"{server.url}/?token={TOKEN}", 1280, 900)
-    chromium.until("document.getElementById('state').dataset.state === 'ready'")
-    chromium.sent.clear()
-    yield chromium
-    told, chromium.told = chromium.told, []
-    assert told == []
+    with opened_page(chromium, server) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

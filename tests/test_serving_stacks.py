@@ -26,7 +26,7 @@ from clinkd.cli import main
 from clinkd.data.images.upload import decode_frame, describe_head
 from clinkd.data.readers.forms import read_rows
 from clinkd.data.readers.source import Source
-from serving import TOKEN, Server, picture, serving_model
+from serving import Server, opened_page, picture, serving_model
 from slices import GAP, SHAPE, VOLUME, ct, enhanced, place, write_series
 from test_serving_page import FAINT, HIGH, NAMES, SMALL, WIDE, answered, draw, pixels, places, text
 from test_serving_replies import ScriptedAnswerer
@@ -40,13 +40,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def page(chromium: Browser, server: Server) -> Iterator[Browser]:
-    """The page, opened anew; nothing may have been complained of at its end."""
-    chromium.visit(f"{server.url}/?token={TOKEN}", 1280, 900)
-    chromium.until("document.getElementById('state').dataset.state === 'ready'")
-    chromium.sent.clear()
-    yield chromium
-    told, chromium.told = chromium.told, []
-    assert told == []
+    with opened_page(chromium, server) as opened:
+        yield opened
 
 
 def open_files(page: Browser, *paths: Path) -> None:

@@ -34,7 +34,6 @@ _REFUSALS = {
     403: "we may not do this; ask who runs the archive",
     **dict.fromkeys((400, 404, 405), _NO_ROOT),
     406: "it does not send files in the form in which it holds them",
-    **dict.fromkeys((429, 503, 504), f"it is busy; {GO_ON}"),
     415: "it does not take DICOM files at this address",
 }
 
@@ -187,7 +186,7 @@ class DicomWebArchive:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             kind = ArchiveUnreachable if status in (401, 403, *BUSY) else BadInput  # nothing else would come, either
-            told = _REFUSALS.get(status, _explain(status))
+            told = f"it is busy; {GO_ON}" if status in BUSY else _REFUSALS.get(status, _explain(status))
             if lost is _ImageLost and status == 404:
                 told = "it named the image, but does not have it"
             raise kind(f"{self._host} answers HTTP {status}: {told}") from None
