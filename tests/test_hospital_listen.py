@@ -21,7 +21,7 @@ from tests.dicom_images import make_image as encode_image
 
 from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
 from clinkd.cli import main
-from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival
+from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival, read_kind
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import (
     ArrivedImage,
@@ -75,9 +75,11 @@ def decide(listening: Listening, id: str, *decision: object) -> None:
 
 def test_facts_are_read_from_the_header_alone():
     image = make_image(7, BodyPartExamined="CHEST", PatientName="Canary^Paul")
-    assert read_arrival(encode(image)) == ArrivedImage("1.2.1", "1.2.2", "1.2.3.7", "CT", "CHEST", 1)
+    assert read_arrival(encode(image), read_kind(encode(image))) == ArrivedImage(
+        "1.2.1", "1.2.2", "1.2.3.7", "CT", "CHEST", 1
+    )
     image.BodyPartExamined = "CHEST/CANARY"
-    assert read_arrival(encode(image)).body_part == ""
+    assert read_arrival(encode(image), read_kind(encode(image))).body_part == ""
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,8 @@ def read_kind(content: bytes) -> ObjectKind:
     return ObjectKind(modality, body_part, "Image" in UID(stated[1]).keyword, decodable)
 
 
-def read_arrival(content: bytes) -> ArrivedImage:
-    """The facts of a DICOM image that arrived, from its header alone. Raises BadInput for what is no readable one."""
-    kind = read_kind(content)
+def read_arrival(content: bytes, kind: ObjectKind) -> ArrivedImage:
+    """The facts of a DICOM image of this kind, from its header alone. Raises BadInput for what is no readable one."""
     with open_header(io.BytesIO(content), PLACE, UPLOADS, also=_FIELDS) as header:
         study, series, instance = [str(header.ds.get(f"{level}InstanceUID") or "") for level in _LEVELS]
         frames = header.frames
@@ -166,7 +165,7 @@ class Listening:
         kind, questions = read_kind(content), list[RuledQuestion]()
         asked = ask_by_rules(self.rules, ArrivedImage("", "", "", kind.modality, kind.body_part))
         if kind.image and (kind.decodable or asked):  # damaged ones are refused, also those that nobody asks about
-            facts = read_arrival(content)
+            facts = read_arrival(content, kind)
             questions = ask_by_rules(self.rules, facts)
         if not questions:
             self._leave_out(kind.modality)
