@@ -11,7 +11,7 @@ import pytest
 from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
-from clinkd.inference.confidence import FittedConfidence
+from clinkd.inference.confidence import OLDER, FittedConfidence
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import plan
 from clinkd.pipeline import steps as work
@@ -104,14 +104,16 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
     stage = StageContext(tmp_path / "select", inputs, 0, recorded.__setitem__)
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     assert recorded["reordered_tasks"] == ["VG"] and "disagreement" not in recorded  # answers of an older version
+    assert recorded["no_confidence"] == {"VG": OLDER, "MIA or QA": OLDER}
     found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
     assert [p.chosen for p in found] == [1, 0]
     assert all(set(c.scores) == {"agreement", "random"} for p in found for c in p.candidates)
     supports = {"vg": [0.9, 0.5, 0.9], "mia": [0.5, 0.9, 0.9]}
     lines = ({"id": key, "supports": values} for key, values in supports.items())
-    write_lines(inputs["answer"] / work.SUPPORTS, lines)
+    write_lines(inputs["answer"] / work.SUPPORTS["validation"], lines)
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     one = {"differing": 1, "differing_wrong": 0, "agreeing": 0, "agreeing_wrong": 0}
     assert recorded["disagreement"] == {"VG": one, "MIA": one}  # as chosen: the second of VG, the first of MIA
     fits = {"VG": FittedConfidence(1, 1), "MIA or QA": FittedConfidence(1, 1)}
     assert recorded["confidence"] == {kind: fit._asdict() for kind, fit in fits.items()}  # too few to tell
+    assert recorded["no_confidence"] == {kind: fit.explain_absence() for kind, fit in fits.items()}
