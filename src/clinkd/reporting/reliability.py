@@ -36,12 +36,12 @@ _FIGURES = (
     "these same answers. That constant has an ECE of 0 and a skill of 0, and tells no answer from another: a low ECE "
     "alone says nothing of worth. Its interval is by bootstrap over patients or images.",
     "ECE: the mean distance of probability and share of right answers, over 15 bins of equal width (Guo et al. 2017). "
-    "Few answers raise it even if every probability is true: the column `by chance` says how far. Its interval is by "
-    "bootstrap over patients or images and keeps that bias. Brier: mean squared distance, 0 is best. AURC: mean share "
-    "of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: above the best possible order.",
+    "Few answers raise it even if every probability is true: the column `by chance` says how far. Brier: mean squared "
+    "distance, 0 is best. AURC: mean share of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: "
+    "above the best possible order.",
 )
 _COLUMNS = (
-    "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "95 %", "by chance", "ECE, equal mass, %",
+    "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "by chance", "ECE, equal mass, %",
     "AURC", "Excess AURC",
 )  # fmt: skip
 
@@ -107,15 +107,12 @@ def _tabulate(name: str, answers: int, values: Mapping[str, Any]) -> tuple[str, 
     def spell_percent(key: str) -> str:
         return "-" if values.get(key) is None else f"{100 * values[key]:.1f}"
 
-    def spell_ends(key: str) -> str:
-        ends = values.get(key)
-        return spell_interval((100 * ends[0], 100 * ends[1]) if ends else None)
-
+    ends = values.get("brier_skill_interval")
     shares = f"{100 * values['right'] / answers:.1f}", spell_percent("mean_probability"), f"{values['brier']:.3f}"
-    skill = spell_percent("brier_skill"), spell_ends("brier_skill_interval")
-    ece = spell_percent("ece"), spell_ends("ece_interval"), spell_percent("ece_if_calibrated")
+    skill = spell_percent("brier_skill"), spell_interval((100 * ends[0], 100 * ends[1]) if ends else None)
+    ece = spell_percent("ece"), spell_percent("ece_if_calibrated"), spell_percent("ece_equal_mass")
     risks = f"{values['aurc']:.3f}", f"{values['excess_aurc']:.3f}"
-    return (name, f"{answers:,}", *shares, *skill, *ece, spell_percent("ece_equal_mass"), *risks)
+    return (name, f"{answers:,}", *shares, *skill, *ece, *risks)
 
 
 def _draw_charts(
@@ -123,10 +120,10 @@ def _draw_charts(
 ) -> list[Html]:
     """Reliability and risk of a probability and, for comparison, of others of the same answers."""
     wrong = 1 - values["right"] / values["answers"]
-    observed = {said: _list_points(values["bins"]), "as often as said": [(0.0, 0.0), (1.0, 1.0)]}
-    risks = {f"by {said}": _list_risks(values), "in any order": [(0.0, wrong), (1.0, wrong)]}
+    observed = {said: _list_points(values["bins"]), "as said": [(0.0, 0.0), (1.0, 1.0)]}
+    risks = {said: _list_risks(values), "any order": [(0.0, wrong), (1.0, wrong)]}
     observed |= {name: _list_points(of["bins"]) for name, of in beside.items()}
-    risks |= {f"by {name}": _list_risks(of) for name, of in beside.items()}
+    risks |= {name: _list_risks(of) for name, of in beside.items()}
     whiskers = [(b["probability"], *b["interval"]) for b in values["bins"]]
     across, up = "probability said", "share of right answers"
     drawn = {
