@@ -294,7 +294,7 @@ class Candidate(Record):
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
     better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it. `box_scores`
-    are the model's own confidences, one for each box of `answer` and on its own scale; empty where it states none.
+    are the model's own, one for each box of `answer` and on its own scale; empty where it states none.
     """
 
     raw: str
