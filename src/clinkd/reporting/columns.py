@@ -52,7 +52,7 @@ _MEANINGS = {
     "Skill, %": "by how much of it the Brier score is better than that of the best constant; 0 is worth no more",
     "ECE, %": "expected calibration error: how far probability and the share of right answers lie apart in a bin",
     "by chance": "the ECE that as many answers would show by chance if every probability were true",
-    "ECE, equal mass, %": "the same over bins with as many answers each",
+    "ECE, equal mass, %": "ECE over bins with as many answers each",
     "Brier": "the mean squared distance of probability and rightness, 0 is best",
     "AURC": "the mean share of wrong answers among the surest ones, over all shares that could be answered; 0 is best",
     "Excess AURC": "AURC less that of a model which is surest exactly where it is right",

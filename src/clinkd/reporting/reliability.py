@@ -28,7 +28,7 @@ _CONFIDENCE = (
 )
 _TOKENS = (
     "Token probability: the geometric mean of the probabilities of the answer's tokens, exp(mean log-probability). It "
-    "is no probability of the answer, and is told nowhere else.",
+    "is no probability of the answer.",
 )
 _MAIN_SCORE = "An answer is right if its main score is 100: in VG every box found and none to spare."
 _FIGURES = (
@@ -41,8 +41,8 @@ _FIGURES = (
     "above the best possible order.",
 )
 _COLUMNS = (
-    "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "by chance", "ECE, equal mass, %",
-    "AURC", "Excess AURC",
+    "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "by chance", "AURC", "Excess AURC",
+    "ECE, equal mass, %",
 )  # fmt: skip
 
 
@@ -110,9 +110,9 @@ def _tabulate(name: str, answers: int, values: Mapping[str, Any]) -> tuple[str, 
     ends = values.get("brier_skill_interval")
     shares = f"{100 * values['right'] / answers:.1f}", spell_percent("mean_probability"), f"{values['brier']:.3f}"
     skill = spell_percent("brier_skill"), spell_interval((100 * ends[0], 100 * ends[1]) if ends else None)
-    ece = spell_percent("ece"), spell_percent("ece_if_calibrated"), spell_percent("ece_equal_mass")
+    ece = spell_percent("ece"), spell_percent("ece_if_calibrated")
     risks = f"{values['aurc']:.3f}", f"{values['excess_aurc']:.3f}"
-    return (name, f"{answers:,}", *shares, *skill, *ece, *risks)
+    return (name, f"{answers:,}", *shares, *skill, *ece, *risks, spell_percent("ece_equal_mass"))
 
 
 def _draw_charts(
