@@ -14,7 +14,6 @@ from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Predic
 from clinkd.scoring.calibration import (
     BINS,
     Probabilities,
-    bootstrap_ece,
     bootstrap_skill,
     compute_brier,
     compute_ece,
@@ -96,15 +95,15 @@ def test_risk_by_coverage_is_the_share_of_errors_of_the_most_confident() -> None
     assert trace_risk(many[::-1], truth[::-1])[1] == pytest.approx(risk)  # the order of equal ones does not matter
 
 
-def test_the_interval_of_ece_is_wider_where_answers_come_in_groups() -> None:
+def test_the_interval_of_skill_is_wider_where_answers_come_in_groups() -> None:
     confidence, right = draw(2, 300)
     alone = Probabilities(confidence, right, [str(i) for i in range(300)])
     grouped = Probabilities(np.repeat(confidence[:60], 5), np.repeat(right[:60], 5), [str(i // 5) for i in range(300)])
-    low, high = bootstrap_ece(alone, EDGES, 300) or (1, 0)
-    wide = bootstrap_ece(grouped, EDGES, 300) or (1, 0)
+    low, high = bootstrap_skill(alone, 300)[1] or (1, 0)
+    wide = bootstrap_skill(grouped, 300)[1] or (1, 0)
     assert low < high and wide[1] - wide[0] > high - low
-    assert bootstrap_ece(alone, EDGES, 0) is None
-    assert bootstrap_ece(alone._replace(groups=["one"] * 300), EDGES, 300) is None
+    assert bootstrap_skill(alone, 0)[1] is None
+    assert bootstrap_skill(alone._replace(groups=["one"] * 300), 300)[1] is None
 
 
 def draw_groups(seed: int, meaning: float) -> Probabilities:

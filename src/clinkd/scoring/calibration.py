@@ -5,7 +5,7 @@ Shapes: N answers, B bins, G groups, R bootstrap replicates. Probabilities are 0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,6 @@ def describe_probabilities(answers: Probabilities, replicates: int) -> dict[str,
         "right": int(right_N.sum()),
         "mean_probability": float(probability_N.mean()),
         "ece": compute_ece(probability_N, right_N, edges),
-        "ece_interval": bootstrap_ece(answers, edges, replicates),
         "ece_if_calibrated": simulate_calibrated_ece(probability_N, edges),
         "ece_equal_mass": compute_ece(probability_N, right_N, equal_mass),
         "brier": compute_brier(probability_N, right_N),
@@ -52,21 +51,6 @@ def describe_probabilities(answers: Probabilities, replicates: int) -> dict[str,
         "aurc": float(risk_N.mean()),
         "excess_aurc": float(risk_N.mean()) - least_aurc,
     }
-
-
-def _bootstrap(
-    answers: Probabilities, sums_N: Counts, figure: Callable[[Counts], Counts], replicates: int
-) -> tuple[float, float] | None:
-    """The 95 % percentile interval of a figure of sums over groups; [N, ...] what each answer adds. None with fewer
-    than two groups or replicates, or where a replicate has no such figure."""
-    names, codes_N = np.unique(np.array(answers.groups), return_inverse=True)
-    if replicates < 2 or len(names) < 2:
-        return None
-    sums_G = np.zeros((len(names), *sums_N.shape[1:]))
-    np.add.at(sums_G, codes_N, sums_N)
-    weights_RG = draw_group_weights(np.random.default_rng([2, len(names)]), len(names), replicates)
-    low, high = np.percentile(replicate(figure, sums_G, weights_RG), [2.5, 97.5]).tolist()
-    return (low, high) if np.isfinite(low + high) else None
 
 
 # ---- the Brier score ------------------------------------------------------------------------------------------------
@@ -87,11 +71,18 @@ def _compute_skill(sums: Counts) -> Counts:
 
 def bootstrap_skill(answers: Probabilities, replicates: int) -> tuple[float | None, tuple[float, float] | None]:
     """By how much of it the Brier score is better than that of the best constant, the share of right ones of these
-    same answers (1 is best, 0 worth no more than the constant); and its 95 % interval over groups."""
-    probability_N, right_N, _ = answers
-    sums_N = np.stack([(probability_N - right_N) ** 2, right_N, np.ones(len(right_N))], axis=1)
-    skill = float(_compute_skill(sums_N.sum(0)))
-    return None if np.isnan(skill) else skill, _bootstrap(answers, sums_N, _compute_skill, replicates)
+    same answers: 1 is best, 0 worth no more than the constant. And its 95 % percentile interval over groups; None with
+    fewer than two groups or replicates, or where a replicate has no skill."""
+    probability_N, right_N, groups = answers
+    sums_N3 = np.stack([(probability_N - right_N) ** 2, right_N, np.ones(len(right_N))], axis=1)
+    names, codes_N = np.unique(np.array(groups), return_inverse=True)
+    sums_G3: Counts = np.stack([np.bincount(codes_N, added) for added in sums_N3.T], axis=1).astype(float)
+    skill = float(_compute_skill(sums_G3.sum(0)))
+    ends = (np.nan, np.nan)
+    if replicates >= 2 and len(names) >= 2:
+        weights_RG = draw_group_weights(np.random.default_rng([2, len(names)]), len(names), replicates)
+        ends = tuple(np.percentile(replicate(_compute_skill, sums_G3, weights_RG), [2.5, 97.5]).tolist())
+    return None if np.isnan(skill) else skill, ends if np.isfinite(ends).all() else None
 
 
 # ---- reliability ----------------------------------------------------------------------------------------------------
@@ -126,14 +117,6 @@ def compute_ece(probability_N: Counts, right_N: NDArray[np.bool_], edges: Counts
     """The expected calibration error, 0..1: the distance of mean probability and accuracy in a bin, weighted by its
     answers (Guo et al. 2017, equation 3). Chance alone raises it where bins hold few answers."""
     return float(_compute_gap(sum_by_bin(probability_N, right_N, edges)))
-
-
-def bootstrap_ece(answers: Probabilities, edges: Counts, replicates: int) -> tuple[float, float] | None:
-    """The 95 % interval of ECE over groups, as `_bootstrap` gives it. It keeps the upward bias of ECE."""
-    probability_N, right_N, _ = answers
-    places_N = np.eye(len(edges) - 1)[_place(probability_N, edges)]  # [N, B] 1 in the bin of the answer
-    parts_N3 = np.stack([np.ones(len(right_N)), probability_N, right_N], axis=1)
-    return _bootstrap(answers, parts_N3[:, :, None] * places_N[:, None, :], _compute_gap, replicates)
 
 
 def simulate_calibrated_ece(probability_N: Counts, edges: Counts) -> float:
