@@ -4,8 +4,9 @@
     python -m benchmarks.confidence RUN RUN ... --halves   rivals: fitted to one half of the test patients, judged on
                                                            the other, and the other way round, twice
 
-A RUN is a folder under runs/, which is only read. Skill: by how much of the Brier score of the share of right answers a
-confidence is better, with a 95 % interval over patients; ECE: of ten bins of as many answers.
+A RUN is a folder under runs/, which is only read. Skill is that of the report (`scoring.calibration`); ECE is of ten
+bins of as many answers, and beside it what chance gives if every probability is true. With rivals stands, less what is
+shipped, their Brier score and ECE on all answers, each with a 95 % interval over patients.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoTokenizer
 
 from clinkd.inference import rerank
-from clinkd.inference.confidence import ConfidenceRow, describe_answer, fit_confidence, name_kind
+from clinkd.inference.confidence import FOLDS, ConfidenceRow, describe_answer, fit_confidence
 from clinkd.inference.self_consistency import self_consistency
 from clinkd.language.agreement import is_wrong
 from clinkd.pipeline.graph import stage_record
@@ -34,8 +36,16 @@ from clinkd.pipeline.models import make_scorer
 from clinkd.pipeline.prepared import read_data, read_predictions, read_split
 from clinkd.pipeline.runs import open_run
 from clinkd.pipeline.steps import ANSWER_FILES
-from clinkd.records import Split
-from clinkd.scoring.calibration import compute_ece, find_equal_mass_edges
+from clinkd.records import Split, name_kind
+from clinkd.scoring.bootstrap import draw_group_weights, replicate
+from clinkd.scoring.calibration import (
+    DRAWN,
+    Probabilities,
+    describe_probabilities,
+    find_equal_mass_edges,
+    simulate_calibrated_ece,
+    sum_by_bin,
+)
 
 Rows = list[ConfidenceRow]
 Method = Callable[[Rows, Rows], list[float | None]]
@@ -88,20 +98,76 @@ def shipped(known: Rows, asked: Rows) -> list[float | None]:
     return [fitted.estimate(r.features) for r in asked]
 
 
-def logistic(*columns: int) -> Method:
+def token_probability(known: Rows, asked: Rows) -> list[float | None]:
+    return [float(np.exp(r.features[1])) for r in asked]
+
+
+ALL = (0, 1, 2, 3, 4)
+
+
+def logistic(*columns: int, strength: float = 1.0) -> Method:
+    """A ridge on some of the features; scikit-learn's default `strength` is 1, and less is a stronger ridge."""
+
     def estimate(known: Rows, asked: Rows) -> list[float | None]:
         if len({r.right for r in known}) == 1:
             return share(known, asked)
         known_NF, asked_NF = (np.array([r.features for r in rows])[:, columns] for rows in (known, asked))
-        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(known_NF, [r.right for r in known])
+        model = make_ridge(strength).fit(known_NF, [r.right for r in known])
         return list(model.predict_proba(asked_NF)[:, 1])
 
     return estimate
 
 
+def make_ridge(strength: float = 1.0) -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength))
+
+
+def recalibrate(kind: str) -> Method:
+    """The ridge on all features, whose probabilities of patients left out are mapped to what is right: by isotonic
+    steps (Zadrozny and Elkan 2002), by a beta curve (Kull et al. 2017), or by Platt's line."""
+
+    def estimate(known: Rows, asked: Rows) -> list[float | None]:
+        right, groups = [r.right for r in known], [r.group for r in known]
+        if min(sum(right), len(right) - sum(right), len(set(groups))) < FOLDS:
+            return share(known, asked)
+        features = [r.features for r in known]
+        left_out = cross_val_predict(make_ridge(), features, right, groups=groups, cv=GroupKFold(FOLDS),
+                                     method="predict_proba")[:, 1]  # fmt: skip
+        said = make_ridge().fit(features, right).predict_proba([r.features for r in asked])[:, 1]
+        if kind == "isotonic":
+            least = 1 / (len(known) + 2)
+            steps = IsotonicRegression(out_of_bounds="clip", y_min=least, y_max=1 - least).fit(left_out, right)
+            return list(steps.predict(said))
+        known_NF, asked_NF = (_spell_logs(p, kind) for p in (left_out, said))
+        return list(LogisticRegression().fit(known_NF, right).predict_proba(asked_NF)[:, 1])
+
+    return estimate
+
+
+def _spell_logs(p_N: Any, kind: str) -> Any:
+    p_N = np.clip(p_N, 1e-4, 1 - 1e-4)
+    logs = np.log(p_N), -np.log(1 - p_N)
+    return np.stack(logs if kind == "beta" else [sum(logs)], axis=1)
+
+
+def cross_fitted(known: Rows, asked: Rows) -> list[float | None]:
+    """The mean of the fits to four fifths of the patients each."""
+    right, groups = [r.right for r in known], [r.group for r in known]
+    features = np.array([r.features for r in known])
+    parts = [p for p, _ in GroupKFold(min(FOLDS, len(set(groups)))).split(features, right, groups)]
+    if any(len({right[n] for n in part}) == 1 for part in parts):
+        return share(known, asked)
+    fits = [make_ridge().fit(features[part], [right[n] for n in part]) for part in parts]
+    return list(np.mean([f.predict_proba([r.features for r in asked])[:, 1] for f in fits], axis=0))
+
+
+SHIPPED = "and score"  # what is shipped where it is told, told here everywhere
 METHODS: dict[str, Method] = {
-    "share": share, "support": support, "isotonic": isotonic, "Platt": logistic(0), "and logprob": logistic(0, 1),
-    "and lead": logistic(0, 1, 2), "and length": logistic(0, 1, 2, 3), "and score": logistic(0, 1, 2, 3, 4),
+    "share": share, "support": support, "token probability": token_probability, "isotonic": isotonic,
+    "Platt": logistic(0), "and logprob": logistic(0, 1), "and lead": logistic(0, 1, 2),
+    "and length": logistic(0, 1, 2, 3), SHIPPED: logistic(*ALL), "ridge of a tenth": logistic(*ALL, strength=0.1),
+    "ridge of a hundredth": logistic(*ALL, strength=0.01), "then isotonic": recalibrate("isotonic"),
+    "then beta": recalibrate("beta"), "then Platt": recalibrate("Platt"), "cross-fitted": cross_fitted,
     "as shipped": shipped,
 }  # fmt: skip
 
@@ -119,22 +185,47 @@ def halve(rows: Rows) -> list[tuple[Rows, Rows]]:
     return pairs
 
 
-def judge(told: Sequence[float | None], shares: Sequence[Any], rows: Rows) -> tuple[Row, str] | None:
-    """The Brier score of what was told beside that of the share on the same answers, and what else is to be said."""
-    known = [(p, base, r.right, r.group) for p, base, r in zip(told, shares, rows, strict=True) if p is not None]
+def judge(told: Sequence[float | None], shipped: Sequence[Any], rows: Rows) -> tuple[Row, str] | None:
+    """The figures of what was told, and where it is told of all answers how far from those of what is shipped."""
+    known = [(p, q, r) for p, q, r in zip(told, shipped, rows, strict=True) if p is not None]
     if not known:
         return None
-    p_N, base_N, right_N = np.array([k[:3] for k in known], float).T
-    _, group_N = np.unique([k[3] for k in known], return_inverse=True)
-    gain_G = np.bincount(group_N, (base_N - right_N) ** 2 - (p_N - right_N) ** 2)
-    loss_G = np.bincount(group_N, (base_N - right_N) ** 2)
-    weights_RG = np.random.default_rng(0).multinomial(len(loss_G), np.full(len(loss_G), 1 / len(loss_G)), 1000)
-    low, high = np.percentile(100 * (weights_RG @ gain_G) / (weights_RG @ loss_G), [2.5, 97.5])
-    brier, log = float(np.mean((p_N - right_N) ** 2)), -np.mean(np.log(np.where(right_N > 0, p_N, 1 - p_N)))
-    ece = compute_ece(p_N, right_N > 0, find_equal_mass_edges(p_N, 10))
-    gain = f"skill {100 * gain_G.sum() / loss_G.sum():.1f} % [{low:.1f}, {high:.1f}]"
-    row = Row(f"told {len(known)} of {len(rows)}", brier, float(np.mean((base_N - right_N) ** 2)), "share", "Brier")
-    return row, f"{gain}, log score {log:.3f}, ECE {ece:.3f}"
+    p_N, right_N = np.array([p for p, *_ in known]), np.array([r.right for *_, r in known])
+    groups = [r.group for *_, r in known]
+    found = describe_probabilities(Probabilities(p_N, right_N, groups), 1000)
+    edges, rate = find_equal_mass_edges(p_N, DRAWN), right_N.mean()
+    skill = 100 * (found["brier_skill"] or 0)
+    low, high = (100 * end for end in found["brier_skill_interval"] or (np.nan, np.nan))
+    ece, chance = measure_ece(sum_by_bin(p_N, right_N, edges)), simulate_calibrated_ece(p_N, edges)
+    more = f"skill {skill:.1f} % [{low:.1f}, {high:.1f}], ECE {ece:.3f}, by chance {chance:.3f}"
+    row = Row(f"told {len(known)} of {len(rows)}", found["brier"], float(rate * (1 - rate)), "best constant", "Brier")
+    if len(known) == len(rows) and told != shipped:
+        more += compare(p_N, np.array([q for _, q, _ in known]), right_N, groups)
+    return row, more
+
+
+def measure_ece(sums: Any) -> Any:
+    """[..., 3, B] sums by bin, some bins perhaps empty."""
+    return np.abs(sums[..., 1, :] - sums[..., 2, :]).sum(-1) / sums[..., 0, :].sum(-1)
+
+
+def compare(p_N: Any, shipped_N: Any, right_N: Any, groups: Sequence[str]) -> str:
+    """Brier score and ECE less those of what is shipped."""
+    _, codes_N = np.unique(groups, return_inverse=True)
+    number = int(codes_N.max()) + 1
+    weights_RG = draw_group_weights(np.random.default_rng(0), number, 1000)
+    briers, eces = [], []
+    for said_N in (p_N, shipped_N):
+        edges = find_equal_mass_edges(said_N, DRAWN)
+        sums_G = np.array([sum_by_bin(said_N[codes_N == g], right_N[codes_N == g], edges) for g in range(number)])
+        loss_G = np.bincount(codes_N, (said_N - right_N) ** 2) / len(said_N)
+        briers.append((loss_G.sum(), (weights_RG @ loss_G) * len(said_N) / (weights_RG @ sums_G[:, 0].sum(-1))))
+        eces.append((measure_ece(sums_G.sum(0)), replicate(measure_ece, sums_G, weights_RG)))
+    return "".join(
+        f", {name} {1000 * (ours - theirs):+.1f} "
+        + "[{:+.1f}, {:+.1f}]".format(*(1000 * np.percentile(ours_R - theirs_R, [2.5, 97.5])))
+        for name, ((ours, ours_R), (theirs, theirs_R)) in (("Brier x1000", briers), ("ECE x1000", eces))
+    )
 
 
 def main() -> None:
@@ -156,7 +247,7 @@ def main() -> None:
         rows = [r for _, asked in of_kind for r in asked]
         told = {name: [p for pair in of_kind for p in method(*pair)] for name, method in METHODS.items()}
         for name in METHODS:
-            if judged := judge(told[name], told["share"], rows):
+            if judged := judge(told[name], told[SHIPPED], rows):
                 row, more = judged
                 shown.append(replace(row, what=f"{kind}, {name}: {row.what}, {more}"))
     show(shown, args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Table, Task, Turn
 from clinkd.reporting.figures import draw_figures, rename_classes
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.scoring.plotted import NONE, OTHER, SEVERAL, describe_figures
+from clinkd.scoring.plotted import NO_CONFIDENCE, NONE, OTHER, SEVERAL, describe_confidence, describe_figures
 
 CLASSES = tuple(f"organ{letter}" for letter in "abcdefghijklmn")  # 14 of them
 
@@ -76,8 +77,12 @@ def test_a_page_of_foreign_answers_holds_all_of_them_under_its_own_title(tmp_pat
     # of so few answers there are reasons in the place of figures
     figures = json.loads((tmp_path / "out" / "table.json").read_text())["figures"]
     assert figures["boxes"]["why"] == "6 truth boxes are too few, 20 are wanted" and figures["boxes"]["why"] in shown
-    assert figures["calibration"] == {"VG": {"why": "the answers bring no probabilities"}}
-    assert "not computed: the answers bring no probabilities" in shown and "how well boxes overlap" not in shown
+    assert figures["token_probability"] == {"VG": {"why": "the answers bring no probabilities"}}
+    assert figures["confidence"]["VG"] == {"answers": 0, "of": 4, "why": NO_CONFIDENCE}
+    assert "Token probability of VG is not drawn: the answers bring no probabilities" in shown
+    assert (
+        f"Confidence of VG, MIA or QA is not drawn: {NO_CONFIDENCE}" in shown and "how well boxes overlap" not in shown
+    )
 
 
 def test_pictures_are_found_by_their_names_and_those_that_are_missing_are_told(tmp_path: Path) -> None:
@@ -184,6 +189,7 @@ def test_names_are_counted_by_truth_and_by_what_was_named(described: dict[str, A
 
 def test_every_figure_is_drawn_with_a_title_and_a_sentence_and_can_be_read_aloud(described: dict[str, Any]) -> None:
     html = "".join(draw_figures(described))
+    assert "by an older version, which did not look at their confidence" in html
     titles = re.findall("<figcaption>(.*?)</figcaption>", html)
     assert titles == [
         "VG: how well boxes overlap", "VG: recall by the least IoU of a found box",
@@ -195,6 +201,31 @@ def test_every_figure_is_drawn_with_a_title_and_a_sentence_and_can_be_read_aloud
     assert "ROC: truth (rows) by what was named (columns)" in html and "style=" not in html and "nan" not in html
     [observed, calibrated] = re.findall('<polyline class="curve c[01]" points="([^"]*)"', html)[2:4]
     assert calibrated == "52.0,224.0 482.0,34.0" and len(observed.split()) == html.count('class="whisker"') // 2
+
+
+def test_the_confidence_that_is_told_is_drawn_beside_the_token_probability_and_the_constant(
+    described: dict[str, Any],
+) -> None:
+    samples, answers, _ = draw_answers()
+    told = [
+        replace(p, confidence=0.3 + n / 200 if n % 11 else None) if p.answer.answer.boxes else p
+        for n, p in enumerate(answers)
+    ]
+    why = {"VG": "a fold told none", "MIA or QA": "9 answers are too few"}
+    confidence = describe_confidence(samples, told, Lexicon(CLASSES), why, 20)
+    html = "".join(draw_figures({**described, "confidence": confidence}))
+    before, after = html.split("<summary>Token probability by task</summary>")
+    titles = re.findall("<figcaption>(.*?)</figcaption>", before)
+    assert titles[-2:] == ["VG: reliability diagram", "VG: risk by coverage"]
+    last = before[before.index("VG: reliability diagram") :]
+    for name in ("confidence", "as said", "token probability", "any order"):
+        assert f">{name}</text>" in last, name
+    assert len(re.findall('<polyline class="curve c2"', last)) == 2 and "ROC: reliability diagram" in after
+    rows = re.findall('<th scope="row"[^>]*>([^<]*)</th><td>([^<]*)</td>', before)[-2:]
+    known = confidence["VG"]
+    assert rows == [("VG", str(known["answers"])), ("token probability", str(known["answers"]))]
+    assert f"{known['of'] - known['answers']} of {known['of']} answers have none: a fold told none." in before
+    assert "Confidence of MIA or QA is not drawn: 9 answers are too few." in before
 
 
 def test_names_of_classes_can_be_hidden(described: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
-from clinkd.inference.confidence import FittedConfidence
+from clinkd.inference.confidence import OLDER, FittedConfidence, find_confidence, read_fits
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import plan
 from clinkd.pipeline import steps as work
@@ -104,14 +105,47 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
     stage = StageContext(tmp_path / "select", inputs, 0, recorded.__setitem__)
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     assert recorded["reordered_tasks"] == ["VG"] and "disagreement" not in recorded  # answers of an older version
+    assert recorded["no_confidence"] == {"VG": OLDER, "MIA or QA": OLDER}
     found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
     assert [p.chosen for p in found] == [1, 0]
     assert all(set(c.scores) == {"agreement", "random"} for p in found for c in p.candidates)
     supports = {"vg": [0.9, 0.5, 0.9], "mia": [0.5, 0.9, 0.9]}
     lines = ({"id": key, "supports": values} for key, values in supports.items())
-    write_lines(inputs["answer"] / work.SUPPORTS, lines)
+    write_lines(inputs["answer"] / work.SUPPORTS["validation"], lines)
     work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     one = {"differing": 1, "differing_wrong": 0, "agreeing": 0, "agreeing_wrong": 0}
     assert recorded["disagreement"] == {"VG": one, "MIA": one}  # as chosen: the second of VG, the first of MIA
     fits = {"VG": FittedConfidence(1, 1), "MIA or QA": FittedConfidence(1, 1)}
     assert recorded["confidence"] == {kind: fit._asdict() for kind, fit in fits.items()}  # too few to tell
+    assert recorded["no_confidence"] == {kind: fit.explain_absence() for kind, fit in fits.items()}
+
+
+def test_test_answers_carry_the_confidence_that_is_told_of_them(tmp_path: Path) -> None:
+    config = override(RunConfig(), ["select.scorer=first"])
+    inputs = {name: tmp_path / name for name in ("prepare", "answer")}
+    for folder in (*inputs.values(), tmp_path / "select"):
+        folder.mkdir()
+    write_json(inputs["prepare"] / "data.json", {"root": "", "lexicon": Lexicon(("kidney",)).to_json()})
+    draw, of_test = random.Random(0), {}
+    for split, name in (("validation", "validation.jsonl"), ("test", "predictions.jsonl")):
+        supports = {f"{split}{n}": draw.random() for n in range(80)}  # what is supported is right, mostly
+        right = {key: draw.random() < support for key, support in supports.items()}
+        answers = [said(key, box_at(0.1 if right[key] else 0.7)) for key in supports]
+        write_lines(inputs["prepare"] / f"{split}.jsonl", (replace(sample(k), split=split).to_json() for k in supports))
+        write_lines(inputs["answer"] / name, (p.to_json() for p in answers))
+        of_test = {p.id: (p, supports[p.id]) for p in answers}
+        lines = ({"id": key, "supports": [support]} for key, support in supports.items())
+        write_lines(inputs["answer"] / work.SUPPORTS[split], lines)
+    recorded: dict[str, Any] = {}
+    stage = StageContext(tmp_path / "select", inputs, 0, recorded.__setitem__)
+    work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
+    found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
+    fits = read_fits(recorded["confidence"])
+    assert fits["VG"].weights and recorded["no_confidence"] == {}
+    for p in found:  # as `clinkd ask` tells it
+        assert 0 < (p.confidence or 0) < 1
+        assert p.confidence == find_confidence(fits, BoxedText("Where?"), *of_test[p.id], "first")
+    (inputs["answer"] / work.SUPPORTS["test"]).unlink()  # answers of an older version
+    work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
+    found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
+    assert {p.confidence for p in found} == {None} and recorded["no_confidence"] == {"VG": OLDER}

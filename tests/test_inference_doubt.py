@@ -12,12 +12,15 @@ import pytest
 
 from clinkd.inference.confidence import (
     FEATURES,
+    OLDER,
     ConfidenceRow,
     FittedConfidence,
     describe_answer,
+    explain_absences,
     find_confidence,
     fit_confidence,
     fit_confidences,
+    read_fits,
 )
 from clinkd.inference.disagreement import Disagreement, count_disagreement, explain_disagreement
 from clinkd.inference.self_consistency import measure_supports, self_consistency
@@ -197,13 +200,40 @@ def test_confidence_is_what_scikit_learn_foretells_and_outlives_the_record():
     expected = oracle.predict_proba([r.features for r in asked])[:, 1].clip(1 / 122, 121 / 122)
     fitted = fit_confidence(rows)
     assert fitted.skill is not None and fitted.skill > 0.1 and tuple(fitted.weights) == (*FEATURES, "constant")
-    recorded = json.loads(json.dumps({"VG": fitted._asdict()}))
-    found = [find_confidence(recorded, "VG", r.features) for r in asked]
-    assert found == pytest.approx(expected, abs=1e-3)
+    fits = read_fits(json.loads(json.dumps({"VG": fitted._asdict()})))
+    assert [fits["VG"].estimate(r.features) for r in asked] == pytest.approx(expected, abs=1e-3)
     for far, most in ((1e6, 121 / 122), (-1e6, 1 / 122)):  # never surer than so many answers allow
-        assert find_confidence(recorded, "VG", (far, 0, 0, 0, 0)) == pytest.approx(most, abs=1e-4)
-    assert find_confidence(recorded, "MIA or QA", asked[0].features) is None
-    assert find_confidence(recorded, "VG", None) is None and find_confidence({}, "VG", asked[0].features) is None
+        assert fits["VG"].estimate((far, 0, 0, 0, 0)) == pytest.approx(most, abs=1e-4)
+    where, boxed = BoxedText("Where?"), candidate(BOX_MARK, 0.6, Box(0.1, 0.1, 0.5, 0.5))
+    answer, features = Prediction("a", (boxed,)), describe_answer(Prediction("a", (boxed,)), 0.9, "")
+    assert features and find_confidence(fits, where, answer, 0.9, "") == fits["VG"].estimate(features)
+    assert find_confidence({}, where, answer, 0.9, "") is None
+    assert find_confidence(fits, where, Prediction("a", (candidate("the liver", 0.6),)), 0.9, "") is None  # MIA or QA
+    assert find_confidence(fits, where, Prediction("a", (replace(boxed, logprob=None),)), 0.9, "") is None
+
+
+def test_why_an_answer_has_no_confidence_is_said_by_kind():
+    turns = {Task.VG: BOX_MARK, Task.MIA: "the liver"}
+    asked = {
+        t: Sample(t, (ImageRef("a.png"),), Modality.CT, (Turn(t, BoxedText("?"), BoxedText("x")),), "a") for t in turns
+    }
+    answers = [
+        Prediction(Task.VG, (candidate(BOX_MARK, 0.5, Box(0.1, 0.1, 0.5, 0.5)),)),
+        Prediction(Task.MIA, (candidate("the liver", 0.5),)),
+    ]
+    fits = {"VG": FittedConfidence(30, 25), "MIA or QA": FittedConfidence(60, 40, 0.01)}
+    found = explain_absences(asked, answers, fits)
+    assert found["VG"].startswith("of 30 validation answers 25 are right, and at least 10 right ones, 10 wrong ones")
+    assert found["MIA or QA"].startswith("of 60 validation answers 40 are right, and no fit is seen to foretell more")
+    assert explain_absences(asked, answers, {"VG": fits["VG"]})["MIA or QA"] == "no validation answer is of this kind"
+    assert explain_absences(asked, answers, {}) == {"VG": OLDER, "MIA or QA": OLDER}
+    assert (
+        explain_absences(asked, answers, {**fits, "VG": FittedConfidence(30, 15, 0.3, {"constant": 1})})["VG"] == OLDER
+    )
+    told = [replace(a, confidence=0.9) for a in answers]
+    assert explain_absences(asked, told, fits) == {}
+    assert [Prediction.from_json(a.to_json()) for a in (*answers, *told)] == [*answers, *told]
+    assert "confidence" not in answers[0].to_json()
 
 
 def test_no_confidence_where_nothing_foretells_what_is_right():

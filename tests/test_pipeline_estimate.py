@@ -195,13 +195,12 @@ def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
     samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
     for split in ("validation", "test"):
         write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
-    (tmp_path / steps.SUPPORTS).write_text('{"id": "of the few alone", "supports": [1.0]}\n')
+    (tmp_path / steps.SUPPORTS["validation"]).write_text('{"id": "of the few alone", "supports": [1.0]}\n')
     trial.write_truths(tmp_path, tmp_path, steps.ANSWER_FILES, 3)
-    supports = {r["id"]: len(r["supports"]) for r in JsonLines(tmp_path / steps.SUPPORTS).read()}
-    validation = [Prediction.from_json(r) for r in JsonLines(tmp_path / steps.ANSWER_FILES["validation"]).read()]
-    assert supports == {p.id: len(p.candidates) for p in validation}  # the stage `select` looks them up
-    for name in steps.ANSWER_FILES.values():
+    for split, name in steps.ANSWER_FILES.items():
         said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
+        supports = {r["id"]: len(r["supports"]) for r in JsonLines(tmp_path / steps.SUPPORTS[split]).read()}
+        assert supports == {p.id: len(p.candidates) for p in said}  # the stage `select` looks them up
         assert [p.id for p in said] == [s.id for s in samples]
         assert all(p.answer.answer == s.answer for p, s in zip(said, samples, strict=True))
         assert all(1 <= len(p.candidates) == len({c.answer for c in p.candidates}) <= 3 for p in said)

@@ -20,7 +20,15 @@ from clinkd.config import RunConfig
 from clinkd.experiments import small
 from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext
-from clinkd.pipeline.prepared import BASELINES, LIKELIHOODS, PREDICTIONS, read_predictions, read_scores, read_split
+from clinkd.pipeline.prepared import (
+    BASELINES,
+    LIKELIHOODS,
+    NO_CONFIDENCE,
+    PREDICTIONS,
+    read_predictions,
+    read_scores,
+    read_split,
+)
 from clinkd.pipeline.runs import Run, find_finished_run, find_run
 from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.reporting.ablation import FinishedRun
@@ -84,6 +92,7 @@ def trained() -> Iterator[list[str]]:
     def select(work: steps.StageInputs, config: object) -> None:
         write(work, answer(work.samples("test"), lambda s: s.images[0].path[-5] in "13579", work.folder.name))
         work.record("reordered_tasks", [])
+        work.record(NO_CONFIDENCE, {"VG": "too few answers"})
 
     def likelihood(work: steps.StageInputs, batch: int, previous: str) -> None:
         lines = (describe_truth(s, {"box": -4.0}, {"box": 2}) for s in work.samples("test") if s.task is Task.VG)
@@ -173,7 +182,9 @@ def test_answers_of_all_folds_are_pooled_and_scored_once(finished):
     assert pooled.wall_seconds()["base"] == pytest.approx(sum(fold.wall_seconds()["base"] for fold in folds))
     told = {"mean": -2.0, "questions": 2 * PATIENTS, "tokens": 4 * PATIENTS}
     assert scores["log_likelihood"] == {"VG": {"box": told}}
-    assert "Cross-validation of 3 folds" in pooled.report().read_text()
+    page = pooled.report().read_text()
+    reasons = "; ".join(f"in fold {n}, too few answers" for n in range(1, FOLDS + 1))
+    assert "Cross-validation of 3 folds" in page and f"Confidence of VG is not drawn: {reasons}." in page
 
 
 def test_a_second_run_finds_all_done(study, finished, trained, capsys):

@@ -107,7 +107,7 @@ def test_two_processes_do_the_same_run(done, tmp_path):
             torch.testing.assert_close(here[name], tensor, rtol=0, atol=1e-3, msg=f"{stage}: {name}")
     here, there = (sorted((runs / "demo" / "stages" / "answer").glob("*.jsonl")) for runs in (tmp_path, done.runs))
     assert [p.name for p in here] == [p.name for p in there] == [
-        "predictions.jsonl", "validation-supports.jsonl", "validation.jsonl",
+        "predictions.jsonl", "test-supports.jsonl", "validation-supports.jsonl", "validation.jsonl",
     ]  # fmt: skip
     for mine, theirs in zip(here, there, strict=True):
         asked = [sorted(json.loads(line)["id"] for line in p.read_text().splitlines()) for p in (mine, theirs)]

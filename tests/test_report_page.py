@@ -99,6 +99,15 @@ def scores_of(answered: Sequence[AnsweredSample]) -> list[Score]:
     return found + [Score("constant", t, HEAD[t], m, 20.0, n) for (t, m), n in counts.items()]
 
 
+# of the token probability, as 0.1.0 wrote it before it had a name of its own
+OLD_CALIBRATION = {
+    "answers": 40, "of": 40, "right": 30, "mean_confidence": 0.8, "ece": 0.05, "ece_interval": None,
+    "ece_if_calibrated": 0.03, "ece_equal_mass": 0.04, "brier": 0.17, "aurc": 0.2, "excess_aurc": 0.1,
+    "bins": [{"low": 0.7, "high": 0.8, "answers": 40, "confidence": 0.8, "accuracy": 0.75, "interval": [0.6, 0.9]}],
+    "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.25]},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[AnsweredSample]]:
     root = tmp_path_factory.mktemp("page")
@@ -422,7 +431,8 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     write_lines(scored / "scores.jsonl", (s.to_json() for s in found))
     write_lines(scored / "answers.jsonl", ({"id": s.id, "right": True, "figures": {"Recall": 1.0}} for s in samples))
     named = {"rows": [CANARY], "columns": [CANARY, "another class", "no class", "several classes"]}
-    write_json(scored / "table.json", {"figures": {"names": {**named, "classes": 1, "counts": [[9, 0, 1, 0]]}}})
+    figures = {"names": {**named, "classes": 1, "counts": [[9, 0, 1, 0]]}, "calibration": {"VG": OLD_CALIBRATION}}
+    write_json(scored / "table.json", {"figures": figures})
     (scored / "report.html").write_text("<title>ClinKD run: old</title>")
     return runs, config
 
@@ -489,6 +499,17 @@ def test_a_page_goes_nowhere_over_a_file_of_others(finished, tmp_path, capsys):
     assert main([*words, str(out)]) == 2 and out.read_text() == "mine"
     assert "not of this command" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "new.html")]) == 0 == main([*words, str(tmp_path / "new.html")])
+
+
+def test_figures_of_an_older_version_are_drawn_under_their_name_of_today(finished, tmp_path):
+    runs, _ = finished
+    page = tmp_path / "page.html"
+    assert main(["report", "--runs", str(runs), "--out", str(page)]) == 0
+    html = page.read_text()
+    assert "Token probability</caption>" in html and "VG: reliability diagram" in html
+    assert (
+        "by an older version, which did not look at their confidence" in html and "a tenth of the answers" not in html
+    )
 
 
 def test_a_run_that_was_scored_by_an_older_version_is_told_so(finished, capsys):

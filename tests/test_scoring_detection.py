@@ -177,7 +177,7 @@ def test_the_case_of_coco_results(shared: Path) -> None:
 def test_without_a_confidence_nothing_is_ranked(tmp_path: Path) -> None:
     truth, results = make_coco(np.random.default_rng(6))
     detection = detect(tmp_path, truth, [{k: v for k, v in r.items() if k != "score"} for r in results])
-    assert detection.why == f"{len(results):,} of {len(results):,} boxes have no confidence"
+    assert detection.why == f"{len(results):,} of {len(results):,} boxes have no score"
     assert detection.to_json()["AP50"] is None and detection.to_json()["FROC"] is None and detection.tables() == []
     asked = [sample(1, NEAR), sample(2, FAR)]
     bare = Prediction(asked[1].id, (Candidate("", boxed((FAR,))),))

@@ -216,6 +216,16 @@ class ImageRef(Record):
         return values
 
 
+def list_possible_tasks(question: BoxedText, answer: BoxedText) -> tuple[Task, ...]:
+    """The tasks that a free question with this answer may belong to."""
+    return (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
+
+
+def name_kind(question: BoxedText, answer: BoxedText) -> str:
+    """A kind of question: all that is known of the task of a free one. The key of what is fitted to it."""
+    return " or ".join(list_possible_tasks(question, answer))
+
+
 @dataclass(frozen=True, slots=True)
 class Turn(Record):
     """One question and its true answer. `task` decides how the answer is scored.
@@ -284,7 +294,7 @@ class Candidate(Record):
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
     better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it. `box_scores`
-    are the model's own confidences, one for each box of `answer` and on its own scale; empty where it states none.
+    are the model's own, one for each box of `answer` and on its own scale; empty where it states none.
     """
 
     raw: str
@@ -311,13 +321,15 @@ class Prediction(Record):
     candidates: tuple[Candidate, ...]
     chosen: int = 0
     by: str = ""  # who answered: a checkpoint's identity, a file, an image-blind baseline
+    confidence: Number | None = None  # the fitted probability that the answer is right; None where none is told
 
     @property
     def answer(self) -> Candidate:
         return self.candidates[self.chosen]
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "chosen": self.chosen, "by": self.by, "candidates": _plain(self.candidates)}
+        told = {} if self.confidence is None else {"confidence": self.confidence}
+        return {"id": self.id, "chosen": self.chosen, "by": self.by, **told, "candidates": _plain(self.candidates)}
 
 
 @dataclass(frozen=True, slots=True)

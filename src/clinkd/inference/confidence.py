@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clinkd.inference.disagreement import list_possible_tasks
 from clinkd.language.agreement import is_wrong
-from clinkd.records import BoxedText, Prediction, Sample
+from clinkd.records import BoxedText, Prediction, Sample, name_kind
 
 FEATURES = ("logit of support", "logprob", "lead over the next", "log of length", "score")
 LEAST_EACH = 10  # right answers, wrong ones, and patients
 FOLDS = 5  # of patients, in which a fit is tried
 STANDARD_ERRORS = 2  # by which it must be better than the share of right answers
+OLDER = "the answers are of an older version, which did not keep how far their candidates agree"
 
 
 class FittedConfidence(NamedTuple):
@@ -38,6 +38,16 @@ class FittedConfidence(NamedTuple):
         logit = math.fsum(w * v for w, v in zip(self.weights.values(), (*features, 1.0), strict=True))
         least = 1 / (self.answers + 2)
         return round(min(max(1 / (1 + math.exp(-max(logit, -50.0))), least), 1 - least), 4)
+
+    def explain_absence(self) -> str:
+        """Why an answer to such a question has no confidence."""
+        counted = f"of {self.answers} validation answers {self.right} are right"
+        if self.skill is None:
+            least = f"{LEAST_EACH} right ones, {LEAST_EACH} wrong ones and {LEAST_EACH} patients"
+            return f"{counted}, and at least {least} are wanted"
+        if not self.weights:
+            return f"{counted}, and no fit is seen to foretell more of patients left out than this share does"
+        return OLDER
 
 
 def describe_answer(prediction: Prediction, support: float, scorer: str) -> tuple[float, ...] | None:
@@ -75,14 +85,27 @@ def fit_confidences(
     return {kind: fit_confidence(of_kind) for kind, of_kind in rows.items()}
 
 
-def name_kind(question: BoxedText, answer: BoxedText) -> str:
-    """A kind of question: all that is known of the task of a free one. The key of its fit."""
-    return " or ".join(list_possible_tasks(question, answer))
+def find_confidence(
+    fits: Mapping[str, FittedConfidence], question: BoxedText, prediction: Prediction, support: float, scorer: str
+) -> float | None:
+    """The probability that the chosen answer is right; None where none is known."""
+    fit = fits.get(name_kind(question, prediction.answer.answer))
+    features = describe_answer(prediction, support, scorer)
+    return fit.estimate(features) if fit and features else None
 
 
-def find_confidence(recorded: Mapping[str, Any], kind: str, features: Sequence[float] | None) -> float | None:
-    """The probability that an answer is right; None where none is known. recorded: the fits as stored."""
-    return FittedConfidence(**recorded[kind]).estimate(features) if kind in recorded and features else None
+def read_fits(recorded: Mapping[str, Mapping[str, Any]]) -> dict[str, FittedConfidence]:
+    """The fits that a run has recorded."""
+    return {kind: FittedConfidence(**fit) for kind, fit in recorded.items()}
+
+
+def explain_absences(
+    samples: Mapping[str, Sample], predictions: Sequence[Prediction], fits: Mapping[str, FittedConfidence]
+) -> dict[str, str]:
+    """By kind of question, why answers have no confidence. No fits: of answers of an older version."""
+    kinds = {name_kind(samples[p.id].question, p.answer.answer) for p in predictions if p.confidence is None}
+    other = "no validation answer is of this kind" if fits else OLDER
+    return {kind: fits[kind].explain_absence() if kind in fits else other for kind in sorted(kinds)}
 
 
 def fit_confidence(rows: Sequence[ConfidenceRow]) -> FittedConfidence:

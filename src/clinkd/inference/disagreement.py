@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from clinkd.inference.self_consistency import CERTAIN
 from clinkd.language.agreement import is_wrong
-from clinkd.records import BoxedText, Prediction, Sample, Task
+from clinkd.records import Prediction, Sample
 
 LEAST_ANSWERS = 10  # with candidates that differ, and as many others
 P_VALUE = 0.01  # of the exact test; questions about one image are not independent, and each task is tested
@@ -70,8 +70,3 @@ def explain_disagreement(recorded: Mapping[str, Mapping[str, Any]], tasks: Seque
         f"on {total.differing + total.agreeing} validation questions of {' and '.join(validated)}, answers whose "
         f"candidates differ so were wrong in {differing:.0f} % against {agreeing:.0f} %"
     )
-
-
-def list_possible_tasks(question: BoxedText, answer: BoxedText) -> tuple[Task, ...]:
-    """The tasks that a free question with this answer may belong to."""
-    return (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)

@@ -19,6 +19,7 @@ from clinkd.pipeline.prepared import (
     BLIND_CHOICE,
     DATA,
     LIKELIHOODS,
+    NO_CONFIDENCE,
     PREDICTIONS,
     read_data_source,
     read_likelihoods,
@@ -62,6 +63,7 @@ def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
     if likelihoods := [line for fold in stages for line in read_likelihoods(fold)]:
         write_lines(work.folder / LIKELIHOODS, likelihoods)
+    work.record(NO_CONFIDENCE, _pool_absences(stages))
     choices = []
 
     def answer_folds() -> Iterator[dict[str, Any]]:
@@ -74,6 +76,15 @@ def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None
 
     write_lines(work.folder / BASELINES, answer_folds())
     write_json(work.folder / BLIND_CHOICE, BlindChoice.pooled(choices).to_json())
+
+
+def _pool_absences(folds: Sequence[FoldStages]) -> dict[str, str]:
+    """By kind of question, why answers have no confidence, fold by fold."""
+    pooled: dict[str, list[str]] = {}
+    for number, fold in enumerate(folds, start=1):
+        for kind, why in stage_record(fold["select"])["recorded"].get(NO_CONFIDENCE, {}).items():
+            pooled.setdefault(kind, []).append(f"in fold {number}, {why}")
+    return {kind: "; ".join(reasons) for kind, reasons in pooled.items()}
 
 
 def _open_folds(work: StageContext, folds: Sequence[Mapping[str, str]]) -> list[FoldStages]:

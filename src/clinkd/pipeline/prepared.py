@@ -20,6 +20,7 @@ DATA = "data.json"
 PREDICTIONS, SCORED, OUTSIDE = "predictions.jsonl", "scores.jsonl", "outside_scores.jsonl"
 LIKELIHOODS = "likelihoods.jsonl"  # of the true answers; of a cross-validation, beside its pooled predictions
 BASELINES = "baselines.jsonl"  # beside the pooled predictions of a cross-validation
+NO_CONFIDENCE = "no_confidence"  # in the record of `select`: by kind of question, why answers have none
 BLIND_CHOICE = "blind_choice.json"  # of the best baseline; in `score`, and beside those baselines
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`
 

@@ -18,6 +18,7 @@ from clinkd.pipeline.graph import StageContext, read_seconds, stage_record, trac
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
     BLIND_CHOICE,
+    NO_CONFIDENCE,
     SCORED,
     read_data_source,
     read_identifying_texts,
@@ -69,7 +70,8 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     predictions = read_predictions(work.inputs["select"])
     baselines, choice = collect_baselines(work.inputs, splits, rules)
     scored = replace(score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions), choice=choice)
-    strict = StrictResults.of(scored, predictions, baselines, lexicon)
+    absences = stage_record(work.inputs["select"])["recorded"].get(NO_CONFIDENCE, {})
+    strict = StrictResults.of(scored, predictions, baselines, lexicon, absences=absences)
     prediction_by_id = {p.id: p for p in predictions}
     answers = (
         {
@@ -202,7 +204,13 @@ class _ScoredRun:
     def _read_figures(self) -> Mapping[str, Any]:
         """The numbers of the figures; a run of an older version has none."""
         path = self.folder / SCORES
-        figures: Mapping[str, Any] = read_stage_json(path).get("figures", {}) if path.is_file() else {}
+        figures: dict[str, Any] = read_stage_json(path).get("figures", {}) if path.is_file() else {}
+        if "calibration" in figures:  # keys of an older version
+            figures["token_probability"] = figures.pop("calibration")
+            for values in (v for v in figures["token_probability"].values() if "bins" in v):
+                values["mean_probability"] = values.pop("mean_confidence")
+                for one in values["bins"]:
+                    one["probability"] = one.pop("confidence")
         return figures
 
     def _read_answers(self) -> list[AnsweredSample]:

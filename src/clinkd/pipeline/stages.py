@@ -220,7 +220,7 @@ def _add_pooled_stages(stage: Callable[..., Stage], config: RunConfig, folds: Se
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
     "prepare": 3, "general": 2, "eyes": 2, "tower": 2, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2,
-    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "probe": 1, "score": 8,
+    "reflect": 3, "clip": 2, "answer": 4, "select": 4, "shuffle": 1, "likelihood": 1, "probe": 1, "score": 9,
     "pool_splits": 1, "pool_answers": 2,
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from clinkd.data.readers.forms import marks_everything, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import split_fold, split_samples
 from clinkd.inference import Agreement, ClipScorer, CropScorer, RandomScorer, TimedScorer, measure_likelihoods, rerank
-from clinkd.inference.confidence import fit_confidences
+from clinkd.inference.confidence import FittedConfidence, explain_absences, find_confidence, fit_confidences
 from clinkd.inference.disagreement import count_disagreement
 from clinkd.inference.probe import Cells, answer_by_probe, look_at
 from clinkd.inference.self_consistency import measure_supports
@@ -41,7 +41,7 @@ from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.inputs import StageInputs, choose_share, record_seconds
 from clinkd.pipeline.models import CROP_WEIGHTS
 from clinkd.pipeline.pooling import pool_answers, pool_splits
-from clinkd.pipeline.prepared import DATA, LIKELIHOODS, PREDICTIONS, read_predictions
+from clinkd.pipeline.prepared import DATA, LIKELIHOODS, NO_CONFIDENCE, PREDICTIONS, read_predictions
 from clinkd.pipeline.pretraining import WHITENED, base, eyes, general, see, tower
 from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split
 from clinkd.scoring.blind.baselines import IMAGES_SHUFFLED, shuffle_images
@@ -57,7 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
-SUPPORTS = "validation-supports.jsonl"  # of the candidates for the validation questions
+SUPPORTS: dict[Split, str] = {"validation": "validation-supports.jsonl", "test": "test-supports.jsonl"}
 
 
 def prepare(work: StageContext, config: DataConfig) -> None:
@@ -238,17 +238,16 @@ def answer(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     with record_seconds(work, "answers", sum(map(len, questions.values()))):
         for split, file in ANSWER_FILES.items():
             answers = work.answer(model, questions[split], config, file, author, f"answer {split}")
-            if split == "validation":
-                _write_supports(work, model, answers)
+            _write_supports(work, model, answers, SUPPORTS[split])
 
 
-def _write_supports(work: StageInputs, model: VisionLanguageModel, answers: Sequence[Prediction]) -> None:
+def _write_supports(work: StageInputs, model: VisionLanguageModel, answers: Sequence[Prediction], file: str) -> None:
     """Write how far the candidates of each answer agree with each of them, for `select`, which has no tokenizer."""
     names = work.lexicon.names
     records = (
         {"id": p.id, "supports": measure_supports(p, model.count_answer_tokens(p.candidates), names)} for p in answers
     )
-    distributed.on_main_process(lambda: write_lines(work.folder / SUPPORTS, records))
+    distributed.on_main_process(lambda: write_lines(work.folder / file, records))
 
 
 def select(work: StageInputs, config: SelectConfig) -> None:
@@ -281,8 +280,15 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         work.record("validation_gain", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("reordered_tasks", tasks)
     chosen = [p if samples[p.id].task in tasks else replace(p, chosen=0) for p in validation]
-    _record_disagreement(work, samples, chosen, scorer.name)
-    _, predictions = choose_answers("test", tasks)
+    fits = _record_disagreement(work, samples, chosen, scorer.name)
+    asked, predictions = choose_answers("test", tasks)
+    supports = _read_supports(work, "test", predictions)
+    predictions = [
+        replace(p, confidence=find_confidence(fits, asked[p.id].question, p, supports[p.id], scorer.name))
+        if p.id in supports else p
+        for p in predictions
+    ]  # fmt: skip
+    work.record(NO_CONFIDENCE, explain_absences(asked, predictions, fits))
     work.record("scoring_seconds", {s.name: round(s.seconds, 3) for s in (*rivals, timed)})
     if isinstance(scorer, ClipScorer):
         counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
@@ -300,18 +306,26 @@ def _fit_crop_weights(work: StageInputs, scorer: CropScorer) -> None:
 
 def _record_disagreement(
     work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction], scorer: str
-) -> None:
+) -> dict[str, FittedConfidence]:
     """Record by task whether validation answers whose candidates disagree are wrong more often, and by kind of question
-    how likely they are right."""
-    file = work.inputs["answer"] / SUPPORTS
-    if not file.is_file():  # answers of an older version
-        return
-    supports = {record["id"]: record["supports"] for record in read_stage_lines(file)}
-    chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
-    counts = count_disagreement(samples, predictions, chosen, work.lexicon.names)
+    how likely they are right; the fits of that."""
+    supports = _read_supports(work, "validation", predictions)
+    if not supports:
+        return {}
+    counts = count_disagreement(samples, predictions, supports, work.lexicon.names)
     work.record("disagreement", {task: of_task._asdict() for task, of_task in counts.items()})
-    fits = fit_confidences(samples, predictions, chosen, work.lexicon.names, scorer)
+    fits = fit_confidences(samples, predictions, supports, work.lexicon.names, scorer)
     work.record("confidence", {kind: fit._asdict() for kind, fit in fits.items()})
+    return fits
+
+
+def _read_supports(work: StageInputs, split: Split, predictions: Sequence[Prediction]) -> dict[str, float]:
+    """By id, how far the candidates agree with the chosen one; empty with answers of an older version."""
+    file = work.inputs["answer"] / SUPPORTS[split]
+    if not file.is_file():
+        return {}
+    supports = {record["id"]: record["supports"] for record in read_stage_lines(file)}
+    return {p.id: supports[p.id][p.chosen] for p in predictions}
 
 
 def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:

@@ -44,14 +44,16 @@ _MEANINGS = {
     "Agreement": "the candidate most like the others",
     "Chosen": "what was answered",
     "Oracle": "the candidates that are best by this score, picked by the truth: no selection can do better",
-    # calibration
+    # confidences and token probabilities
+    "Kind of question": "what is known of the task of a free question: by boxes in it, or else in its answer",
     "Answers": "how many the figures rest on",
-    "% right": "answers whose main score is 100",
-    "Confidence, %": "the mean confidence of the answers",
-    "ECE, %": "expected calibration error: how far confidence and the share of right answers lie apart in a bin",
-    "by chance": "the ECE that as many answers of these confidences would show if the model were calibrated",
-    "ECE, equal mass, %": "the same over bins with as many answers each",
-    "Brier": "the mean squared distance of confidence and rightness, 0 is best",
+    "% right": "the share of right answers; the notes have the rule",
+    "Mean, %": "the mean probability that was said of an answer",
+    "Skill, %": "by how much of it the Brier score is better than that of the best constant; 0 is worth no more",
+    "ECE, %": "expected calibration error: how far probability and the share of right answers lie apart in a bin",
+    "by chance": "the ECE that as many answers would show by chance if every probability were true",
+    "ECE, equal mass, %": "ECE over bins with as many answers each",
+    "Brier": "the mean squared distance of probability and rightness, 0 is best",
     "AURC": "the mean share of wrong answers among the surest ones, over all shares that could be answered; 0 is best",
     "Excess AURC": "AURC less that of a model which is surest exactly where it is right",
     # flaws

@@ -1,5 +1,5 @@
-"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, boxes, names, confidences, and
-training curves."""
+"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, boxes, names, and training
+curves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
+from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.printed import PRINTED_AVERAGES
+from clinkd.reporting.reliability import draw_reliability
 from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, describe_blind, mean_of_all
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.curves import render_histogram, render_line_chart
@@ -135,7 +136,7 @@ def draw_averages(score_index: ScoreIndex) -> Html:
     return Html(page.charts([ours, page.framed([theirs])]) + page.note(notes))
 
 
-# ---- boxes, names and confidences: drawn from `clinkd.scoring.plotted` ----------------------------------------------
+# ---- boxes and names: drawn from `clinkd.scoring.plotted` -----------------------------------------------------------
 
 _OVERLAPS = "Each true box counts by its best overlap (IoU) with a box of the answer; "
 _AIDS = {
@@ -144,20 +145,7 @@ _AIDS = {
     "stays high to the right means exact boxes.",
     "size": _OVERLAPS + "the rows are the sizes of the true box as a share of the image, with the number of boxes in "
     "brackets, and the bars are the mean x100.",
-    "reliability": "A calibrated model lies on the dashed line: of answers with a confidence of .8, eight of ten are "
-    "right; below the line it is surer than it is right. Upright lines are 95 % intervals (Wilson).",
-    "risk": "From the left, the model answers only where it is surest, and further right it answers more; a useful "
-    "confidence keeps the share of wrong answers low at first. Its mean height is AURC.",
 }
-_SURE = (
-    "The confidence of an answer is the geometric mean of the probabilities of its tokens, exp(mean log-probability): "
-    "it is no probability of the answer.",
-    "An answer is right if its main score is 100: in VG every box found and none to spare.",
-    "ECE: the mean distance of confidence and share of right answers, over 15 bins of equal width (Guo et al. 2017). "
-    "Few answers raise it even if a model is perfectly calibrated: the column `by chance` says how far. Its interval "
-    "is by bootstrap over patients or images and keeps that bias. Brier: mean squared distance, 0 is best. AURC: mean "
-    "share of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: above the best possible order.",
-)
 _MODEL, _BLIND = "model", "blind"
 _LEAST_SHADES = (0.05, 0.25, 0.5, 0.75)
 
@@ -176,7 +164,7 @@ def draw_figures(described: Mapping[str, Any]) -> list[Html]:
     """The figures whose numbers `scoring.plotted.describe_figures` gave; where it gave a reason, the reason."""
     parts = [_draw_boxes(described["boxes"])] if "boxes" in described else []
     parts += [_draw_names(described["names"])] if "names" in described else []
-    return [*parts, *_draw_calibration(described.get("calibration", {}))]
+    return [*parts, *draw_reliability(described)]
 
 
 def _draw_boxes(boxes: Mapping[str, Any]) -> Html:
@@ -233,59 +221,6 @@ def _draw_names(names: Mapping[str, Any]) -> Html:
           if names["classes"] > len(names["columns"]) - 3 else []),
     )  # fmt: skip
     return render_grid("ROC: truth (rows) by what was named (columns)", columns, rows, notes)
-
-
-def _draw_calibration(by_task: Mapping[str, Mapping[str, Any]]) -> list[Html]:
-    computed = {task: values for task, values in by_task.items() if "why" not in values}
-    reasons = [f"{task}: calibration not computed: {v['why']}." for task, v in by_task.items() if "why" in v]
-    if not computed:
-        return [page.note(reasons)] if reasons else []
-    table = _tabulate_calibration(computed, reasons)
-    charts = [chart for task, values in computed.items() for chart in _draw_confidence(task, values)]
-    return [page.table(table), page.charts(charts)]
-
-
-def _tabulate_calibration(by_task: Mapping[str, Mapping[str, Any]], reasons: Sequence[str]) -> Table:
-    rows, partial = [], []
-    for task, v in by_task.items():
-        interval = (100 * v["ece_interval"][0], 100 * v["ece_interval"][1]) if v["ece_interval"] else None
-        shares = [
-            v["right"] / v["answers"],
-            v["mean_confidence"],
-            v["ece"],
-            v["ece_if_calibrated"],
-            v["ece_equal_mass"],
-        ]
-        right, confidence, ece, by_chance, equal_mass = (f"{100 * share:.1f}" for share in shares)
-        losses = (f"{v[key]:.3f}" for key in ("brier", "aurc", "excess_aurc"))
-        errors = (ece, spell_interval(interval), by_chance, equal_mass)
-        rows.append((task, f"{v['answers']:,}", right, confidence, *errors, *losses))
-        if v["answers"] < v["of"]:
-            left_out = f"{v['of'] - v['answers']:,} of {v['of']:,}"
-            partial.append(f"{task}: {left_out} answers bring no probability and are left out.")
-    columns = ("Task", "Answers", "% right", "Confidence, %", "ECE, %", "95 %", "by chance", "ECE, equal mass, %")
-    losses_of = ("Brier", "AURC", "Excess AURC")
-    return Table("Calibration", (*columns, *losses_of), tuple(rows), (*_SURE, *partial, *reasons))
-
-
-def _draw_confidence(task: str, values: Mapping[str, Any]) -> list[Html]:
-    bins, risk = values["bins"], values["risk_coverage"]
-    observed = {
-        "observed": [(b["confidence"], b["accuracy"]) for b in bins], "calibrated": [(0.0, 0.0), (1.0, 1.0)],
-    }  # fmt: skip
-    whiskers = [(b["confidence"], *b["interval"]) for b in bins]
-    wrong = 1 - values["right"] / values["answers"]
-    curves = {
-        "by confidence": list(zip(risk["coverage"], risk["risk"], strict=True)),
-        "in any order": [(0.0, wrong), (1.0, wrong)],
-    }
-    drawn = {
-        "reliability": render_line_chart(
-            f"{task}: reliability diagram", observed, "confidence", "share of right answers", whiskers
-        ),
-        "risk": render_line_chart(f"{task}: risk by coverage", curves, "share answered", "share of these wrong"),
-    }
-    return [page.explained(figure, _AIDS[kind]) for kind, figure in drawn.items()]
 
 
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------

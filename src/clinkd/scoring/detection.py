@@ -1,4 +1,4 @@
-"""VG with a confidence for each box: average precision as COCO has it, and FROC.
+"""VG with a score for each box: average precision as COCO has it, and FROC.
 
 Both rank the boxes of all images together, so they are figures of a whole set, not sums over answers.
 
@@ -139,7 +139,7 @@ def measure_detection(
     elif not num_boxes:
         why = "no answer has a box"
     elif unscored:
-        why = f"{unscored:,} of {num_boxes:,} boxes have no confidence"
+        why = f"{unscored:,} of {num_boxes:,} boxes have no score"
     detection = Detection(len(groups), num_truth, num_boxes, iou, why)
     if why:
         return detection

@@ -1,4 +1,5 @@
-"""The numbers behind the figures of a page: overlaps of boxes, confusion of names, and calibration, as plain JSON.
+"""The numbers behind the figures of a page: overlaps of boxes, confusion of names, how far confidences and token
+probabilities can be believed, as plain JSON.
 
 Each part that rests on too little has `why` in the place of its numbers.
 """
@@ -12,15 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clinkd.language.agreement import is_wrong
 from clinkd.language.facts import Lexicon
-from clinkd.records import Prediction, Sample, Task
-from clinkd.scoring.calibration import describe_calibration
+from clinkd.records import Prediction, Sample, Task, name_kind
+from clinkd.scoring.calibration import Probabilities, describe_probabilities
 from clinkd.scoring.captions import Counts
 from clinkd.scoring.measure import SampleAnswer
 from clinkd.scoring.measures.boxes import find_best_overlaps
 from clinkd.scoring.measures.names import read_classes
+from clinkd.scoring.metrics import PRIMARY_METRIC
 
 FEWEST = 20  # truth boxes or answers, below which a figure shows chance
+FEWEST_PROBABILITIES = 30
+NO_PROBABILITIES = "the answers bring no probabilities"
+NO_THRESHOLD = "a caption is more or less right: no threshold makes it right or wrong"
+NO_CONFIDENCE = "the answers bring none: only those of a run of this version do, by a fit to its validation answers"
 MOST_CLASSES = 12  # of the confusion of names
 OTHER, NONE, SEVERAL = "another class", "no class", "several classes"
 _HISTOGRAM = np.arange(21) / 20
@@ -36,7 +43,7 @@ def describe_figures(
     lexicon: Lexicon,
     replicates: int,
 ) -> dict[str, Any]:
-    """The parts `boxes` (VG), `names` (ROC) and `calibration` (by task), of the tasks that were asked.
+    """The parts `boxes` (VG), `names` (ROC) and `token_probability` (by task), of the tasks that were asked.
 
     `blind`: the best image-blind baseline of VG and its predictions. `figures`: by sample, those of its one answer.
     """
@@ -47,8 +54,89 @@ def describe_figures(
         described["boxes"] = {**_describe_boxes(boxed, rows), "blind_is": blind[0] if blind else None}
     if named := [SampleAnswer(s, answers[s.id].answer) for s in samples if s.task is Task.ROC]:
         described["names"] = _describe_names(named, lexicon)
-    described["calibration"] = describe_calibration(samples, answers, figures, replicates)
+    described["token_probability"] = _describe_token_probability(samples, answers, figures, replicates)
     return described
+
+
+# ---- confidences and token probabilities ----------------------------------------------------------------------------
+
+
+def describe_confidence(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    lexicon: Lexicon,
+    absences: Mapping[str, str],
+    replicates: int,
+) -> dict[str, Any]:
+    """By kind of question, as for a free one (`records.name_kind`), how far the confidence that is told can be
+    believed, and under `token_probability` the same of the token probability of the same answers; or `why` not.
+
+    Right is what the confidence is fitted to: `is_wrong` has the rule. `absences`: by kind, why answers have none.
+    """
+    asked = {s.id: s for s in samples}
+    by_kind: dict[str, list[Prediction]] = {}
+    for p in predictions:
+        by_kind.setdefault(name_kind(asked[p.id].question, p.answer.answer), []).append(p)
+    described: dict[str, Any] = {}
+    for kind, of_kind in sorted(by_kind.items(), key=lambda entry: -len(entry[1])):
+        known = [p for p in of_kind if p.confidence is not None]
+        counts = {"answers": len(known), "of": len(of_kind)}
+        absence = {"absence": absences.get(kind, NO_CONFIDENCE)} if len(known) < len(of_kind) else {}
+        if len(known) < FEWEST_PROBABILITIES:
+            why = _count_too_few(len(known)) if known else absence["absence"]
+            described[kind] = {**counts, "why": why}
+            continue
+        right = np.array([not is_wrong(p.answer.answer, asked[p.id].answer, lexicon.names) for p in known])
+        groups = [asked[p.id].group for p in known]
+        described[kind] = {**counts, **absence}
+        described[kind] |= describe_probabilities(
+            Probabilities(np.array([p.confidence for p in known], float), right, groups), replicates
+        )
+        if all(p.answer.logprob is not None for p in known):
+            tokens = Probabilities(np.exp([float(p.answer.logprob or 0) for p in known]), right, groups)
+            described[kind]["token_probability"] = describe_probabilities(tokens, replicates)
+    return described
+
+
+def _describe_token_probability(
+    samples: Sequence[Sample],
+    predictions: Mapping[str, Prediction],
+    figures: Mapping[str, Mapping[str, float]],
+    replicates: int,
+) -> dict[str, Any]:
+    """By task how far the token probability, exp(`logprob`) of the chosen answer, can be believed; or `why` not.
+
+    It is the geometric mean of the probabilities of its tokens, which is no probability of the answer. An answer is
+    right where its primary metric is 1 (`figures`: by sample, 0..1); to a question for a box that is not there, no box
+    is right.
+    """
+    described: dict[str, Any] = {}
+    for task in (t for t in Task if any(s.task is t for s in samples)):
+        asked = [s for s in samples if s.task is task]
+        known = [s for s in asked if predictions[s.id].answer.logprob is not None]
+        logprobs = [float(predictions[s.id].answer.logprob or 0.0) for s in known]
+        if why := _find_reason(task, len(known), logprobs):
+            described[task.value] = {"why": why}
+            continue
+        right = [figures.get(s.id, {}).get(PRIMARY_METRIC[task], float(task is Task.VG)) == 1 for s in known]
+        answers = Probabilities(np.exp(logprobs), np.array(right), [s.group for s in known])
+        counts = {"answers": len(known), "of": len(asked)}
+        described[task.value] = {**counts, **describe_probabilities(answers, replicates)}
+    return described
+
+
+def _find_reason(task: Task, answers: int, logprobs: Sequence[float]) -> str:
+    if task in (Task.RC, Task.MIA):
+        return NO_THRESHOLD
+    if not answers:
+        return NO_PROBABILITIES
+    if any(not value <= 1e-6 for value in logprobs):
+        return "a value given as log-probability is above 0 or no number, so it is none"
+    return _count_too_few(answers) if answers < FEWEST_PROBABILITIES else ""
+
+
+def _count_too_few(answers: int) -> str:
+    return f"{answers} answers with probabilities are too few, {FEWEST_PROBABILITIES} are wanted"
 
 
 # ---- boxes ----------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
 from clinkd.inference import Scorer
-from clinkd.inference.confidence import describe_answer, find_confidence, name_kind
-from clinkd.inference.disagreement import explain_disagreement, list_possible_tasks
+from clinkd.inference.confidence import find_confidence, read_fits
+from clinkd.inference.disagreement import explain_disagreement
 from clinkd.inference.rerank import rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
@@ -39,6 +39,7 @@ from clinkd.records import (
     Sample,
     Task,
     Turn,
+    list_possible_tasks,
 )
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.storage import first_free, write_atomic
@@ -239,11 +240,9 @@ class Answerer:
         answer = answer._replace(warnings=warnings, uncertain=f"{differs}; {meaning}" if differs and meaning else None)
         if not as_validated or {w.kind for w in warnings} & UNLIKE_VALIDATION:
             return answer
-        features = describe_answer(
-            answer.prediction, answer.self_consistency.value, self.scorer.name if self.scorer else ""
-        )
-        fits = self.recorded.get("confidence", {})
-        return answer._replace(confidence=find_confidence(fits, name_kind(question.text, text), features))
+        fits, support = read_fits(self.recorded.get("confidence", {})), answer.self_consistency.value
+        scorer = self.scorer.name if self.scorer else ""
+        return answer._replace(confidence=find_confidence(fits, question.text, answer.prediction, support, scorer))
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,5 @@ def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], can
             truths = dict.fromkeys(samples[(k + n) % len(samples)].answer for n in range(candidates))
             predictions.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in truths), by="truth"))
         write_lines(answered / name, (p.to_json() for p in predictions))
-        if split == "validation":
-            supports = ({"id": p.id, "supports": [1.0] * len(p.candidates)} for p in predictions)
-            write_lines(answered / steps.SUPPORTS, supports)
+        supports = ({"id": p.id, "supports": [1.0] * len(p.candidates)} for p in predictions)
+        write_lines(answered / steps.SUPPORTS[split], supports)

@@ -83,7 +83,7 @@ FAMILIES: Mapping[str, BoxFamily] = {
 class ReadAnswer:
     """An answer with its boxes. `unread`: pieces that look like a box, and are none in the declared family. `clipped`:
     boxes a little over the border. `repeated`: boxes that were said before, which count once. `turned`: boxes whose
-    corners are not the upper left and the lower right. `scores`: the confidence of each box, empty unless each has one.
+    corners are not the upper left and the lower right. `scores`: what is said of each box, empty unless each has one.
     """
 
     answer: BoxedText

@@ -22,7 +22,7 @@ Order = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
 class Coordinates:
     """Four numbers as an answer has them. `order`: as the notation states it; "points" are two corners whose axes are
     in the family's order; None is the family's order. `unit`: what location tokens count up to, None for others.
-    `score`: the confidence that stands beside the box."""
+    `score`: that which stands beside the box."""
 
     values: tuple[float, ...]
     order: Order | Literal["points"] | None = None
@@ -258,7 +258,7 @@ def _read_list(part: Any, percent: bool, order: Order | None = None) -> Iterator
     if _are_numbers(part):
         if len(part) == 4:
             yield Coordinates(tuple(map(float, part)), order, percent)
-        elif len(part) == 5 and 0 < part[4] < 1 < max(part[:4]):  # the confidence stands behind
+        elif len(part) == 5 and 0 < part[4] < 1 < max(part[:4]):  # the score stands behind
             yield Coordinates(tuple(map(float, part[:4])), order, percent, score=float(part[4]))
     elif all(_is_point(point) for point in part):
         if len(part) == 2:
@@ -505,6 +505,6 @@ def _flatten(value: Any) -> Iterator[float]:
 
 
 def _read_score(value: Any) -> float | None:
-    """A confidence, where it is written as a number: 0.9, "0.9" or 90%; "high" is none."""
+    """A score, where it is written as a number: 0.9, "0.9" or 90%; "high" is none."""
     number = re.fullmatch(rf"[\"']?\s*({_NUM})\s*(%?)\s*[\"']?", str(value), re.I)
     return None if number is None else float(number[1]) / (100 if number[2] else 1)
