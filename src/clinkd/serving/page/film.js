@@ -4,6 +4,7 @@ import { Failure } from "./ask.js";
 
 const EXCERPT = "ClinKD excerpt\n";
 const ITEM = 0xe000fffe, END = 0xe0ddfffe; // tags of a compressed piece, and behind the last one (PS3.5 A.4)
+const MOST = 50_002; // pieces beside one a frame: the server refuses more
 const READ = 1 << 16; // bytes that are read at once to find the pieces
 
 export class Film {
@@ -46,7 +47,7 @@ export class Film {
   async #find() {
     const { file, frames } = this, items = [];
     let view = new DataView(new ArrayBuffer(0)), from = 0;
-    for (let at = this.offset; at + 8 <= file.size;) {
+    for (let at = this.offset; at + 8 <= file.size && items.length < frames + MOST;) {
       if (at + 8 > from + view.byteLength) {
         view = new DataView(await file.slice(at, at + READ).arrayBuffer());
         from = at;

@@ -17,10 +17,11 @@ export class Source {
   /** As a data URI. Throws Failure. */
   async uri() { return encode(await this.#checked(fits)); }
 
-  /** As bytes. Throws Failure. */
+  /** As bytes, which the browser reads while it sends them. Throws Failure. */
   async bytes() {
     const blob = await this.#checked(({ size }, most) => size <= most);
-    return blob.arrayBuffer().catch(() => { throw new Failure("The file could not be read."); });
+    await blob.slice(-1).arrayBuffer().catch(() => { throw new Failure("The file could not be read."); });
+    return blob;
   }
 
   async #checked(fit) {
