@@ -113,6 +113,7 @@ def create(served: Served) -> FastAPI:
     app.router.route_class = _JsonRoute
     _add_error_handlers(app)
     _add_page(app, served)
+    _add_images(app, served)
     _add_model(app, served)
     _add_openai(app, served)
     if served.review is not None:
@@ -233,10 +234,10 @@ def _add_page(app: FastAPI, served: Served) -> None:
         )
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------------------
 
 
-def _add_model(app: FastAPI, served: Served) -> None:
+def _add_images(app: FastAPI, served: Served) -> None:
     handler = served.handler
 
     @app.post("/v1/open", tags=["images"])
@@ -273,6 +274,13 @@ def _add_model(app: FastAPI, served: Served) -> None:
     async def series(request: Request, body: schemas.SeriesRequest) -> schemas.SeriesReply:
         """What files are, and where their frames lie in the patient, by their first bytes: what a stack is made of."""
         return await attend(request, handler, lambda _: handler.describe_files(body.files))
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def _add_model(app: FastAPI, served: Served) -> None:
+    handler = served.handler
 
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:

@@ -55,8 +55,9 @@ export async function describe(given, most, signal, tell) {
     };
     const untold = (bytes) => some.filter(({ file }, n) => records[n].why && !records[n].packed && file.size > bytes);
     await renew(untold(HEADS[0]), HEADS[1]);
-    for (const one of untold(HEADS[1])) await renew([one], HEADS[2]); // one by one
-    for (const one of untold(HEADS[2])) if (fits(one.file, most)) await renew([one], one.file.size);
+    const largest = Math.min(HEADS[2], Math.floor(most / 2));
+    for (const one of untold(HEADS[1])) await renew([one], largest); // one by one
+    for (const one of untold(largest)) if (fits(one.file, most)) await renew([one], one.file.size);
     described.push(...some.map((one, n) => ({ ...one, ...records[n] })));
     tell(described.length);
   }
