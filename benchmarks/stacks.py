@@ -47,7 +47,7 @@ def make_volume(slices: int, side: int) -> Any:
 def write_files(form: str, volume: Any, folder: Path) -> list[Path]:
     from nibabel import Nifti1Image
 
-    from slices import ct
+    from slices import ct, enhanced
 
     folder.mkdir()
     if form == "series":
@@ -57,7 +57,7 @@ def write_files(form: str, volume: Any, folder: Path) -> list[Path]:
         return paths
     path = folder / {"multiframe": "ct.dcm", "nifti": "ct.nii", "packed": "ct.nii.gz"}[form]
     if form == "multiframe":
-        ct(volume, NumberOfFrames=len(volume)).save_as(path)
+        enhanced(range(len(volume)), volume, 1.0).save_as(path)
     else:
         Nifti1Image(volume.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1])).to_filename(path)
     return [path]
@@ -81,6 +81,7 @@ def resident_bytes(pid: int) -> int:
 def measure(page: Any, url: str, paths: Sequence[Path], what: str, raw: int) -> Iterator[Row]:
     page.visit(url, 1280, 900)
     page.until("document.getElementById('state').dataset.state === 'ready'")
+    page.call("Network.disable")  # else each body would be copied to this process, and measured with the page
     page.ask(COUNT_BYTES)
     before, start = resident_bytes(page.process.pid), time.monotonic()
     page.choose("#file", *paths)

@@ -76,7 +76,7 @@ class Browser:
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
-        self.call("Network.enable", maxPostDataSize=1 << 26)
+        self.call("Network.enable", maxPostDataSize=1 << 21)
 
     def _targets(self) -> list[dict[str, Any]]:
         end = Deadline(SECONDS)
@@ -135,7 +135,7 @@ class Browser:
             ours = url.startswith(("data:", f"blob:{self.origin}/")) or (self.origin and url.startswith(self.origin))
             if not ours and about.get("type") != "Document":
                 self.told.append(f"request: {url}")
-            if body:
+            if body and body.startswith("{"):  # not the bytes of a file
                 self.sent.append(Sent(about["request"]["method"], url.removeprefix(self.origin), json.loads(body)))
 
     def open(self, path: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False) -> float:

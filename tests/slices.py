@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ GAP, ROW, COLUMN = 2.0, 1.0, 1.0  # mm
 VOLUME = np.random.default_rng(0).integers(-200, 300, SHAPE).astype("<i2")
 
 
-def place(number: int) -> list[float]:
+def place(number: int, gap: float = GAP) -> list[float]:
     """Of slice `number` of the volume."""
-    return [-12.0, -30.0, -8.0 + GAP * number]
+    return [-12.0, -30.0, -8.0 + gap * number]
 
 
 def ct(pixels: Any, series: str = "1.2.3", number: int = 1, **fields: Any) -> Dataset:
@@ -45,13 +46,13 @@ def write_series(folder: Path, slices: range = range(SHAPE[0]), **fields: Any) -
     return paths
 
 
-def enhanced(order: list[int]) -> Dataset:
+def enhanced(order: collections.abc.Sequence[int], volume: Any = VOLUME, gap: float = GAP) -> Dataset:
     """One file of the slices of the volume in this order, each with its place."""
-    ds = ct(VOLUME[order], NumberOfFrames=len(order))
+    ds = ct(volume[list(order)], NumberOfFrames=len(order))
     frames = []
     for number in order:
         position, frame = Dataset(), Dataset()
-        position.ImagePositionPatient = place(number)
+        position.ImagePositionPatient = place(number, gap)
         frame.PlanePositionSequence = Sequence([position])
         frames.append(frame)
     ds.PerFrameFunctionalGroupsSequence = Sequence(frames)

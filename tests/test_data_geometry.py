@@ -48,9 +48,11 @@ def test_frames_have_their_own_places_or_none():
     assert geometry_of(content(film)).positions == ()
     del film.PixelSpacing
     film.ImageOrientationPatient = None
-    assert geometry_of(content(film)) == Geometry(
-        series=geometry_of(content(film)).series, series_number=1, instance_number=int(film.InstanceNumber)
-    )
+    told = geometry_of(content(film))
+    assert told.pixels and content(film)[told.pixels.offset :].startswith(film.PixelData)
+    assert told.pixels.frame_bits == 8 * VOLUME[0].nbytes
+    number = int(film.InstanceNumber)
+    assert told == Geometry(series=told.series, series_number=1, instance_number=number, pixels=told.pixels)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR", "PIR"])
@@ -67,7 +69,7 @@ def test_a_voxel_of_a_nifti_lies_where_its_affine_says(codes, tmp_path: Path):
     for frame, row, column in ((1, 0, 0), (2, 3, 1), (len(geometry.positions), 2, 4)):
         grey = decode_frame(data, frame).grey
         assert grey is not None
-        voxel = np.argwhere(stored == grey.to_float32()[row, column])[0]
+        voxel = np.argwhere(stored == grey.to_values()[row, column])[0]
         there = np.asarray(geometry.positions[frame - 1])
         there = there + row * geometry.spacing[0] * down + column * geometry.spacing[1] * right
         assert there == pytest.approx((affine @ [*voxel, 1])[:3] * [-1, -1, 1])

@@ -25,7 +25,7 @@ from clinkd.data.images import kind_of, open_image
 from clinkd.data.images.dicom import Dicom, gdcm_worker
 from clinkd.data.images.kind import Facts, ImageFrame
 from clinkd.data.images.limits import UPLOADS, FileLimits
-from clinkd.data.images.upload import decode_frame
+from clinkd.data.images.upload import decode_frame, decode_values
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
 
@@ -54,7 +54,7 @@ def windowed(shown: ImageFrame) -> np.ndarray[Any, Any]:
     """What a page draws of the values it was sent."""
     assert shown.grey is not None and shown.window is not None
     centre, width = shown.window
-    values = shown.grey.to_float32().astype(np.float64)
+    values = shown.grey.to_values().astype(np.float64)
     drawn = np.clip((values - (centre - width / 2)) / width, 0, 1)
     return np.round(255 * (1 - drawn if shown.grey.inverted else drawn))
 
@@ -84,10 +84,9 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
         if shown.grey is None:
             assert shown.window is None
             continue
-        assert shown.grey.to_float32().dtype == np.float32 and shown.grey.to_float32().shape == (
-            facts.height,
-            facts.width,
-        )
+        values = shown.grey.to_values()
+        assert values.dtype in (np.int16, np.uint16, np.float32) and values.shape == (facts.height, facts.width)
+        assert np.array_equal(decode_values(content, [frame], here)[0], values)
         low, high = shown.grey.ends
         assert low <= high
         for window in ("full", "1", "40/400", "lung"):
@@ -217,7 +216,7 @@ def test_the_window_is_the_one_that_is_shown(
     assert shown.window == window and shown.grey is not None
     assert shown.grey.inverted is (photometric == "MONOCHROME1")
     rescaled = RAMP.astype(float) * elements.get("RescaleSlope", 1) + elements.get("RescaleIntercept", 0)
-    assert (shown.grey.to_float32() == rescaled).all()
+    assert (shown.grey.to_values() == rescaled).all()
     if window is not None:
         assert np.abs(windowed(shown) - np.asarray(shown.picture)[..., 0]).max() <= 1
 
@@ -226,7 +225,7 @@ def test_values_that_are_no_numbers_are_sent_as_numbers() -> None:
     odd = np.array([[0, 1, 2, np.nan, np.inf, -np.inf, 3, 4]], np.float32)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         shown = decode_frame(in_grey(odd, PhotometricInterpretation=photometric))
-        assert shown.grey is not None and np.isfinite(shown.grey.to_float32()).all()
+        assert shown.grey is not None and np.isfinite(shown.grey.to_values()).all()
         assert (shown.grey.ends, shown.window) == ((0, 4), (2, 4))
         assert (windowed(shown) == np.asarray(shown.picture)[..., 0]).all()
 
@@ -372,7 +371,7 @@ def judged(content: bytes) -> str:
         for again in [shown, *([decode_frame(content, shown.facts.frames, "full")] if shown.facts.frames > 1 else [])]:
             if again.picture.mode != "RGB" or not 0 < again.picture.width * again.picture.height <= UPLOADS.pixels:
                 return "not a picture"
-            if again.grey is not None and not np.isfinite(again.grey.to_float32()).all():
+            if again.grey is not None and not np.isfinite(again.grey.to_values()).all():
                 return "values that JSON cannot say"
     except BadInput as error:
         said = str(error)

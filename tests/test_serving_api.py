@@ -60,8 +60,9 @@ def routes(server: Server) -> list[tuple[str, str]]:
 
     found = [(m, r.path) for r in create(server.served).routes for m in sorted(r.methods)]
     assert {path for _, path in found} == {
-        "/healthz", "/", "/assets/{name}", "/report", "/v1/about", "/v1/open", "/v1/series", "/v1/ground", "/v1/refer",
-        "/v1/sr", "/v1/models", "/v1/chat/completions", "/v1/corrections", "/v1/corrections/image", "/openapi.json",
+        "/healthz", "/", "/assets/{name}", "/report", "/v1/about", "/v1/open", "/v1/values", "/v1/series", "/v1/ground",
+        "/v1/refer", "/v1/sr", "/v1/models", "/v1/chat/completions", "/v1/corrections", "/v1/corrections/image",
+        "/openapi.json",
     }  # fmt: skip
     return found
 
@@ -330,7 +331,8 @@ def test_a_dicom_is_shown_as_the_model_sees_it_and_its_values_go_along(server):
         more = {"window": window} if window else {}
         told = server.ask("/v1/open", image=uri(content, "application/dicom"), **more)
         assert told["dicom"] and told["modality"] == "ct" and told["hounsfield"]
-        values = np.frombuffer(base64.b64decode(told["grey"]["values"]), "<f4").reshape(told["height"], told["width"])
+        values = np.frombuffer(base64.b64decode(told["grey"]["values"]), told["grey"]["type"])
+        values = values.reshape(told["height"], told["width"])
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(told["picture"].partition(",")[2]))))
         centre, width = told["window"]
         wanted = np.clip((values - (centre - width / 2)) / width, 0, 1) * 255

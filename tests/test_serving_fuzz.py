@@ -50,7 +50,7 @@ def test_what_the_description_allows_and_what_it_does_not(server, mode, examples
     described = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=headers)
     statuses: Counter[int] = Counter()
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 12
+    assert len(operations) == 13
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue  # nothing of it can be wrong

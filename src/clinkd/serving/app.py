@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import FastAPI, Query, Request
@@ -113,6 +113,7 @@ def create(served: Served) -> FastAPI:
     app.router.route_class = _JsonRoute
     _add_error_handlers(app)
     _add_page(app, served)
+    _add_images(app, served)
     _add_model(app, served)
     _add_openai(app, served)
     if served.review is not None:
@@ -233,32 +234,53 @@ def _add_page(app: FastAPI, served: Served) -> None:
         )
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------------------
 
 
-def _add_model(app: FastAPI, served: Served) -> None:
+def _add_images(app: FastAPI, served: Served) -> None:
     handler = served.handler
 
     @app.post("/v1/open", tags=["images"])
-    async def open(request: Request, body: schemas.OpenRequest) -> schemas.OpenReply:
+    async def open(request: Request, body: schemas.ImageRequest) -> schemas.OpenReply:
         """One frame of an image as the model sees it, and the values to show it through another window."""
         opened = await attend(
             request, handler, lambda _: handler.picture(body.image, body.frame, body.window, grey=True)
         )
         about, grey = dict(opened.about), None
         if opened.grey is not None:
-            scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
+            scale = {name: about.pop(name) for name in ("type", "inverted", "low", "high")}
             grey = schemas.Grey(values=base64.b64encode(opened.grey).decode(), **scale)
-        if grey and not body.picture:
-            return schemas.OpenReply(**about, picture=None, grey=grey)
         picture = await asyncio.to_thread(encode_picture, opened.picture, compress_level=1)
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return schemas.OpenReply(**about, picture=uri, grey=grey)
+
+    @app.post(
+        "/v1/values",
+        tags=["images"],
+        response_class=Response,
+        responses=describe_file("application/octet-stream"),
+        openapi_extra={"requestBody": describe_file("application/octet-stream")[200]},
+    )
+    async def values(
+        request: Request, frame: Annotated[list[int], Query(default_factory=lambda: [1], max_length=64)]
+    ) -> Response:
+        """The grey values of frames of a DICOM, of which the body is the file or an excerpt of it: one frame behind the
+        other, little-endian numbers of the type that the header X-Value-Type names (int16, uint16 or float32)."""
+        content = await request.body()
+        kind, packed = await attend(request, handler, lambda _: handler.decoders.values(content, frame))
+        return Response(packed, media_type="application/octet-stream", headers={"x-value-type": kind})
 
     @app.post("/v1/series", tags=["images"])
     async def series(request: Request, body: schemas.SeriesRequest) -> schemas.SeriesReply:
         """What files are, and where their frames lie in the patient, by their first bytes: what a stack is made of."""
         return await attend(request, handler, lambda _: handler.describe_files(body.files))
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def _add_model(app: FastAPI, served: Served) -> None:
+    handler = served.handler
 
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:

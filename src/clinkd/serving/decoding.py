@@ -8,7 +8,6 @@ and bytes: nothing that a broken decoder sends is ever run.
 from __future__ import annotations
 
 import asyncio
-import io
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +17,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images import kind_of
 from clinkd.data.images.limits import UPLOADS, FileLimits
-from clinkd.data.images.upload import decode_frame, describe_head
+from clinkd.data.images.upload import decode_frame, decode_values, describe_head, open_upload
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost, do_jobs
 from clinkd.records import BadInput, Box, Modality
 from clinkd.serving.fair import CLIENT, FairShare
@@ -36,8 +36,8 @@ _PRELOADED = [__name__, "pydicom", "numpy"]
 
 
 class Opened(NamedTuple):
-    """One frame of a file: its facts as plain values, its picture, and its grey values (little-endian float32, row by
-    row) if the request asks for them and there are any."""
+    """One frame of a file: its facts as plain values, its picture, and its grey values (little-endian, row by row, of
+    the type that `about` says) if the request asks for them and there are any."""
 
     about: dict[str, Any]
     picture: Image.Image
@@ -92,6 +92,12 @@ class Decoders:
         about, (pixels, *grey_values) = await self._run_job(request, content)
         picture = Image.frombytes("RGB", (about["width"], about["height"]), pixels)
         return Opened(about, picture, grey_values[0] if grey_values else None)
+
+    async def values(self, content: bytes, frames: Sequence[int]) -> tuple[str, bytes]:
+        """Grey values of frames of a DICOM, one behind the other, little-endian, and their type: int16, uint16 or
+        float32. Raises as `open`."""
+        about, [values] = await self._run_job({"do": "values", "frames": list(frames)}, content)
+        return about["type"], values
 
     async def describe(self, head: bytes, size: int) -> dict[str, Any]:
         """What a file is and where its frames lie, by its first bytes, as plain values.
@@ -193,7 +199,7 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
         "height": facts.height,
         "frames": facts.frames,
         "frame": decoded.number,
-        "dicom": kind_of(io.BytesIO(content)).reportable,
+        "dicom": kind_of(open_upload(content)).reportable,
         "modality": (facts.modality or Modality.OTHER).value,
         "burned_in": facts.burned_in,
         "windows": facts.windows,
@@ -203,9 +209,19 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
     contents = [decoded.picture.tobytes()]
     if grey and decoded.grey is not None:
         low, high = decoded.grey.ends
-        about |= {"inverted": decoded.grey.inverted, "low": low, "high": high}
-        contents.append(decoded.grey.to_float32().astype("<f4").tobytes())
+        kind, values = _pack_values(decoded.grey.to_values())
+        about |= {"type": kind, "inverted": decoded.grey.inverted, "low": low, "high": high}
+        contents.append(values)
     return about, contents
+
+
+def _pack_values(values: NDArray[Any]) -> tuple[str, bytes]:
+    return values.dtype.name, values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _values(content: bytes, limits: FileLimits, frames: Sequence[int]) -> _Reply:
+    kind, values = _pack_values(decode_values(content, frames, limits))
+    return {"type": kind}, [values]
 
 
 def _describe(content: bytes, limits: FileLimits, size: int) -> _Reply:
@@ -229,4 +245,4 @@ def _report(
     return {}, [write_report(content, answer, limits=limits)]
 
 
-_JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "describe": _describe, "report": _report}
+_JOBS: dict[str, Callable[..., _Reply]] = {"show": _show, "values": _values, "describe": _describe, "report": _report}

@@ -41,6 +41,7 @@ DataUri = Annotated[
     ),
 ]
 Frame = Annotated[int | None, Field(ge=1, description="of a file with several, from 1; the first by default")]
+ValueType = Literal["int16", "uint16", "float32"]  # the smallest that holds all values of a frame
 Window = Annotated[
     str | None,
     Field(
@@ -310,16 +311,11 @@ class ReferRequest(ImageRequest, AnswerOptions):
     task: Literal["what", "describe"] = "what"
 
 
-class OpenRequest(ImageRequest):
-    """Ask for one frame. `picture`: false where its grey values are enough."""
-
-    picture: bool = True
-
-
 class Grey(ReplyModel):
-    """The values of a frame after the modality LUT: float32, little-endian, row by row, in base64."""
+    """The values of a frame after the modality LUT: numbers of `type`, little-endian, row by row, in base64."""
 
     values: str
+    type: ValueType
     inverted: bool
     low: float
     high: float
@@ -327,8 +323,7 @@ class Grey(ReplyModel):
 
 class OpenReply(ReplyModel):
     """`window`: centre and width of `picture`, null if it was made in another way. `windows`: those of the file.
-    `hounsfield`: whether presets fit. `burned_in`: what the file says about text in its picture. `picture`: null where
-    it was not wanted, and the frame has grey values."""
+    `hounsfield`: whether presets fit. `burned_in`: what the file says about text in its picture."""
 
     width: int
     height: int
@@ -340,7 +335,7 @@ class OpenReply(ReplyModel):
     windows: list[str]
     hounsfield: bool
     window: tuple[float, float] | None
-    picture: str | None
+    picture: str
     grey: Grey | None
 
 
@@ -370,11 +365,18 @@ class VoxelLayout(ReplyModel):
     axes: list[tuple[int, int]]
 
 
+class PixelLayout(ReplyModel):
+    """Where the pixels of a DICOM begin, and the bits of each frame; null: they are compressed, in items."""
+
+    offset: int
+    frame_bits: int | None
+
+
 class FrameGeometry(ReplyModel):
     """Where the frames of a file lie, in mm to the patient's left, back and head. `orientation`: the directions in
     which columns and rows count up; `spacing`: between rows, and between columns; `positions`: the middle of the first
     pixel of each frame. Each is empty where the file does not say it of all frames alike. `series`: a pseudonym, files
-    with the same one belong together. `voxels`: null for all but a NIfTI."""
+    with the same one belong together. `voxels`: null for all but a NIfTI; `pixels`: null for all but a DICOM."""
 
     orientation: list[float]
     spacing: list[float]
@@ -383,6 +385,7 @@ class FrameGeometry(ReplyModel):
     series_number: int | None
     instance_number: int | None
     voxels: VoxelLayout | None
+    pixels: PixelLayout | None
 
 
 class FileReply(FrameGeometry):

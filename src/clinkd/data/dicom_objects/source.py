@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +18,7 @@ from clinkd.data.images.dicom_header import Header, open_header, read_numbers
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import choose_frame
 from clinkd.data.images.limits import FileLimits
-from clinkd.data.images.upload import PLACE
+from clinkd.data.images.upload import PLACE, open_upload
 from clinkd.records import BadInput, is_uid
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -72,7 +71,7 @@ def open_source(source: bytes, frame: int | None, limits: FileLimits) -> Iterato
 
     Raises BadInput where `source` is no readable DICOM image, lacks a UID that a reference needs, or has no such frame.
     """
-    stream = io.BytesIO(source)
+    stream = open_upload(source)
     if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM, so no DICOM object can refer to it; give the DICOM file itself")
     with open_header(stream, PLACE, limits, also=_READ) as header:

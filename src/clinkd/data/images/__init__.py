@@ -25,6 +25,7 @@ from clinkd.records import BadInput, ImageRef
 __all__ = [
     "KINDS",
     "PRESETS",
+    "Dicom",
     "Facts",
     "ImageFrame",
     "ImageKind",

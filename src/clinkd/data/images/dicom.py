@@ -19,11 +19,13 @@ import hashlib
 import os
 import struct
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images.dicom_geometry import GEOMETRY_FIELDS, read_geometry
@@ -107,6 +109,18 @@ class Dicom:
             grey = voi or Ramp(low, high - low)
             picture = Image.fromarray(values.to_8_bit(grey)).convert("RGB")
             return ImageFrame(picture, facts, number, grey.linear, is_hounsfield(header, index), values)
+
+    def read_values(self, file: File, place: str, frames: Sequence[int], limits: FileLimits = ON_DISK) -> NDArray[Any]:
+        """Grey values of frames, one behind the other, as `GreyFrame.to_values` has them. The header is read once.
+
+        Raises BadInput like `open`, and for colour.
+        """
+        with open_header(file, place, limits) as header:
+            check_pixels(header.columns, header.rows * len(frames), place, limits)
+            if header.photometric not in GREY:
+                raise Refusal("its frames are in colour and have no grey values; open it as a picture")
+            indices = [choose_frame(frame, header.frames, file, place) - 1 for frame in frames]
+            return np.stack([make_grey_frame(_decode_values(header, n), header, n).to_values() for n in indices])
 
     def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
         with open_header(file, place, limits, also=GEOMETRY_FIELDS) as header:

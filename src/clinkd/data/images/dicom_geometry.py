@@ -6,7 +6,7 @@ import numpy as np
 
 from clinkd.data.images.dicom_grey import find_functional_group
 from clinkd.data.images.dicom_header import Header, read_numbers
-from clinkd.data.images.kind import Geometry
+from clinkd.data.images.kind import Geometry, StoredPixels
 
 GEOMETRY_FIELDS = ("ImagePositionPatient", "PixelSpacing", "SeriesNumber", "InstanceNumber")
 
@@ -21,6 +21,7 @@ def read_geometry(header: Header, series: str) -> Geometry:
         series=series,
         series_number=_read_whole(header, "SeriesNumber"),
         instance_number=_read_whole(header, "InstanceNumber"),
+        pixels=StoredPixels(header.offset, None if header.syntax.is_encapsulated else header.frame_bits),
     )
 
 

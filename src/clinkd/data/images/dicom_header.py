@@ -107,6 +107,12 @@ class Header:
         return 3 if self.photometric in COLOUR else 1
 
     @property
+    def frame_bits(self) -> int:
+        """Bits of an uncompressed frame."""
+        bits = self.rows * self.columns * self.samples * read_natural(self.ds, "BitsAllocated")
+        return bits // 3 * 2 if self.photometric == "YBR_FULL_422" else bits  # two pixels share one pair of colours
+
+    @property
     def order(self) -> str:
         """The byte order in the form of `struct`."""
         return "<" if self.syntax.is_little_endian else ">"
@@ -286,10 +292,7 @@ def _check_header(header: Header) -> Header:
 
 def _check_length(header: Header) -> None:
     """Raise Refusal where bytes of uncompressed pixels are missing."""
-    bits = header.rows * header.columns * header.samples * read_natural(header.ds, "BitsAllocated") * header.frames
-    needed = -(-bits // 8)
-    if header.photometric == "YBR_FULL_422":  # two pixels share one pair of colours
-        needed = needed // 3 * 2
+    needed = -(-header.frame_bits * header.frames // 8)
     if header.length == _UNDEFINED:
         raise Refusal(f"compressed pixels under the name of {header.syntax_name}; mend the header")
     present = min(header.length, _measure_stream(header.stream) - header.offset)
@@ -299,12 +302,15 @@ def _check_length(header: Header) -> None:
 
 
 def _count_fragments(header: Header) -> int:
-    """The number of pieces of the compressed pixels, without the offset table (PS3.5 A.4)."""
+    """The number of pieces of the compressed pixels, without the offset table (PS3.5 A.4). Where these are not all at
+    hand, in the first bytes of a file, one a frame is taken for granted."""
     stream, size, position = header.stream, _measure_stream(header.stream), header.offset
     count = -1
     while position + 8 <= size:
         stream.seek(position)
-        tag, length = struct.unpack("<II", stream.read(8))
+        if len(head := stream.read(8)) < 8:
+            return header.frames
+        tag, length = struct.unpack("<II", head)
         if tag == 0xE0DDFFFE:  # the end of the sequence
             break
         if tag != 0xE000FFFE:

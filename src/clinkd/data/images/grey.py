@@ -126,8 +126,14 @@ class GreyFrame:
         fractions = 1 - fractions if self.inverted else fractions
         return self._spread_to_pixels((fractions * 255).round().astype(np.uint8))
 
-    def to_float32(self) -> NDArray[np.float32]:
-        """The values as float32, with NaN as the least number: a picture shows both alike."""
+    def to_values(self) -> NDArray[Any]:
+        """The values in the smallest type that holds them, int16, uint16 or float32, which has NaN as its least number:
+        a picture shows both alike."""
+        for kind in (np.int16, np.uint16):
+            with np.errstate(invalid="ignore"):
+                whole = self.levels.astype(kind)
+            if (whole == self.levels).all():
+                return self._spread_to_pixels(whole)
         most = float(np.finfo(np.float32).max)
         finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
         return self._spread_to_pixels(np.clip(finite, -most, most).astype(np.float32))

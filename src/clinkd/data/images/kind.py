@@ -59,12 +59,22 @@ class StoredVoxels:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPixels:
+    """Where the pixels of a DICOM begin, and the bits of each frame: they lie one behind the other. `frame_bits`: None
+    where they are compressed, in items (PS3.5 A.4)."""
+
+    offset: int
+    frame_bits: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Where the frames of a file lie, in millimetres to the patient's left, back and head (PS3.3 C.7.6.2.1.1).
 
     `orientation`: the directions in which columns and rows count up; `spacing`: between rows, and between columns;
     `positions`: the middle of the first pixel of each frame. Each is empty where the file does not say it of all
-    frames alike. `series` is a pseudonym of SeriesInstanceUID, "" where absent. `voxels`: None for all but a NIfTI.
+    frames alike. `series` is a pseudonym of SeriesInstanceUID, "" where absent. `voxels`: None for all but a NIfTI;
+    `pixels`: None for all but a DICOM.
     """
 
     orientation: tuple[float, ...] = ()
@@ -74,6 +84,7 @@ class Geometry:
     series_number: int | None = None
     instance_number: int | None = None
     voxels: StoredVoxels | None = None
+    pixels: StoredPixels | None = None
 
 
 @dataclass(frozen=True, slots=True)

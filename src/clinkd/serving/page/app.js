@@ -125,13 +125,17 @@ async function glimpse(given) {
  */
 async function unfold(stack, key) {
   wish = null;
-  const next = new Reader(stack, about), stays = key && key === picture?.key;
-  const there = stack.slices.findIndex((slice) => slice.key === key);
+  const next = new Reader(stack, about);
+  const there = stack.slices.findIndex((slice) => slice.key === key), stays = there >= 0 && key === picture?.key;
+  if (stays) {
+    for (const made of entries) if (made.picture === picture) made.reader = next;
+    next.keep(there, picture);
+  }
   const at = there >= 0 ? there : stack.placed ? next.count >> 1 : 0;
   const opened = await waiting((signal) => next.slice(at, stays ? picture.shown.window : null, signal));
   reader?.forget();
   reader = next;
-  display(opened, stays && opened.key === picture.key ? null : annotations.marks(opened.key));
+  display(opened, opened === picture ? null : annotations.marks(opened.key));
 }
 
 /** Do what the newest wish is; what was wished before is given up. */

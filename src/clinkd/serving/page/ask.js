@@ -15,11 +15,12 @@ const SILENT = "The server does not answer. Is clinkd serve still running?";
 /**
  * A call to the server of this page. Throws Failure, and AbortError where `signal` says so.
  * @param {string} path
- * @param {{method?: string, body?: object, signal?: AbortSignal}} [how]
+ * @param {{method?: string, body?: object | Blob, signal?: AbortSignal}} [how]
  * @returns {Promise<Response>}
  */
 export async function call(path, { method = "GET", body, signal } = {}) {
-  const more = body ? { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
+  const json = () => ({ headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const more = !body ? {} : body instanceof Blob ? { body } : json();
   let reply;
   try {
     reply = await fetch(path, { method, signal, ...more });

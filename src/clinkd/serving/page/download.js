@@ -108,8 +108,9 @@ export async function saveReport(entry) {
     ...entry.answer.boxes.map(({ box, phrase }) => ({ box, label: phrase.slice(0, 64), by: "model" })),
     ...entry.marks.map(({ box, name, label }) => ({ box, label: label?.slice(0, 64) || `box ${name}`, by: "person" })),
   ];
+  const { uri: image, frame } = await entry.picture.sent();
   const body = {
-    image: entry.picture.source.uri, frame: entry.picture.frame, question: { text: entry.question.text },
+    image, frame, question: { text: entry.question.text },
     answer: { text: entry.answer.text }, regions, confidence: entry.answer.confidence,
     warnings: entry.answer.warnings,
   };

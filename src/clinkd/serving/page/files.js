@@ -4,7 +4,8 @@ import { fetched } from "./ask.js";
 import { isPacked, unpacked } from "./nifti.js";
 import { encode, fits } from "./picture.js";
 
-const HEADS = [32_768, 131_072]; // bytes, before which the header of most DICOM files ends, and of nearly all
+// bytes, before which the header of most DICOM files ends, of nearly all, and of any that the server takes
+const HEADS = [32_768, 131_072, 1 << 22];
 const TOGETHER = 64; // files of one request
 const ONLY_NIFTI = "the file: packed by gzip, which is taken of a NIfTI alone; unpack it first (gunzip)";
 
@@ -54,7 +55,9 @@ export async function describe(given, most, signal, tell) {
     };
     const untold = (bytes) => some.filter(({ file }, n) => records[n].why && !records[n].packed && file.size > bytes);
     await renew(untold(HEADS[0]), HEADS[1]);
-    for (const one of untold(HEADS[1])) if (fits(one.file, most)) await renew([one], one.file.size); // one by one
+    const largest = Math.min(HEADS[2], Math.floor(most / 2));
+    for (const one of untold(HEADS[1])) await renew([one], largest); // one by one
+    for (const one of untold(largest)) if (fits(one.file, most)) await renew([one], one.file.size);
     described.push(...some.map((one, n) => ({ ...one, ...records[n] })));
     tell(described.length);
   }

@@ -60,7 +60,8 @@ export class NiftiVolume {
     const size = Number(type.at(-1));
     if (type[0] === ">") flip(bytes.subarray(offset), size);
     const aligned = offset % size ? bytes.slice(offset) : bytes.subarray(offset);
-    this.stored = new ARRAYS[type.slice(-2)](aligned.buffer, aligned.byteOffset, aligned.length / size);
+    const read = new ARRAYS[type.slice(-2)](aligned.buffer, aligned.byteOffset, aligned.length / size);
+    this.stored = type.endsWith("i8") || type.endsWith("u8") ? Float64Array.from(read, Number) : read;
     const strides = shape.map((_, axis) => shape.slice(0, axis).reduce((product, n) => product * n, 1));
     [this.through, this.down, this.right] = axes.map(([axis, sign]) => (
       { start: sign > 0 ? 0 : (shape[axis] - 1) * strides[axis], stride: sign * strides[axis] }));
@@ -79,7 +80,7 @@ export class NiftiVolume {
       for (let row = 0; row < height; row += every) {
         let from = base + slice * through.stride + row * down.stride;
         for (let column = 0; column < width; column += every, from += every * right.stride) {
-          const value = Number(stored[from]) * slope + intercept;
+          const value = stored[from] * slope + intercept;
           values[to++] = Number.isFinite(value) ? value : 2 * NONE;
         }
       }

@@ -1,19 +1,34 @@
 /** Pictures: a file opened by the server, frame by frame, and its grey values through a window. */
 
-import { fetched, Failure } from "./ask.js";
+import { call, fetched, Failure } from "./ask.js";
 import { decimal } from "./dom.js";
 
-/**
- * A file as it is sent: nothing of it is kept anywhere but in this page.
- * @param {File} file
- * @param {number} most bytes that a request may have
- * @returns {Promise<{uri: string}>}
- */
-export async function read(file, most) {
-  if (!fits(file, most)) {
-    throw new Failure(`The file has ${Math.ceil(file.size / 1e6)} MB, more than the server takes. Shrink it first.`);
+/** What the server is sent for a picture. It is made when it is wanted: no copy of it stays on this page. */
+export class Source {
+  /**
+   * @param {string} name
+   * @param {number} most bytes that a request may have
+   * @param {() => Blob | Promise<Blob>} make
+   */
+  constructor(name, most, make) {
+    Object.assign(this, { name, most, make });
   }
-  return { uri: await encode(file) };
+
+  /** As a data URI. Throws Failure. */
+  async uri() { return encode(await this.#checked(fits)); }
+
+  /** As bytes, which the browser reads while it sends them. Throws Failure. */
+  async bytes() {
+    const blob = await this.#checked(({ size }, most) => size <= most);
+    await blob.slice(-1).arrayBuffer().catch(() => { throw new Failure("The file could not be read."); });
+    return blob;
+  }
+
+  async #checked(fit) {
+    const blob = await this.make();
+    if (fit(blob, this.most)) return blob;
+    throw new Failure(`The file has ${Math.ceil(blob.size / 1e6)} MB to send, more than the server takes. Shrink it first.`);
+  }
 }
 
 /** Whether the server takes a file. */
@@ -31,33 +46,32 @@ export async function encode(blob) {
   return `data:${blob.type || "application/dicom"};base64,${base64}`;
 }
 
-/** One frame of a file, as the server shows it. Throws Failure. */
+/** One frame of a file, as the server shows it. Throws Failure. @param {Source} source */
 export async function open(source, frame, window, signal) {
-  const { picture, ...about } = await opened(source, frame, window, signal);
+  const body = { image: await source.uri(), frame, window };
+  const { picture, grey, ...about } = await fetched("/v1/open", { method: "POST", body, signal });
   const image = new Image();
   image.src = picture;
   await image.decode();
-  return new Picture(source, about, image, window);
+  return new Picture(source, { ...about, grey: grey && { ...grey, values: decoded(grey) } }, image, window);
 }
 
-/** What the server tells of a frame, with its grey values; `picture`: whether these are not enough. Throws Failure. */
-export async function opened(source, frame, window, signal, picture = true) {
-  const body = { image: source.uri, frame, window, picture };
-  const about = await fetched("/v1/open", { method: "POST", body, signal });
-  return { ...about, grey: about.grey && { ...about.grey, values: floats(about.grey.values) } };
+/** The grey values of frames, one behind the other. Throws Failure. @param {number[]} frames from 1 */
+export async function valuesOf(source, frames, signal) {
+  const body = await source.bytes();
+  const reply = await call(`/v1/values?${frames.map((n) => `frame=${n}`).join("&")}`, { method: "POST", body, signal });
+  return numbers(await reply.arrayBuffer(), reply.headers.get("X-Value-Type"));
 }
 
-function floats(base64) {
-  const bytes = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  const values = new Float32Array(bytes.length / 4);
-  for (let i = 0; i < values.length; i++) values[i] = view.getFloat32(4 * i, true);
-  return values;
-}
+const decoded = ({ values, type }) =>
+  numbers((Uint8Array.fromBase64?.(values) ?? Uint8Array.from(atob(values), (c) => c.charCodeAt(0))).buffer, type);
+
+const NUMBERS = { int16: Int16Array, uint16: Uint16Array, float32: Float32Array }; // as are all browsers, little-endian
+const numbers = (buffer, type) => new NUMBERS[type](buffer);
 
 /** A frame with its pixels on `canvas`. */
 export class Picture {
-  /** @param {{uri?: string, cut?: () => Blob}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
+  /** @param {Source | {name: string}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
   constructor(source, about, image, window) {
     Object.assign(this, { source, about, image });
     this.canvas = document.createElement("canvas");
@@ -115,10 +129,9 @@ export class Picture {
 
   /** The image that a question is asked about: the file, one slice of it, or what is seen where no frame is like it. */
   async sent() {
-    const { uri, cut } = this.source, { window, level } = this.shown;
-    if (uri) return { uri, frame: this.frame, window };
-    if (cut) return { uri: await encode(cut()), frame: null, window: level.map(decimal).join("/") };
-    return { uri: this.canvas.toDataURL("image/png"), frame: null, window: null };
+    const { source, shown: { window, level } } = this;
+    if (!(source instanceof Source)) return { uri: this.canvas.toDataURL("image/png"), frame: null, window: null };
+    return { uri: await source.uri(), frame: this.frame, window: this.image ? window : level.map(decimal).join("/") };
   }
 
   /** A window of one's own; `name` where it is a preset. */

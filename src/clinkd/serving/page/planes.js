@@ -16,16 +16,19 @@ const ORDERS = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]
 
 /** How the columns, rows and slices of a stack lie in the body. */
 export class Space {
-  /** @param {import("./stack.js").Stack} stack */
-  constructor(stack) {
+  /**
+   * @param {import("./stack.js").Stack} stack
+   * @param {{start: number, stride: number}[]} [layout] where the columns, rows and slices of its values lie
+   */
+  constructor(stack, layout) {
     const { orientation, spacing, width, height } = stack.first;
     const directions = [orientation.slice(0, 3), orientation.slice(3), stack.normal];
     const along = (order) => order.reduce((sum, body, axis) => sum + Math.abs(directions[axis][body]), 0);
     const order = ORDERS.reduce((best, one) => (along(one) > along(best) ? one : best));
     const counts = [width, height, stack.slices.length], steps = [spacing[1], spacing[0], stack.gap];
-    const strides = [1, width, width * height];
+    const places = layout ?? [1, width, width * height].map((stride) => ({ start: 0, stride }));
     this.axes = order.map((body, axis) => ({
-      body, count: counts[axis], step: steps[axis], stride: strides[axis], sign: Math.sign(directions[axis][body]) || 1,
+      body, count: counts[axis], step: steps[axis], ...places[axis], sign: Math.sign(directions[axis][body]) || 1,
     }));
     this.plane = Object.keys(PLANES).find((name) => PLANES[name].through[0] === order[2]);
   }
@@ -35,7 +38,7 @@ export class Space {
     return Object.fromEntries(Object.entries(PLANES[plane]).map(([name, [body, sign]]) => {
       const axis = this.axes.find((one) => one.body === body);
       const forward = axis.sign === sign;
-      return [name, { ...axis, start: forward ? 0 : (axis.count - 1) * axis.stride,
+      return [name, { ...axis, start: axis.start + (forward ? 0 : (axis.count - 1) * axis.stride),
         stride: forward ? axis.stride : -axis.stride }];
     }));
   }
@@ -53,10 +56,11 @@ function line({ count, step, start, stride }, pixel) {
 }
 
 /**
- * One slice of values [slice, row, column], with pixels as wide as they are high.
- * @param {Space} space @param {Float32Array} values @param {string} plane @param {number} index from 0
+ * One slice of a volume, with pixels as wide as they are high. Its values are slope * stored + intercept.
+ * @param {{space: Space, stored: ArrayLike<number>, slope?: number, intercept?: number}} volume
+ * @param {string} plane @param {number} index from 0
  */
-export function cut(space, values, plane, index) {
+export function cut({ space, stored, slope = 1, intercept = 0 }, plane, index) {
   const { right, down, through } = space.of(plane);
   const longest = Math.max(right.count * right.step, down.count * down.step);
   const pixel = Math.max(Math.min(right.step, down.step), longest / LONGEST);
@@ -67,10 +71,11 @@ export function cut(space, values, plane, index) {
   for (const row of rows) {
     const above = base + row.first, below = base + row.second;
     for (const { first, second, share } of columns) {
-      const top = share ? values[above + first] * (1 - share) + values[above + second] * share : values[above + first];
-      const value = !row.share ? top : top * (1 - row.share) + row.share
-        * (share ? values[below + first] * (1 - share) + values[below + second] * share : values[below + first]);
-      made[at++] = value;
+      const top = share ? stored[above + first] * (1 - share) + stored[above + second] * share : stored[above + first];
+      const between = !row.share ? top : top * (1 - row.share) + row.share
+        * (share ? stored[below + first] * (1 - share) + stored[below + second] * share : stored[below + first]);
+      const value = between * slope + intercept;
+      made[at++] = Number.isFinite(value) ? value : 2 * NONE;
     }
   }
   return { width: columns.length, height: rows.length, values: made, ...rangeOf(made) };

@@ -1,18 +1,22 @@
 /** What is read of a stack: the slice that is shown and its neighbours, or the whole volume for another plane. */
 
 import { Failure } from "./ask.js";
+import { Film } from "./film.js";
 import { NiftiVolume, sliceFile } from "./nifti.js";
-import { open, opened, Picture, read } from "./picture.js";
-import { cut, rangeOf } from "./planes.js";
+import { open, Picture, Source, valuesOf } from "./picture.js";
+import { cut, rangeOf, Space } from "./planes.js";
 
-const KEPT_PIXELS = 8e6; // of slices, about 12 bytes each
+const KEPT_PIXELS = 8e6; // of slices, about 10 bytes each
 const AHEAD = 8; // slices on each side
-const TOGETHER = 3; // slices of a volume that are under way at once
+const TOGETHER = 3; // requests for slices of a volume that are under way at once
+const PIXEL_BYTES = 16; // of a request for a volume: far more than they have, as a header is sent along
+const REQUESTED_FRAMES = 64; // at most, of one file: its header is read once for all of them
 
 export class Reader {
   /** @param {import("./stack.js").Stack} stack @param {{limits: object, presets: object}} about the server */
   constructor(stack, about) {
-    Object.assign(this, { stack, about, plane: stack.plane, volume: null, source: null, nifti: null, ahead: null, wish: null });
+    Object.assign(this, { stack, about, plane: stack.plane, volume: null, nifti: null, ahead: null, wish: null });
+    this.films = new Map(stack.files.map((told) => [told.file, told.pixels && told.frames > 1 ? new Film(told) : null]));
     this.seen = {}; // the slice shown last, by plane
     this.kept = /** @type {Map<number, Picture>} */ (new Map()); // the least lately shown first
   }
@@ -31,8 +35,8 @@ export class Reader {
     }
     if (this.ahead?.at === at) await this.ahead.reading.catch(() => {});
     const kept = this.kept.get(at);
-    if (kept?.through(window, this.about.presets)) return this.#keep(at, kept);
-    return this.#keep(at, await this.#read(at, window, signal));
+    if (kept?.through(window, this.about.presets)) return this.keep(at, kept);
+    return this.keep(at, await this.#read(at, window, signal));
   }
 
   /** Read the slices beside one, one after another, until another one is wished. */
@@ -49,25 +53,26 @@ export class Reader {
       const picture = await this.ahead.reading.catch(() => null); // who comes there is told why
       this.ahead = null;
       if (!picture) return;
-      this.#keep(next, picture);
+      this.keep(next, picture);
     }
   }
 
-  /** Whether reading ahead costs little: a file is sent whole for each of its frames. */
+  /** Whether reading ahead leaves room for what was read before. */
   get #roomy() {
-    const { width, height, file } = this.stack.first;
-    return 5 * width * height <= KEPT_PIXELS && file.size <= KEPT_PIXELS;
+    const { width, height } = this.stack.first;
+    return 5 * width * height <= KEPT_PIXELS;
   }
 
   async #read(at, window, signal) {
     const slice = this.stack.slices[at];
-    const { file } = slice.file;
     if (slice.file.voxels) return this.#cutFrame(at, window);
-    const picture = await open(await this.#sourceOf(file), slice.frame, window, signal);
-    return Object.assign(picture, { slice, at, key: slice.key, plane: this.stack.plane, reformatted: false });
+    return open(this.#sourceOf([slice]), slice.frame, window, signal);
   }
 
-  #keep(at, picture) {
+  /** Keep a slice, as the one at this place of the stack. */
+  keep(at, picture) {
+    const slice = this.stack.slices[at];
+    Object.assign(picture, { slice, at, key: slice.key, plane: this.stack.plane, reformatted: false });
     this.kept.delete(at);
     this.kept.set(at, picture);
     let pixels = 0;
@@ -87,41 +92,55 @@ export class Reader {
 
   /** Keep no pixels. */
   forget() {
-    this.wish = this.volume = this.source = this.nifti = null;
+    this.wish = this.volume = this.nifti = null;
     this.kept.clear();
   }
 
   async #readVolume(signal, tell = () => {}) {
-    const { width, height } = this.stack.first;
-    const { slices } = this.stack, count = slices.length, values = new Float32Array(width * height * count);
+    const { slices, first: { width, height, modality } } = this.stack;
     const nifti = await this.nifti;
     if (nifti) {
-      slices.forEach(({ frame }, at) => values.set(nifti.values(frame - 1), at * width * height));
-      return { values, inverted: false, modality: this.stack.first.modality, ...nifti.measure(0) };
+      const { stored, slope, intercept, right, down, through } = nifti;
+      const space = new Space(this.stack, [right, down, through]);
+      return { space, stored, slope, intercept, inverted: false, modality, ...nifti.measure(0) };
     }
-    const middle = this.kept.get(count >> 1) ?? await this.#read(count >> 1, null, signal), missing = [...slices.keys()];
+    const middle = this.kept.get(slices.length >> 1) ?? await this.#read(slices.length >> 1, null, signal);
+    if (!middle.about.grey) throw new Failure("Other planes cannot be shown: the slices are in colour.");
+    const { grey: { values: { constructor }, inverted }, hounsfield } = middle.about;
+    const each = width * height, missing = this.#requests();
+    let stored = new constructor(each * slices.length), done = 0;
     const work = async () => {
-      while (missing.length) {
-        const at = missing.shift(), { grey } = this.kept.get(at)?.about ?? await this.#values(slices[at], signal);
-        if (!grey) throw new Failure("Other planes cannot be shown: the slices are in colour.");
-        values.set(grey.values, at * width * height);
-        tell(count - missing.length, count);
+      for (let some = missing.shift(); some; some = missing.shift()) {
+        const frames = some.map(({ frame }) => frame ?? 1);
+        const more = await valuesOf(this.#sourceOf(some), frames, signal);
+        if (![more.constructor, Float32Array].includes(stored.constructor)) stored = Float32Array.from(stored);
+        some.forEach(({ at }, n) => stored.set(more.subarray(n * each, (n + 1) * each), at * each));
+        tell(done += some.length, slices.length);
       }
     };
     await Promise.all(Array.from({ length: TOGETHER }, work));
-    const { grey: { inverted }, hounsfield, modality } = middle.about;
-    return { values, inverted, hounsfield, modality, level: middle.first.level };
+    return { space: this.stack.space, stored, inverted, hounsfield, modality, level: middle.first.level };
   }
 
-  async #values({ file: { file }, frame }, signal) {
-    return opened(await this.#sourceOf(file), frame, null, signal, false);
+  /** All slices as they are requested together: a file, or frames of one that follow each other. */
+  #requests() {
+    const { slices, first: { width, height } } = this.stack, requests = [];
+    const fit = Math.floor(this.about.limits.body_bytes / (PIXEL_BYTES * width * height));
+    const most = Math.min(REQUESTED_FRAMES, Math.max(1, fit));
+    const numbered = slices.map(({ file, frame }, at) => ({ file, frame, at }));
+    for (const one of numbered.sort((a, b) => (a.file === b.file ? a.frame - b.frame : a.at - b.at))) {
+      const some = requests.at(-1), follows = some?.[0].file === one.file && one.frame === some.at(-1).frame + 1;
+      if (follows && some.length < most) some.push(one);
+      else requests.push([one]);
+    }
+    return requests;
   }
 
-  /** A file as it is sent; the last one is kept, for its other frames. */
-  async #sourceOf(file) {
-    if (this.source?.file === file) return this.source;
-    this.source = { ...await read(file, this.about.limits.body_bytes), name: file.name, file };
-    return this.source;
+  /** What is sent of slices: their file, or an excerpt with their frames. */
+  #sourceOf(slices) {
+    const { file } = slices[0].file, film = this.films.get(file);
+    const make = film ? () => film.excerpt(slices.map(({ frame }) => frame)) : () => file;
+    return new Source(file.name, this.about.limits.body_bytes, make);
   }
 
   /** A frame of a NIfTI, which is read whole, once, and stays on this page. Throws Failure. */
@@ -129,16 +148,16 @@ export class Reader {
     const slice = this.stack.slices[at], { file, width, height, modality } = slice.file;
     this.nifti ??= NiftiVolume.read(slice.file);
     const nifti = await this.nifti, frame = (slice.frame ?? 1) - 1, values = nifti.values(frame);
-    const source = { name: file.name, cut: () => sliceFile(values, width, height) };
+    const source = new Source(file.name, this.about.limits.body_bytes, () => sliceFile(values, width, height));
     const made = { values, width, height, ...rangeOf(values), inverted: false, modality, ...nifti.measure(frame) };
-    const picture = this.#made(made, window, source);
-    return Object.assign(picture, { slice, at, key: slice.key, plane: this.stack.plane, reformatted: false });
+    return this.#made(made, window, source);
   }
 
   #cut(at, window) {
-    const { values, ...more } = this.volume;
-    const made = { ...more, ...cut(this.stack.space, values, this.plane, at) };
-    const picture = this.#made(made, window, { name: this.stack.first.file.name });
+    const { inverted, hounsfield, modality, level } = this.volume, { files, first } = this.stack;
+    const made = { inverted, hounsfield, modality, level, ...cut(this.volume, this.plane, at) };
+    const name = `${this.plane} plane of ${files.length > 1 ? `${files.length} files` : first.file.name}`;
+    const picture = this.#made(made, window, { name: name.replace(/^./, (c) => c.toUpperCase()) });
     const key = [this.stack.slices[0].key, this.plane, at].join("|");
     return Object.assign(picture, { slice: null, at, key, plane: this.plane, reformatted: true });
   }

@@ -5,7 +5,7 @@ import { boxed, call, Failure, fetched, lettered, spelled } from "./ask.js";
 import { View } from "./canvas.js";
 import { listenToKeys, offerActions, pressed } from "./deciding.js";
 import { button, complain, find, insert, make, percent, say } from "./dom.js";
-import { open, read } from "./picture.js";
+import { open, Source } from "./picture.js";
 import { Tools } from "./tools.js";
 
 const PAGE = 20;
@@ -302,7 +302,7 @@ export class Worklist {
     await this.attempt(async () => {
       try {
         const reply = await call(`/v1/worklist/${encodeURIComponent(id)}/image`, { signal: mine.signal });
-        const source = await read(await reply.blob(), this.about.limits.body_bytes);
+        const blob = await reply.blob(), source = new Source("", this.about.limits.body_bytes, () => blob);
         this.#display(await open(source, frame, null, mine.signal));
         this.view.fit();
       } catch (error) {
