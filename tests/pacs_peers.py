@@ -15,8 +15,10 @@ import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    ComprehensiveSRStorage,
+    MRImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -101,9 +103,9 @@ class Peer:
             entity.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
             for syntaxes in ([ExplicitVRLittleEndian], [JPEG2000Lossless]):
                 entity.add_requested_context(CTImageStorage, syntaxes)
-        for context in AllStoragePresentationContexts:
-            syntaxes = [*(context.transfer_syntax or []), JPEG2000Lossless]
-            entity.add_supported_context(str(context.abstract_syntax), syntaxes, scu_role=True, scp_role=True)
+        for storage in (CTImageStorage, MRImageStorage, ComprehensiveSRStorage):
+            syntaxes = [*DEFAULT_TRANSFER_SYNTAXES, JPEG2000Lossless]
+            entity.add_supported_context(storage, syntaxes, scu_role=True, scp_role=True)
         handlers = [
             (evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get), (evt.EVT_C_MOVE, self._move),
             (evt.EVT_C_STORE, self._store),
