@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 from threading import Thread
 from typing import Any
 
@@ -23,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
+from pynetdicom.transport import ThreadedAssociationServer
 
 CANARY = "Canary^Anna"
 CANARIES = ("Canary", "CANARY", "Anna", "MRN-77", "19610704", "Dr^Secret", "Elmstreet")
@@ -72,6 +74,13 @@ def same_content(one: bytes, other: bytes) -> bool:
     return left == right and packed[0] == packed[1]
 
 
+class PeerServer(ThreadedAssociationServer):
+    """Looks often whether it is to end, which the library's own does each half second; so it must not clean up then."""
+
+    def service_actions(self) -> None:
+        pass
+
+
 @dataclass
 class Peer:
     """An archive on the DICOM network that keeps its images in memory. `gets`: it offers C-GET; `moves_to`: the port to
@@ -110,13 +119,14 @@ class Peer:
             (evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get), (evt.EVT_C_MOVE, self._move),
             (evt.EVT_C_STORE, self._store),
         ]  # fmt: skip
-        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, **options)
-        assert server is not None
+        server = entity.make_server(("127.0.0.1", 0), evt_handlers=handlers, server_class=PeerServer, **options)
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.port = server.server_address[1]
         try:
             yield self
         finally:
-            server.shutdown()
+            BaseServer.shutdown(server)
+            server.server_close()
 
     def _match(self, asked: Dataset, also: tuple[str, ...] = ()) -> list[Dataset]:
         keys = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", *also)

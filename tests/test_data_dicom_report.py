@@ -32,7 +32,6 @@ from clinkd.data.dicom_objects import (
     write_segmentation,
 )
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.images.limits import UPLOADS
 from clinkd.data.phantoms import NAMES
 from clinkd.records import BadInput, Box
 from clinkd.workflows.answer_warnings import Kind
@@ -411,21 +410,7 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
         assert told == []
 
 
-def judged(content: bytes) -> str:
-    """ "" where a report of a damaged source is written and read, or refused as it should be; else what is wrong."""
-    try:
-        report = made(content, Region(Box(0, 0, 1, 1), "liver", "model"))
-        facts = describe(io.BytesIO(content), "x", limits=UPLOADS)
-        if read_report(report, facts.width, facts.height).regions[0].label != "liver":
-            return "another label"
-    except BadInput as error:
-        return "tells much" if "\n" in str(error) or len(str(error)) > 400 else ""
-    except BaseException as error:
-        return f"raises {type(error).__name__}: {error}"
-    return ""
-
-
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_sources_are_reported_on_or_refused(tmp_path: Path, count: int) -> None:
-    said = survivors("test_data_dicom_report:judged", count, 3, tmp_path, 60 + count)
+    said = survivors("structured_reports:judged", count, 3, tmp_path, 60 + count)
     assert len(said) == count and [line for line in said if not line.endswith(": ")] == []
