@@ -45,11 +45,13 @@ def page(chromium: Browser, server: Server) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def modules(chromium: Browser, server: Server) -> Browser:
-    """The page in whatever state it is, where only its modules are asked."""
+def modules(chromium: Browser, server: Server) -> Iterator[Browser]:
+    """The page in whatever state it is, where only its modules are asked; nothing may be complained of."""
     if chromium.origin != server.url:
         chromium.visit(f"{server.url}/?token={TOKEN}")
-    return chromium
+    yield chromium
+    told, chromium.told = chromium.told, []
+    assert told == []
 
 
 def open_files(page: Browser, *paths: Path) -> None:

@@ -126,6 +126,7 @@ def test_a_server_without_a_worklist_has_no_tab(chromium):
         chromium.visit(f"{server.url}/?token={TOKEN}#worklist")
         chromium.until("document.getElementById('state').dataset.state === 'ready'")
         assert chromium.ask("document.getElementById('to-worklist').hidden && !document.getElementById('ask').hidden")
+        chromium.leave()  # before its server ends, of which it would complain
 
 
 def test_an_answer_is_shown_accepted_taken_back_and_sent(page, server, worklist):
