@@ -149,12 +149,16 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Page.navigate", url="about:blank")
-        self._until("Page.loadEventFired")
+        self.leave()
         start = time.monotonic()
         self.call("Page.navigate", url=url)
         self._until("Page.loadEventFired")
         return time.monotonic() - start
+
+    def leave(self) -> None:
+        """Show nothing, so that the next page stands alone."""
+        self.call("Page.navigate", url="about:blank")
+        self._until("Page.loadEventFired")
 
     def _until(self, event: str) -> None:
         end = Deadline(SECONDS)

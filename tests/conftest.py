@@ -131,9 +131,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "small"
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser of its own for a file of tests."""
+@pytest.fixture(scope="session")
+def started_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all files of tests: to start it takes longer than most that is looked at with it."""
     program()
     with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def chromium(started_browser: Browser) -> Iterator[Browser]:
+    """The browser for a file of tests, whose page is left at the end. That its server was gone is no complaint."""
+    yield started_browser
+    started_browser.leave()
+    started_browser.told.clear()

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 from threading import Thread
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    ComprehensiveSRStorage,
+    MRImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
+from pynetdicom.transport import ThreadedAssociationServer
 
 CANARY = "Canary^Anna"
 CANARIES = ("Canary", "CANARY", "Anna", "MRN-77", "19610704", "Dr^Secret", "Elmstreet")
@@ -70,6 +74,13 @@ def same_content(one: bytes, other: bytes) -> bool:
     return left == right and packed[0] == packed[1]
 
 
+class PeerServer(ThreadedAssociationServer):
+    """Looks often whether it is to end, which the library's own does each half second; so it must not clean up then."""
+
+    def service_actions(self) -> None:
+        pass
+
+
 @dataclass
 class Peer:
     """An archive on the DICOM network that keeps its images in memory. `gets`: it offers C-GET; `moves_to`: the port to
@@ -101,20 +112,21 @@ class Peer:
             entity.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
             for syntaxes in ([ExplicitVRLittleEndian], [JPEG2000Lossless]):
                 entity.add_requested_context(CTImageStorage, syntaxes)
-        for context in AllStoragePresentationContexts:
-            syntaxes = [*(context.transfer_syntax or []), JPEG2000Lossless]
-            entity.add_supported_context(str(context.abstract_syntax), syntaxes, scu_role=True, scp_role=True)
+        for storage in (CTImageStorage, MRImageStorage, ComprehensiveSRStorage):
+            syntaxes = [*DEFAULT_TRANSFER_SYNTAXES, JPEG2000Lossless]
+            entity.add_supported_context(storage, syntaxes, scu_role=True, scp_role=True)
         handlers = [
             (evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get), (evt.EVT_C_MOVE, self._move),
             (evt.EVT_C_STORE, self._store),
         ]  # fmt: skip
-        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, **options)
-        assert server is not None
+        server = entity.make_server(("127.0.0.1", 0), evt_handlers=handlers, server_class=PeerServer, **options)
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.port = server.server_address[1]
         try:
             yield self
         finally:
-            server.shutdown()
+            BaseServer.shutdown(server)
+            server.server_close()
 
     def _match(self, asked: Dataset, also: tuple[str, ...] = ()) -> list[Dataset]:
         keys = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", *also)

@@ -1,4 +1,4 @@
-"""Processes of tests that need torch: forks of a server that has imported it and computed nothing.
+"""Processes of tests that need torch, or an archive: forks of a server that has imported it and computed nothing.
 
 The import takes longer than most of what they do, so each process of tests pays for it once.
 """
@@ -17,20 +17,30 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-# A server of our own: that of the whole process also forks the decoders of uploads, whose memory has a cap, and torch
-# would take most of it.
-_SERVER = forkserver.ForkServer()
-_SERVER.set_forkserver_preload(["clinkd.cli", "clinkd.pipeline.steps"])
+
+def _make_server(*modules: str) -> forkserver.ForkServer:
+    """A server of our own: that of the whole process also forks the decoders of uploads, whose memory has a cap, and
+    torch would take most of it."""
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload([*modules])
+    return server
 
 
-def start(log: Path, variables: Mapping[str, str], function: Callable[..., object], *arguments: Any) -> BaseProcess:
+TORCH = _make_server("clinkd.cli", "clinkd.pipeline.steps")
+LISTENERS = _make_server("clinkd.hospital.listen", "pynetdicom")
+
+
+def start(
+    log: Path, variables: Mapping[str, str], function: Callable[..., object], *arguments: Any,
+    server: forkserver.ForkServer = TORCH,
+) -> BaseProcess:  # fmt: skip
     """A process that calls a function of a module, in this one's environment and `variables`.
 
     Its exit status is what the function returns, 0 for None. What it prints is added to `log`.
     """
     forks = multiprocessing.get_context("forkserver")
     process = forks.Process(target=_call, args=(log, {**os.environ, **variables}, function, *arguments))
-    with patch.object(forkserver, "connect_to_new_process", _SERVER.connect_to_new_process):
+    with patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process):
         process.start()
     return process
 

@@ -12,8 +12,10 @@ import numpy as np
 import pydicom
 from pydicom import Dataset
 
-from clinkd.data.dicom_objects import Model, Region
-from clinkd.records import Box
+from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
+from clinkd.data.images.dicom import Dicom
+from clinkd.data.images.limits import UPLOADS
+from clinkd.records import BadInput, Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ def read_report(content: bytes, width: int, height: int) -> Report:
     ((instance, frame),) = set(images)
     model = Model(text_of(report, "121013"), str(report.get("SoftwareVersions") or ""))  # Device Observer Name
     return Report(texts.get("question", ""), texts.get("answer", ""), tuple(regions), model, instance, frame)
+
+
+def judged(content: bytes) -> str:
+    """ "" where a report of a damaged source is written and read, or refused as it should be; else what is wrong."""
+    told = ReportedAnswer("Where is it?", "Here.", (Region(Box(0, 0, 1, 1), "liver", "model"),), Model("tiny", "1"))
+    try:
+        report = write_report(content, told)
+        facts = Dicom().describe(io.BytesIO(content), "x", limits=UPLOADS)
+        if read_report(report, facts.width, facts.height).regions[0].label != "liver":
+            return "another label"
+    except BadInput as error:
+        return "tells much" if "\n" in str(error) or len(str(error)) > 400 else ""
+    except BaseException as error:
+        return f"raises {type(error).__name__}: {error}"
+    return ""
 
 
 def children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:

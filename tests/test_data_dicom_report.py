@@ -32,7 +32,6 @@ from clinkd.data.dicom_objects import (
     write_segmentation,
 )
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.images.limits import UPLOADS
 from clinkd.data.phantoms import NAMES
 from clinkd.records import BadInput, Box
 from clinkd.workflows.answer_warnings import Kind
@@ -80,7 +79,7 @@ def made(content: bytes, *regions: Region, frame: int | None = None) -> bytes:
     return write_report(content, ReportedAnswer("Where is it?", "Here.", regions, MODEL, frame))
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_round_trip_over_all_files_is_exact(every: int) -> None:
     dice = random.Random(0)
     trips, films = 0, 0
@@ -322,19 +321,18 @@ def test_a_source_without_uids_is_refused(keyword: str, value: str | None) -> No
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value"),
+    "values",
     [
-        ("PatientID", None), ("PatientID", "x" * 200), ("PatientID", "a\\b"), ("PatientID", "a\nb"),
-        ("PatientName", None), ("PatientName", "x" * 300), ("PatientBirthDate", "19991399"),
-        ("PatientBirthDate", "Kanarienvogel"), ("StudyDate", "2001.01.01"), ("StudyTime", "noon"),
-        ("PatientSex", "Kanarienvogel"), ("PatientSex", None), ("StudyID", "x" * 99), ("AccessionNumber", "x" * 99),
-        ("PatientAge", "old"), ("StudyDescription", "x" * 99),
+        {"PatientID": None, "PatientName": None, "PatientBirthDate": "19991399", "PatientSex": "Kanarienvogel"},
+        {"PatientID": "x" * 200, "PatientName": "x" * 300, "PatientBirthDate": "Kanarienvogel", "PatientSex": None},
+        {"PatientID": "a\\b", "StudyDate": "2001.01.01", "StudyTime": "noon", "PatientAge": "old"},
+        {"PatientID": "a\nb", "StudyID": "x" * 99, "AccessionNumber": "x" * 99, "StudyDescription": "x" * 99},
     ],
-)  # fmt: skip
+)
 def test_what_the_standard_does_not_allow_stands_empty(
-    keyword: str, value: str | None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    values: dict[str, str | None], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = changed(**{keyword: value})
+    source = changed(**values)
     caplog.clear()
     capfd.readouterr()
     with warnings.catch_warnings(record=True) as noise:
@@ -342,7 +340,7 @@ def test_what_the_standard_does_not_allow_stands_empty(
         content = made(source, Region(Box(0, 0, 1, 1), "liver", "model"))
     assert (noise, capfd.readouterr(), caplog.records) == ([], ("", ""), [])
     ds = pydicom.dcmread(io.BytesIO(content))
-    assert not ds.get(keyword)
+    assert not [keyword for keyword in values if ds.get(keyword)]
     assert len(parsed(content).content.get_planar_roi_measurement_groups()) == 1
 
 
@@ -412,21 +410,7 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
         assert told == []
 
 
-def judged(content: bytes) -> str:
-    """ "" where a report of a damaged source is written and read, or refused as it should be; else what is wrong."""
-    try:
-        report = made(content, Region(Box(0, 0, 1, 1), "liver", "model"))
-        facts = describe(io.BytesIO(content), "x", limits=UPLOADS)
-        if read_report(report, facts.width, facts.height).regions[0].label != "liver":
-            return "another label"
-    except BadInput as error:
-        return "tells much" if "\n" in str(error) or len(str(error)) > 400 else ""
-    except BaseException as error:
-        return f"raises {type(error).__name__}: {error}"
-    return ""
-
-
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_sources_are_reported_on_or_refused(tmp_path: Path, count: int) -> None:
-    said = survivors("test_data_dicom_report:judged", count, 3, tmp_path, 60 + count)
+    said = survivors("structured_reports:judged", count, 3, tmp_path, 60 + count)
     assert len(said) == count and [line for line in said if not line.endswith(": ")] == []

@@ -22,6 +22,7 @@ from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
 from pydicom.tag import Tag
 
+import processes
 from arrivals import RULES, ScriptedDesk, associated, damage, encode, listen_until_killed, make_image
 from clinkd.hospital.listen import Listening
 from clinkd.hospital.rules import read_rules
@@ -39,14 +40,13 @@ class KilledService:
 
     def __init__(self, folder: Path) -> None:
         (folder / "archive").mkdir()
-        self.folder, self.port, self.process = folder, free_port(), None
-        self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["arrivals"])
+        self.folder, self.port = folder, free_port()
+        self.process: Any = None
 
     def start(self) -> None:
-        ours, theirs = self.context.Pipe(duplex=False)
-        self.process = self.context.Process(target=listen_until_killed, args=(self.folder, self.port, theirs))
-        self.process.start()
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        of_it = (listen_until_killed, self.folder, self.port, theirs)
+        self.process = processes.start(self.folder / "log", {}, *of_it, server=processes.LISTENERS)
         theirs.close()
         assert ours.poll(patience(60)) and ours.recv()
 

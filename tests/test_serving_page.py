@@ -23,6 +23,7 @@ from clinkd.reporting.tables import SCORERS
 from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
+from clinkd.version import spell_program
 from serving import Server, json_of, opened_page, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests
@@ -735,7 +736,7 @@ def test_no_open_correction_is_passed_over_from_page_to_page(review):
 
 def test_the_command_for_the_next_run_is_shown_and_copied(review, server):
     command = json_of(server.client.get("/v1/corrections", params={"round": 1}))["command"]
-    assert text(review, ".command code") == command and command.startswith("clinkd run")
+    assert text(review, ".command code") == command and command.startswith(f"{spell_program()} run")
     review.call(
         "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
     )

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pydicom import dcmread
@@ -43,18 +44,39 @@ def worklist(tmp_path: Path) -> Iterator[Worklist]:
     made.close()
 
 
-@pytest.fixture
-def server(worklist: Worklist) -> Iterator[Server]:
+class WorklistAtHand:
+    """In the place of the worklist of one server: that of the test at hand."""
+
+    current: Worklist
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.current, name)
+
+
+@pytest.fixture(scope="module")
+def at_hand() -> WorklistAtHand:
+    return WorklistAtHand()
+
+
+@pytest.fixture(scope="module")
+def one_server(at_hand: WorklistAtHand) -> Iterator[Server]:
+    """One server for all tests: a browser finds its files and decoded pages again."""
     handler = RequestHandler(Engine(ScriptedAnswerer, LIMITS), Decoders(LIMITS), LIMITS)
-    with listening(Served("scripted", handler, worklist=worklist)) as made:
+    with listening(Served("scripted", handler, worklist=cast("Worklist", at_hand))) as made:
         made.until_ready()
         yield made
 
 
 @pytest.fixture
+def server(one_server: Server, at_hand: WorklistAtHand, worklist: Worklist) -> Server:
+    at_hand.current = worklist
+    return one_server
+
+
+@pytest.fixture
 def page(chromium: Browser, server: Server) -> Iterator[Browser]:
     yield chromium
-    chromium.ask("location.assign('about:blank')")
+    chromium.leave()
     told, chromium.told = chromium.told, []
     assert told == []
 
@@ -104,6 +126,7 @@ def test_a_server_without_a_worklist_has_no_tab(chromium):
         chromium.visit(f"{server.url}/?token={TOKEN}#worklist")
         chromium.until("document.getElementById('state').dataset.state === 'ready'")
         assert chromium.ask("document.getElementById('to-worklist').hidden && !document.getElementById('ask').hidden")
+        chromium.leave()  # before its server ends, of which it would complain
 
 
 def test_an_answer_is_shown_accepted_taken_back_and_sent(page, server, worklist):

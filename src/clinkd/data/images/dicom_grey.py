@@ -237,7 +237,8 @@ def _unfold_segments(segments: bytes, bits: int, header: Header) -> list[int]:
             position += length
         elif kind == 1 and entries:
             start, end = entries[-1], codes[position]
-            entries.extend(round(start + (end - start) * k / length) for k in range(1, length + 1))
+            steps = np.arange(1, length + 1)
+            entries.extend(np.rint(start + (end - start) * steps / length).astype(int).tolist())
             position += 1
         else:
             raise Refusal("its palette is broken, or has segments that refer to others; convert it to RGB first")
