@@ -74,7 +74,7 @@ class ListenCommand:
     def end(self, number: int = signal.SIGTERM) -> None:
         """Send it a signal, and wait until it has ended."""
         self.process.send_signal(number)
-        self.code = self.process.wait(patience(60))
+        self.code = self.process.wait(patience(40))
 
     def __exit__(self, *_: object) -> None:
         self.client.close()

@@ -14,6 +14,7 @@ from io import BytesIO
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 
+from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.fsm import StateMachine
@@ -24,7 +25,6 @@ from clinkd.pacs.addresses import plain_address
 from clinkd.pacs.instance import StoreRefusal, StoreStatus
 
 if TYPE_CHECKING:
-    from pynetdicom.ae import ApplicationEntity as AE
     from pynetdicom.association import Association
 
     from clinkd.pacs.limits import ReceiverLimits
@@ -33,6 +33,14 @@ _COMMAND_BYTES = 1 << 16
 _PENDING = 2  # requests that wait on one connection; nobody may send the next before the reply
 _COMMANDS = (C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ)
 _INVALID = "Evt19"  # of PS3.8, 9.2: what came is not valid; the connection is aborted
+
+
+class OwnEntity(ApplicationEntity):
+    """Connects by threads that do not keep the program from its end, as pynetdicom's do while an archive is silent."""
+
+    def _create_socket(self, assoc: Association, *given: Any) -> AssociationSocket:
+        assoc.dul.daemon = True
+        return super()._create_socket(assoc, *given)
 
 
 class BoundedServer(ThreadedAssociationServer):
@@ -47,7 +55,12 @@ class BoundedServer(ThreadedAssociationServer):
 
     @classmethod
     def open(
-        cls, entity: AE, address: tuple[str, int], limits: ReceiverLimits, allowed: Container[str] = (), **options: Any
+        cls,
+        entity: ApplicationEntity,
+        address: tuple[str, int],
+        limits: ReceiverLimits,
+        allowed: Container[str] = (),
+        **options: Any,
     ) -> BoundedServer:
         """Take the port, so that peers can connect; they are answered from `serve` on. Raises OSError where it is
         taken. `options`: those of `AE.make_server`."""

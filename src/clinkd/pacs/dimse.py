@@ -167,11 +167,13 @@ class DimseArchive:
             association.release()
 
     def _make_entity(self) -> Any:
-        from pynetdicom import AE, _config
+        from pynetdicom import _config
+
+        from clinkd.pacs.connection import OwnEntity
 
         # it would spell out each answer for a log that nobody reads, which takes longer than the answer itself
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
-        entity = AE(self.own_title)
+        entity = OwnEntity(self.own_title)
         entity.connection_timeout = min(10.0, self.timeout_seconds)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.timeout_seconds
         return entity
