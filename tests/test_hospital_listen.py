@@ -140,6 +140,25 @@ def test_a_film_that_is_not_read_is_refused_where_a_rule_asks_about_it(tmp_path)
         assert refusal.value.status == 0xB006 and running.worklist.left_out == {"US": 1}
 
 
+@pytest.mark.parametrize(
+    ("syntax", "way_out"),
+    [("1.2.840.10008.1.2.4.201", "pip install pylibjpeg pylibjpeg-openjpeg"), ("1.2.840.10008.1.2.4.110", "gdcmconv")],
+)
+def test_what_a_receiver_cannot_read_is_told_with_its_way_out(tmp_path, capfd, syntax, way_out):
+    image = make_image()
+    image.file_meta.TransferSyntaxUID = syntax
+    image.PixelData = encapsulate([bytes(64)])
+    image["PixelData"].is_undefined_length = True
+    with listening(tmp_path) as running:
+        for _ in range(3):
+            with pytest.raises(
+                BadInput, match=rf"compressed as (High-Throughput|JPEG XL).*, which is not read; .*{way_out}"
+            ):
+                running.receive(encode(image))
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("clinkd: refused  the image: compressed as ") and way_out in line
+
+
 def test_a_damaged_image_is_refused_also_where_no_rule_asks_about_it(tmp_path):
     with listening(tmp_path) as running:
         for damaged in (

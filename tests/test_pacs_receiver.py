@@ -103,6 +103,25 @@ def test_a_whole_study_is_taken_whatever_is_in_it():
     assert [dcmread(io.BytesIO(content)).SOPClassUID for content in kept] == classes
 
 
+SENT_SYNTAXES = [
+    "1.2", "1.2.1", "1.2.2", *(f"1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 102, 110, 201, 202, 203)), "1.2.5"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("syntaxes", "accepted"), [(SENT_SYNTAXES, True), (["1.2.1.99"], False)])
+def test_images_arrive_in_each_syntax_but_what_could_inflate_to_any_size(syntaxes, accepted):
+    """Each alone, as an archive proposes what it does not compress anew; what is not read must be told, too."""
+    entity = AE("SENDER")
+    for syntax in syntaxes:
+        entity.add_requested_context(CTImageStorage, f"1.2.840.10008.{syntax}")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(lambda content: None) as (_, port):
+        association = entity.associate("127.0.0.1", port, ae_title="CLINKD")
+        taken = [c.transfer_syntax[0] for c in association.accepted_contexts if c.abstract_syntax == CTImageStorage]
+        association.release()
+    assert taken == [f"1.2.840.10008.{syntax}" for syntax in syntaxes if accepted]
+
+
 def test_an_image_beyond_the_limit_is_refused_and_the_next_one_is_kept():
     kept: list[bytes] = []
     with (

@@ -141,7 +141,7 @@ class _Known:
 
 
 class Listening:
-    """Takes images (`take` goes to a receiver), and from `start` to `stop` has them answered and sent."""
+    """Takes images (`receive` goes to a receiver), and from `start` to `stop` has them answered and sent."""
 
     def __init__(
         self, worklist: Worklist, rules: Rules, archive: Archive | None = None, send: Send = "accepted"
@@ -161,6 +161,14 @@ class Listening:
         self._corrected: list[tuple[str, int]] | None = None  # decisions that the file of corrections has
         self._known = _Known(worklist)
         worklist.notify(self._wake)
+
+    def receive(self, content: bytes) -> None:
+        """As `take`, for a receiver: what cannot be read is told here, too, where the sender has only a status."""
+        try:
+            self.take(content)
+        except BadInput as error:
+            self._tell_trouble(f"refused  {error}")
+            raise
 
     def take(self, content: bytes) -> None:
         """Keep an image and the questions about it. When this returns, they are on the disk.
@@ -239,7 +247,7 @@ class Listening:
         """Tell a line that may come again and again, once in a while."""
         now = time.monotonic()
         if self._told.get(line, -math.inf) + _TELL_SECONDS <= now:
-            self._told[line] = now
+            self._told = {old: told for old, told in self._told.items() if told + _TELL_SECONDS > now} | {line: now}
             _tell(line)
 
     def _wait_for_change(self, version: int, seconds: float) -> None:
