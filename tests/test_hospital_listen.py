@@ -156,7 +156,7 @@ def test_what_a_receiver_cannot_read_is_told_with_its_way_out(tmp_path, capfd, s
             ):
                 running.receive(encode(image))
     [line] = capfd.readouterr().err.splitlines()
-    assert line.startswith("clinkd: refused  the image: compressed as ") and way_out in line
+    assert line.startswith("clinkd: an image is refused: compressed as ") and way_out in line
 
 
 def test_a_damaged_image_is_refused_also_where_no_rule_asks_about_it(tmp_path):

@@ -169,6 +169,28 @@ def test_who_may_send_is_an_address_and_a_title(text):
     assert AllowedPeer.parse("10.0.0.5/ORTHANC") == ("10.0.0.5", "ORTHANC")
 
 
+def test_who_is_turned_away_is_told_by_address(certificates):
+    told, loopback = list[str](), AllowedPeer("127.0.0.1", "FRIEND")
+    tls = TlsFiles(certificates / "ca.pem", certificates / "server.pem", certificates / "server.key")
+    for address in (
+        ReceiverAddress(port=0, allowed=(loopback,)),
+        ReceiverAddress(port=0, allowed=(AllowedPeer("10.0.0.5", "CANARY"),)),
+        ReceiverAddress(port=0, tls=tls),
+    ):
+        receiver = Receiver(address, lambda content: None, LIMITS, told.append)
+        port = receiver.start()
+        for names in ({}, {"title": "CANARY"}, {"called": "CANARY"})[: 3 if loopback in address.allowed else 1]:
+            with associated(port, **{"title": "FRIEND", **names}):
+                pass
+        receiver.stop()
+    assert told == [
+        "turned away 127.0.0.1: its own title is not the one of --allow",
+        "turned away 127.0.0.1: it calls another title than CLINKD",
+        "turned away 127.0.0.1: its address is not one of --allow",
+        "turned away 127.0.0.1: not by TLS, or without a certificate that is trusted",
+    ]
+
+
 def test_a_stranger_is_rejected_by_title_and_by_address():
     allowed = (AllowedPeer("127.0.0.1", "FRIEND"), AllowedPeer("10.0.0.5", "STRANGER"))
     with receiving(lambda content: None, allowed=allowed) as (_, port):

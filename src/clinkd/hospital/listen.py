@@ -167,7 +167,7 @@ class Listening:
         try:
             self.take(content)
         except BadInput as error:
-            self._tell_trouble(f"refused  {error}")
+            self.tell_trouble(f"an image is refused: {str(error).removeprefix(f'{PLACE}: ')}")
             raise
 
     def take(self, content: bytes) -> None:
@@ -186,7 +186,7 @@ class Listening:
         try:
             self.worklist.add_image(content, facts, questions)
         except (WorklistFull, WorklistUnwritable) as full:
-            self._tell_trouble(f"images are refused: {full}")
+            self.tell_trouble(f"images are refused: {full}")
             why = str(full).removeprefix(f"{self.worklist.folder}: ")  # a path is nothing for the network
             raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, why) from None
         self.counts["images"] += 1
@@ -233,17 +233,17 @@ class Listening:
             try:
                 seconds = step()
             except WorklistUnwritable as error:
-                self._tell_trouble(str(error))
+                self.tell_trouble(str(error))
                 self._pause(_RETRY_SECONDS)  # changes of others would end another wait at once
                 continue
             except Exception as error:  # its words may be a patient's
-                self._tell_trouble(f"a fault of the program ({type(error).__name__})")
+                self.tell_trouble(f"a fault of the program ({type(error).__name__})")
                 self._pause(_RETRY_SECONDS)
                 continue
             if isinstance(seconds, float):
                 self._wait_for_change(version, seconds)
 
-    def _tell_trouble(self, line: str) -> None:
+    def tell_trouble(self, line: str) -> None:
         """Tell a line that may come again and again, once in a while."""
         now = time.monotonic()
         if self._told.get(line, -math.inf) + _TELL_SECONDS <= now:

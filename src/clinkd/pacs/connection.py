@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from io import BytesIO
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,16 @@ class BoundedServer(ThreadedAssociationServer):
 
     daemon_threads = True
 
-    def __init__(self, *args: Any, limits: ReceiverLimits, allowed: Container[str] = (), **kwargs: Any) -> None:
-        self.limits, self.allowed, self._served = limits, allowed, False
+    def __init__(
+        self,
+        *args: Any,
+        limits: ReceiverLimits,
+        allowed: Container[str] = (),
+        tell_away: Callable[[str, str], object] = lambda address, why: None,
+        **kwargs: Any,
+    ) -> None:
+        """`tell_away` gets the address of each peer that is turned away, and why."""
+        self.limits, self.allowed, self.tell_away, self._served = limits, allowed, tell_away, False
         kwargs["request_handler"] = BoundedHandler
         super().__init__(*args, **kwargs)
 
@@ -63,7 +71,7 @@ class BoundedServer(ThreadedAssociationServer):
         **options: Any,
     ) -> BoundedServer:
         """Take the port, so that peers can connect; they are answered from `serve` on. Raises OSError where it is
-        taken. `options`: those of `AE.make_server`."""
+        taken. `options`: those of `AE.make_server`, and `tell_away`."""
         entity.maximum_pdu_size = limits.pdu_bytes >> 1
         entity.maximum_associations = limits.connections
         server = entity.make_server(address, server_class=cls, limits=limits, allowed=allowed, **options)
@@ -110,12 +118,18 @@ class BoundedHandler(RequestHandler):
         limits, client = self.server.limits, self.request
         unknown = self.server.allowed and plain_address(self.client_address[0]) not in self.server.allowed
         if unknown or len(self.server.active_associations) > limits.connections:
+            why = "its address is not one of --allow" if unknown else f"{limits.connections} connections are open"
+            self.server.tell_away(self.client_address[0], why)
             self.server.shutdown_request(client)
             return
         client.settimeout(limits.stall_seconds)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it a reply of two parts takes 40 ms
         if self.server.ssl_context:
-            client.do_handshake()
+            try:
+                client.do_handshake()
+            except OSError:
+                self.server.tell_away(self.client_address[0], "not by TLS, or without a certificate that is trusted")
+                raise
         super().handle()
 
     def _create_association(self) -> Association:
