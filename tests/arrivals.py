@@ -112,7 +112,7 @@ class MemoryArchive:
         return [SeriesReference("1.2.1", "1.2.2", "CT", len(self.images))] if query.modality in ("CT", None) else []
 
     def fetch_series(self, series: SeriesReference, skip: Container[str] = ()) -> Iterator[bytes]:
-        for name, content in self.images.items():
+        for name, content in list(self.images.items()):
             if name not in skip:
                 self.fetched.append(name)
                 yield content

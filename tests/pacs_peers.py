@@ -85,7 +85,8 @@ class PeerServer(ThreadedAssociationServer):
 class Peer:
     """An archive on the DICOM network that keeps its images in memory. `gets`: it offers C-GET; `moves_to`: the port to
     which it sends for C-MOVE; `dies_after`: images after which it drops the connection; `deaf`: it leaves the keys of a
-    query out of account."""
+    query out of account; `unsendable`: UIDs of images at which it ends what it sends; `names`: how often it names a
+    thing."""
 
     title: str = "PEER"
     images: list[Dataset] = field(default_factory=list)
@@ -93,6 +94,8 @@ class Peer:
     moves_to: int | None = None
     dies_after: int | None = None
     deaf: bool = False
+    unsendable: tuple[str, ...] = ()
+    names: int = 1
     refuses: int = 0  # the status that it answers to C-STORE
     requests: list[str] = field(default_factory=list)
     port: int = 0
@@ -161,7 +164,8 @@ class Peer:
             if "NumberOfSeriesRelatedInstances" in asked:
                 of_series = [i for i in self.images if i.SeriesInstanceUID == one.SeriesInstanceUID]
                 named.NumberOfSeriesRelatedInstances = len(of_series)
-            yield 0xFF00, named
+            for _ in range(self.names):
+                yield 0xFF00, named
 
     def _send(self, event: evt.Event, kind: str) -> Iterator[tuple[int, Dataset | None]]:
         matching = self._match(event.identifier)
@@ -170,6 +174,9 @@ class Peer:
         for number, image in enumerate(matching):
             if number == self.dies_after:
                 event.assoc.abort()
+                return
+            if image.SOPInstanceUID in self.unsendable:
+                yield 0xC000, None
                 return
             yield 0xFF00, image
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from clinkd.cli import main
 from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival, read_kind
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import (
+    FILE,
     ArrivedImage,
     FoundRegion,
     ModelAnswer,
@@ -136,6 +138,25 @@ def test_a_film_that_is_not_read_is_refused_where_a_rule_asks_about_it(tmp_path)
         with pytest.raises(StoreRefusal) as refusal:
             running.take(encode(film))
         assert refusal.value.status == 0xB006 and running.worklist.left_out == {"US": 1}
+
+
+@pytest.mark.parametrize(
+    ("syntax", "way_out"),
+    [("1.2.840.10008.1.2.4.201", "pip install pylibjpeg pylibjpeg-openjpeg"), ("1.2.840.10008.1.2.4.110", "gdcmconv")],
+)
+def test_what_a_receiver_cannot_read_is_told_with_its_way_out(tmp_path, capfd, syntax, way_out):
+    image = make_image()
+    image.file_meta.TransferSyntaxUID = syntax
+    image.PixelData = encapsulate([bytes(64)])
+    image["PixelData"].is_undefined_length = True
+    with listening(tmp_path) as running:
+        for _ in range(3):
+            with pytest.raises(
+                BadInput, match=rf"compressed as (High-Throughput|JPEG XL).*, which is not read; .*{way_out}"
+            ):
+                running.receive(encode(image))
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("clinkd: an image is refused: compressed as ") and way_out in line
 
 
 def test_a_damaged_image_is_refused_also_where_no_rule_asks_about_it(tmp_path):
@@ -252,6 +273,46 @@ def test_a_full_disk_is_out_of_resources(tmp_path, monkeypatch):
         with pytest.raises(StoreRefusal, match="no room left") as told:
             running.take(encode(make_image(1)))
         assert told.value.status == StoreStatus.OUT_OF_RESOURCES
+
+
+@contextmanager
+def filling_disk(worklist: Worklist) -> Iterator[Callable[[], None]]:
+    """From the call on, the file of a worklist takes no more, until the block ends."""
+    before, wal = resource.getrlimit(resource.RLIMIT_FSIZE), worklist.folder / f"{FILE}-wal"
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_was_sent_is_not_sent_again_where_the_disk_is_full_meanwhile(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("clinkd.hospital.listen._RETRY_SECONDS", 0.02)
+    archive = MemoryArchive()
+    with listening(tmp_path, archive, "all") as running:
+        with filling_disk(running.worklist) as fill:
+            monkeypatch.setattr(archive, "store", lambda content: (archive.stored.append(content), fill()))
+            running.take(encode(make_image()))
+            until(lambda: archive.stored and running._told)
+            time.sleep(0.2)  # ten tries
+            with pytest.raises(StoreRefusal, match="^no room left to write"):
+                running.take(encode(make_image(2)))
+        until(lambda: running.worklist.counts()["sent"] == 1)
+    assert len(archive.stored) == 1
+    line = f"{tmp_path / 'work'}: no room left to write, or no right to (disk I/O error)"
+    assert capfd.readouterr().err.splitlines() == [f"clinkd: {line}", f"clinkd: images are refused: {line}"]
+
+
+def test_an_answer_that_a_full_disk_does_not_take_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("clinkd.hospital.listen._RETRY_SECONDS", 0.02)
+    desk = ScriptedDesk()
+    with listening(tmp_path, desk=desk) as running:
+        with filling_disk(running.worklist) as fill:
+            make_answer = desk.answer
+            monkeypatch.setattr(desk, "answer", lambda *given: (fill(), make_answer(*given))[1])
+            running.take(encode(make_image()))
+            until(lambda: len(desk.asked) > 1)
+            monkeypatch.undo()
+        until(lambda: running.worklist.counts()["answered"] == 1)
 
 
 def test_what_people_answered_better_becomes_data(tmp_path, monkeypatch, capsys):

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Self
 
-import httpx2
 import pytest
-from benchmarks.patience import Deadline, patience
 
 from arrivals import RULES, encode, make_image
 from clinkd.hospital.listen import Listening
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import STATES, Worklist
 from clinkd.pacs import Receiver, ReceiverAddress
-from orthanc import PASSWORD, USER, Orthanc, free_port
+from listen_command import ListenCommand
+from orthanc import Orthanc
 
 SR, SEG, MR, PRIVATE = (
     "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.4", "1.3.12.2.1107.5.9.1"
@@ -94,54 +89,6 @@ def test_an_archive_is_told_of_a_damaged_image(orthanc: Orthanc, tmp_path: Path)
 
 # ---- the command, with a real model ----------------------------------------------------------------------------------
 
-TOKEN_OF_THE_PAGE = "a-token-for-these-tests"
-
-
-class Command:
-    """`clinkd pacs listen` in a process of its own. `out`: what it printed, when it has ended."""
-
-    def __init__(self, run: Path, folder: Path, *words: str) -> None:
-        (folder / "rules.yaml").write_text(RULES)
-        self.page, self.out, self.log = free_port(), "", folder / "listener.log"
-        command = [sys.executable, "-m", "clinkd", "pacs", "listen", str(run), "--rules", "rules.yaml"]
-        command += ["--undo", "0", "--page-port", str(self.page), *words]
-        known = {"CLINKD_TOKEN": TOKEN_OF_THE_PAGE, "CLINKD_PACS_USER": USER, "CLINKD_PACS_PASSWORD": PASSWORD}
-        with self.log.open("w") as log:
-            environment = {**os.environ, **known}
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        headers = {"authorization": f"Bearer {TOKEN_OF_THE_PAGE}"}
-        address = f"http://127.0.0.1:{self.page}"
-        self.client = httpx2.Client(base_url=address, headers=headers, timeout=patience(60))
-
-    def counts(self) -> dict[str, int]:
-        """Entries by state; none while the page does not answer yet."""
-        try:
-            return dict(self.client.get("/v1/worklist").json()["counts"])
-        except httpx2.TransportError:
-            return {}
-
-    def until(self, **counts: int) -> None:
-        end = Deadline(patience(90))
-        while not counts.items() <= self.counts().items():
-            assert self.process.poll() is None and not end.passed(), self.counts()
-            time.sleep(0.2)
-
-    def accept(self) -> None:
-        """Accept the first answer."""
-        entry = next(e for e in self.client.get("/v1/worklist").json()["entries"] if e["state"] == "answered")
-        body = {"kind": "accepted", "revision": entry["revision"]}
-        assert self.client.post(f"/v1/worklist/{entry['id']}/decision", json=body).status_code == 200
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self.process.terminate()
-        self.process.wait(patience(60))
-        self.out = self.log.read_text()
-        assert "Traceback" not in self.out
-
 
 def list_reports(orthanc: Orthanc) -> list[str]:
     """The SOP Instance UIDs of reports that it was given beside the one of the study."""
@@ -158,7 +105,7 @@ def test_an_archive_is_polled_and_gets_what_a_person_accepted(
     address, today = getattr(orthanc, way), date.today().strftime("%Y%m%d")
     make_study(orthanc, today)
     make_study(orthanc, "20200101", study="1.2.9")
-    with Command(small_run, tmp_path, "--poll", address, "--every", "1", "--to", address) as listener:
+    with ListenCommand(small_run, tmp_path, "--poll", address, "--every", "1", "--to", address) as listener:
         listener.until(answered=2)
         orthanc.get("/instances", encode(make_image(99, 64, PatientID="P", StudyDate=today)))
         listener.until(answered=3)
@@ -177,7 +124,7 @@ def test_every_answer_goes_to_the_archive_once_where_that_is_wanted(
 ) -> None:
     study, port = make_study(orthanc), str(orthanc.receive_port)
     for start in range(2):  # the second start, and the same study, change nothing
-        with Command(small_run, tmp_path, "--port", port, "--send", "all", "--to", orthanc.dicom) as listener:
+        with ListenCommand(small_run, tmp_path, "--port", port, "--send", "all", "--to", orthanc.dicom) as listener:
             listener.until(waiting=0)
             sent = send(orthanc, study)
             assert sent["FailedInstancesCount"] == 0

@@ -125,6 +125,30 @@ def test_both_forms_of_answers_give_the_same_objects(plan: PushPlan, images: Pat
     assert csv.contents == jsonl.contents
 
 
+def test_a_journal_that_is_cut_in_its_last_line_goes_on(plan: PushPlan) -> None:
+    whole = Kept()
+    push(plan, whole)
+    journal = plan.journal.read_bytes()
+    begin = journal.rindex(b"\n", 0, -1) + 1
+    for end in range(begin, len(journal), 9):
+        plan.journal.write_bytes(journal[:end])
+        rest = Kept()
+        assert counted(push(plan, rest)) == (3, 1, 4, 0) and rest.contents == whole.contents[-1:]
+        assert plan.journal.read_bytes() == journal
+
+
+def test_the_same_answers_are_not_sent_by_two_at_once(plan: PushPlan) -> None:
+    """Their lines of the journal would be written over each other."""
+
+    class Meanwhile(Kept):
+        def store(self, content: bytes) -> None:
+            with pytest.raises(BadInput, match="another process sends these answers; wait for it"):
+                push(plan, Kept())
+            super().store(content)
+
+    assert push(plan, Meanwhile()).sent == 5 and push(plan, Kept()).before == 5
+
+
 def test_what_was_sent_is_not_sent_again(plan: PushPlan) -> None:
     whole, lost = Kept(), Kept({3: ArchiveUnreachable("the archive does not answer")})
     push(replace(plan, destination=""), whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from clinkd.boxes import iou_matrix
 from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.data.codecs import make_codec
-from clinkd.data.phantoms import draw_phantom
+from clinkd.data.phantoms import STRUCTURES, draw_phantom
 from clinkd.hospital.pull import plan_pull, pull
 from clinkd.hospital.push import PushPlan, push
 from clinkd.inference.self_consistency import SelfConsistency
@@ -36,6 +37,7 @@ from clinkd.workflows.ask import Answer, Question
 from clinkd.workflows.batch import ask_about_folder, ask_many
 from dicom_images import COLUMNS, ROWS, make_image
 from dicom_images import FORMS as IMAGE_FORMS
+from listen_command import ListenCommand
 from orthanc import PASSWORD, USER, Orthanc
 
 CODEC = make_codec("locations", 16)
@@ -181,6 +183,12 @@ PICTURED = {  # forms by what is drawn in them
 }  # fmt: skip
 
 
+DICOM_WORDS = {
+    Modality.CT: ("CT",), Modality.MR: ("MR",), Modality.ULTRASOUND: ("US",), Modality.XRAY: ("CR", "DX"),
+    Modality.PET: ("PT",),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained() -> Path:
     folder = Path(os.environ.get("CLINKD_TRAINED_RUN", "none"))
@@ -235,6 +243,20 @@ def read_objects(archive: Archive, sources: dict[str, Any]) -> tuple[dict[Key, A
     return reports, segmentations
 
 
+def compare_boxes(drawn: dict[Key, Any], sources: dict[str, Any], told: dict[Key, dict[str, str]]) -> float:
+    """How far the boxes of objects are from those of the answers at most, in pixels. `told`: rows of `clinkd ask` by
+    image and frame; there must be no other objects."""
+    worst = 0.0
+    for key, row in told.items():
+        size = np.array([sources[key[0]].Columns, sources[key[0]].Rows] * 2)
+        boxes = [np.array(box.split(), float) * size for box in row["boxes"].split(";") if box]
+        steps = np.repeat([CODEC.steps()], 2, axis=0).ravel() * size
+        for corners, box in zip(drawn.get(key, []), boxes, strict=True):
+            worst = max(worst, measure_distance(corners, box, steps / 2 + 1))
+    assert drawn.keys() <= told.keys()
+    return worst
+
+
 @pytest.mark.slow
 def test_a_trained_model_answers_twenty_images_of_an_archive(
     orthanc: Orthanc, archive: Archive, trained: Path, tmp_path: Path
@@ -253,22 +275,57 @@ def test_a_trained_model_answers_twenty_images_of_an_archive(
 
     with answers.open(newline="") as file:
         told = dict(zip(truths, csv.DictReader(file), strict=True))
-    reports, segmentations = read_objects(archive, sources)
-    worst, overlaps = [0.0, 0.0], []
+    worst, overlaps = [compare_boxes(drawn, sources, told) for drawn in read_objects(archive, sources)], []
     for key, row in told.items():
-        size = np.array([sources[key[0]].Columns, sources[key[0]].Rows] * 2)
-        boxes = [np.array(box.split(), float) * size for box in row["boxes"].split(";") if box]
-        steps = np.repeat([CODEC.steps()], 2, axis=0).ravel() * size
-        for number, drawn in enumerate((reports.pop(key, []), segmentations.pop(key, []))):
-            for corners, box in zip(drawn, boxes, strict=True):
-                worst[number] = max(worst[number], measure_distance(corners, box, steps / 2 + 1))
-        found = iou_matrix([truths[key][1]], [Box(*(box / size)) for box in boxes])
-        overlaps.append(float(found.max(initial=0)))
-    assert not reports and not segmentations  # no object refers to anything else
+        boxes = [Box(*map(float, box.split())) for box in row["boxes"].split(";") if box]
+        overlaps.append(float(iou_matrix([truths[key][1]], boxes).max(initial=0)))
     sure = sum(bool(row["confidence"]) for row in told.values())
     modalities = len({source.Modality for source in sources.values()})
     print(
         f"{len(told)} frames of {len(sources)} images, {modalities} modalities: farthest corner of a report "
-        f"{worst[0]:.2f}, of a segmentation {worst[1]:.2f} pixels of {steps / 2 + 1}; IoU with the truth "
+        f"{worst[0]:.2f}, of a segmentation {worst[1]:.2f} pixels; IoU with the truth "
         f"{np.mean(overlaps):.2f}, {np.mean(np.array(overlaps) >= 0.5):.0%} from 0.5 on; {sure} have a confidence"
     )
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_what_an_archive_sends_it(
+    orthanc: Orthanc, archive: Archive, trained: Path, tmp_path: Path
+) -> None:
+    """`clinkd pacs listen` by the network alone: Orthanc sends (C-STORE), a person accepts what was asked about the
+    structure that is drawn, and those reports alone come back, with the boxes that `clinkd ask` gives."""
+    sources, truths = store_phantoms(archive, 10)
+    rules = "".join(
+        f"{DICOM_WORDS[kind][0]}:\n  modality: [{', '.join(DICOM_WORDS[kind])}]\n  frames: all\n  questions:\n"
+        + "".join(f"    - Where is the {name}?\n" for name in STRUCTURES[kind])
+        for kind in PICTURED
+    )
+    words = ("--port", str(orthanc.receive_port), "--to", orthanc.dicom)
+    with ListenCommand(trained, tmp_path, *words, rules=rules) as listener:
+        listener.until_open(orthanc.receive_port)
+        order = {"Resources": [one["ID"] for one in orthanc.get("/instances?expand")], "Synchronous": True}
+        sent = orthanc.get("/modalities/clinkd/store", json.dumps(order).encode())
+        assert (sent["InstancesCount"], sent["FailedInstancesCount"]) == (10, 0)
+        listener.until(waiting=0, failed=0)
+        entries, chosen = listener.entries("answered"), {}
+        for entry in entries:
+            key = entry["instance"], entry["frame"] if (entry["instance"], 1) in truths else None
+            if entry["question"] == f"Where is the {truths[key][0]}?":
+                chosen[key] = entry
+                listener.accept(entry)
+        assert chosen.keys() == truths.keys() and len(entries) == 3 * len(truths)
+        listener.until(sent=len(truths), answered=len(entries) - len(truths))
+
+    images, sheet, answers = (tmp_path / name for name in ("worklist/images", "questions.csv", "answers.csv"))
+    places = [f"{uid}.dcm#{frame}" if frame else f"{uid}.dcm" for uid, frame in truths]
+    asked = [f"{place},Where is the {name}?" for place, (name, _) in zip(places, truths.values(), strict=True)]
+    sheet.write_text("\n".join(["image,question", *asked]))
+    call("ask", images, "--run", trained, "--questions", sheet, "--out", answers)
+    with answers.open(newline="") as file:
+        told = dict(zip(truths, csv.DictReader(file), strict=True))
+    for key, row in told.items():
+        assert chosen[key]["answer"]["confidence"] == (float(row["confidence"]) if row["confidence"] else None)
+    reports, segmentations = read_objects(archive, sources)
+    assert not segmentations
+    worst = compare_boxes(reports, sources, told)
+    print(f"{len(told)} frames of {len(sources)} images: farthest corner of a report {worst:.2f} pixels")

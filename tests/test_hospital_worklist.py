@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from clinkd.hospital.worklist import (
     WorklistDecision,
     WorklistFull,
     WorklistLimits,
+    WorklistUnwritable,
 )
 from clinkd.records import BadInput, Box, BoxedText
 from clinkd.workflows.review import DecisionConflict
@@ -222,13 +226,53 @@ def test_an_image_has_a_name_that_is_a_uid(worklist, instance):
 def test_another_process_may_not_have_it_open(worklist):
     code = f"from clinkd.hospital.worklist import Worklist; Worklist({str(worklist.folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "another process may listen with it" in done.stderr
+    assert done.returncode == 1 and "another process listens with it" in done.stderr
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"no database at all, but long enough to look like one" * 40)
     with pytest.raises(BadInput, match="not a worklist, or damaged"):
         Worklist(tmp_path)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute("create table entries (number integer primary key, id text, state text)")
+    base.close()
+    with pytest.raises(BadInput, match="of another version of ClinKD; move it away"):
+        Worklist(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot be made or written \(.*\); give another --folder"):
+        Worklist(tmp_path / place)
+
+
+def test_a_change_that_the_disk_refuses_is_not_done_at_all(worklist):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (worklist.folder / f"{FILE}-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(WorklistUnwritable, match="no room left to write"):
+            worklist.add_image(b"image", FACTS, ASKED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert worklist.list() == [] and not list((worklist.folder / "images").iterdir())
+    assert len(worklist.add_image(b"image", FACTS, ASKED)) == 2
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_what_would_be_lost_is_not_taken_where_the_folder_is_moved_or_removed(worklist, removed):
+    """The open file would take it, but nobody would find it there."""
+    if removed:
+        shutil.rmtree(worklist.folder)
+    else:
+        worklist.folder.rename(worklist.folder.with_name("elsewhere"))
+    with pytest.raises(WorklistUnwritable, match="moved or removed while it is listened with"):
+        worklist.add_image(b"image", FACTS, ASKED)
+    assert not worklist.folder.exists()
 
 
 def test_another_model_is_asked_what_still_waits_and_answers_stay_those_of_the_first(worklist):

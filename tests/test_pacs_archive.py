@@ -282,7 +282,10 @@ def test_an_archive_that_leaves_keys_out_of_account_brings_no_other_study() -> N
         ((200, {}, b"null"), "not as DICOMweb"),
         ((200, {}, b'{"error": "Canary"}'), "without a valid StudyInstanceUID"),
         (as_json({"StudyInstanceUID": "../../Canary"}), "without a valid StudyInstanceUID"),
-        ((302, {"Location": "http://127.0.0.1:9/Canary"}, b""), "sends us to another address"),
+        (
+            (302, {"Location": "http://127.0.0.1:9/Canary"}, b""),
+            r"sends us to another address \(http://127.0.0.1:9\); give",
+        ),
         ((500, {}, b"Canary"), "HTTP 500: a fault of the archive"),
         ((403, {}, b"Canary"), "HTTP 403: we may not do this"),
         ((200, {"Content-Length": "100"}, b"[]"), "the connection was lost"),
@@ -314,6 +317,32 @@ def test_an_image_that_came_broken_off_does_not_count() -> None:
             body[0] = whole[:end]
             with pytest.raises(BadInput, match=rf"1 images .*instance {STUDY}.1.1: .*came broken off"):
                 list(archive.fetch_series(SERIES))
+
+
+def test_what_follows_an_image_that_an_archive_cannot_send_comes_too() -> None:
+    images = [make_image(1, number) for number in (1, 2, 3, 4)]
+    with Peer(images=images, unsendable=(f"{STUDY}.1.2",)).listening() as peer:
+        came = list[bytes]()
+        with pytest.raises(SeriesIncomplete, match=rf"1 images .*instance {STUDY}.1.2: .*status C000"):
+            came.extend(connect(peer.address).fetch_series(SERIES))
+            pytest.fail("the end was not told")
+        assert sorted(read_instance_header(content).instance for content in came) == [
+            f"{STUDY}.1.{n}" for n in (1, 3, 4)
+        ]
+
+
+def test_an_archive_that_can_send_next_to_nothing_is_not_asked_for_each_image() -> None:
+    images = [make_image(1, number) for number in range(1, 31)]
+    with Peer(images=images, unsendable=tuple(f"{STUDY}.1.{n}" for n in range(2, 31))).listening() as peer:
+        with pytest.raises(SeriesIncomplete, match="29 images of a series did not come"):
+            list(connect(peer.address).fetch_series(SERIES))
+        assert len([one for one in peer.requests if one.startswith("get")]) == 1 + 5
+
+
+def test_a_study_that_is_named_twice_is_one() -> None:
+    with Peer(images=[make_image(1), make_image(2)], names=2).listening() as peer:
+        found = connect(peer.address).find_series(StudyQuery(study=STUDY))
+    assert [series.series for series in found] == [f"{STUDY}.1", f"{STUDY}.2"]
 
 
 @pytest.mark.parametrize("gets", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -411,6 +440,9 @@ def test_peers_with_certificates_talk_over_tls(tmp_path: Path) -> None:
         assert len(list(archive.fetch_series(SERIES))) == 1
         expect("or not by TLS", address, ArchiveUnreachable)
         expect("ended the connection|cannot be reached", peer.address, ArchiveUnreachable)
+        by_web = f"https://localhost:{peer.port}/dicom-web"  # its certificate comes before any word of HTTP
+        expect(r"no encrypted connection \(self-signed certificate\); --ca names", by_web, ArchiveUnreachable)
+        expect(r"\(Hostname mismatch, .*'localhost'\); --ca", by_web, ArchiveUnreachable, tls=TlsFiles(theirs[0]))
     with pytest.raises(BadInput, match="no such file"):
         TlsFiles(ca=tmp_path / "absent.pem")
     with pytest.raises(BadInput, match="belong together"):

@@ -186,6 +186,16 @@ def test_what_is_no_image_has_no_line(capfd: pytest.CaptureFixture[str]) -> None
     assert added.problems[0].startswith(f"{CT_FILES[1]}: ") and not any(word in added.problems[0] for word in CANARIES)
 
 
+def test_what_shows_no_image_is_counted_and_no_problem() -> None:
+    fill_folder(1, 2, 3)
+    for name, sop_class in zip(CT_FILES[:2], ("1.2.840.10008.5.1.4.1.1.104.1", "1.3.12.2.1107.5.9.1"), strict=True):
+        paper = make_image(1, 1, SOPClassUID=sop_class)
+        del paper.PixelData, paper.Rows
+        (Path("scans") / name).write_bytes(to_bytes(paper))
+    added = add_to_sheet(Path("scans"))
+    assert (added.lines, added.others, added.problems) == (1, 2, [])
+
+
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,25 @@ def test_a_whole_study_is_taken_whatever_is_in_it():
     assert [dcmread(io.BytesIO(content)).SOPClassUID for content in kept] == classes
 
 
+SENT_SYNTAXES = [
+    "1.2", "1.2.1", "1.2.2", *(f"1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 102, 110, 201, 202, 203)), "1.2.5"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("syntaxes", "accepted"), [(SENT_SYNTAXES, True), (["1.2.1.99"], False)])
+def test_images_arrive_in_each_syntax_but_what_could_inflate_to_any_size(syntaxes, accepted):
+    """Each alone, as an archive proposes what it does not compress anew; what is not read must be told, too."""
+    entity = AE("SENDER")
+    for syntax in syntaxes:
+        entity.add_requested_context(CTImageStorage, f"1.2.840.10008.{syntax}")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(lambda content: None) as (_, port):
+        association = entity.associate("127.0.0.1", port, ae_title="CLINKD")
+        taken = [c.transfer_syntax[0] for c in association.accepted_contexts if c.abstract_syntax == CTImageStorage]
+        association.release()
+    assert taken == [f"1.2.840.10008.{syntax}" for syntax in syntaxes if accepted]
+
+
 def test_an_image_beyond_the_limit_is_refused_and_the_next_one_is_kept():
     kept: list[bytes] = []
     with (
@@ -148,6 +167,34 @@ def test_who_may_send_is_an_address_and_a_title(text):
     with pytest.raises(BadInput, match=r"--allow .* is the form"):
         AllowedPeer.parse(text)
     assert AllowedPeer.parse("10.0.0.5/ORTHANC") == ("10.0.0.5", "ORTHANC")
+
+
+WHY_AWAY = [
+    "turned away 127.0.0.1: its own title is not the one of --allow",
+    "turned away 127.0.0.1: it calls another title than CLINKD",
+    "turned away 127.0.0.1: its address is not one of --allow",
+    "turned away 127.0.0.1: not by TLS, or without a certificate that is trusted",
+]
+
+
+def test_who_is_turned_away_is_told_by_address(certificates):
+    told, loopback = list[str](), AllowedPeer("127.0.0.1", "FRIEND")
+    tls = TlsFiles(certificates / "ca.pem", certificates / "server.pem", certificates / "server.key")
+    for address in (
+        ReceiverAddress(port=0, allowed=(loopback,)),
+        ReceiverAddress(port=0, allowed=(AllowedPeer("10.0.0.5", "CANARY"),)),
+        ReceiverAddress(port=0, tls=tls),
+    ):
+        receiver = Receiver(address, lambda content: None, LIMITS, told.append)
+        port = receiver.start()
+        for names in ({}, {"title": "CANARY"}, {"called": "CANARY"})[: 3 if loopback in address.allowed else 1]:
+            with associated(port, **{"title": "FRIEND", **names}):
+                pass
+        receiver.stop()
+    end = Deadline(patience(20))
+    while len(told) < 4 and not end.passed():  # a peer knows it a moment before
+        time.sleep(0.01)
+    assert sorted(told) == sorted(WHY_AWAY)
 
 
 def test_a_stranger_is_rejected_by_title_and_by_address():

@@ -113,6 +113,8 @@ def _pull(args: argparse.Namespace) -> int:
     if sheet.annotations:
         told = "segmentations or reports have no line in the sheet; data import --form dicom reads them"
         print(f"note     {sheet.annotations} {told}")
+    if sheet.others:
+        print(f"note     {sheet.others} objects without an image, as a PDF, have no line in the sheet")
     if sheet.path.exists():
         print(f"sheet    {sheet.path}: {sheet.lines} lines added, to be filled in; lines that stay empty do not count")
         words = ["data", "import", str(sheet.path), "--images", str(args.out), "--out", "mydata"]

@@ -19,12 +19,13 @@ SHEET = "sheet.csv"
 
 @dataclass
 class SheetAddition:
-    """How many lines a sheet got, and what has none: `problems`, each with its reason, and `annotations`, segmentations
-    and reports, which `clinkd data import FOLDER --form dicom` reads beside the images."""
+    """How many lines a sheet got, and what has none: `problems`, each with its reason, `annotations`, segmentations
+    and reports, which `clinkd data import FOLDER --form dicom` reads beside the images, and `others`, as a PDF."""
 
     path: Path
     lines: int = 0
     annotations: int = 0
+    others: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -49,13 +50,31 @@ def _describe_images(folder: Path, known: set[str], added: SheetAddition) -> Ite
         relative = path.relative_to(folder).as_posix()
         if relative in known:
             continue
-        if identify(path).annotates:
+        identity = identify(path)
+        if identity.annotates:
             added.annotations += 1
+            continue
+        if not _shows_image(path, identity.sop_class):
+            added.others += 1
             continue
         try:
             yield from make_sheet_lines(folder, relative)
         except BadInput as error:
             added.problems.append(str(error))
+
+
+def _shows_image(path: Path, sop_class: str) -> bool:
+    """Whether an object is an image, by its class, or else by its rows; so is what cannot be read: its reason is told
+    where it is described."""
+    from pydicom import dcmread
+    from pydicom.uid import UID
+
+    if "Image" in UID(sop_class).keyword:
+        return True
+    try:
+        return "Rows" in dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+    except Exception:  # whatever pydicom meets in a damaged file
+        return True
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ from clinkd.hospital.worklist import (
     Worklist,
     WorklistEntry,
     WorklistFull,
+    WorklistUnwritable,
 )
 from clinkd.pacs import (
     Archive,
@@ -48,6 +50,7 @@ PLACE = "the image"
 CORRECTIONS = "corrections.jsonl"  # in the folder of the worklist; `clinkd data import` reads it
 _REMOVE_SECONDS = 3600.0  # between two looks for images that are not kept any more
 _RETRY_SECONDS = 5.0  # of what could not be sent; twice as long each time
+_TELL_SECONDS = 600.0  # until the same trouble is told again
 _FIELDS = ("SOPInstanceUID", "SOPClassUID", "BodyPartExamined")  # in no order but that the last of the header is last
 _LEVELS = ("Study", "Series", "SOP")
 Send = Literal["accepted", "all"]
@@ -138,7 +141,7 @@ class _Known:
 
 
 class Listening:
-    """Takes images (`take` goes to a receiver), and from `start` to `stop` has them answered and sent."""
+    """Takes images (`receive` goes to a receiver), and from `start` to `stop` has them answered and sent."""
 
     def __init__(
         self, worklist: Worklist, rules: Rules, archive: Archive | None = None, send: Send = "accepted"
@@ -153,9 +156,19 @@ class Listening:
         self._version, self._stopped = 0, False
         self._answering: set[str] = set()
         self._put_off = Counter[str]()
+        self._stored = set[str]()  # ids that an archive took, but that are not written down as sent
+        self._told = dict[str, float]()  # when a trouble was told, on the monotonic clock
         self._corrected: list[tuple[str, int]] | None = None  # decisions that the file of corrections has
         self._known = _Known(worklist)
         worklist.notify(self._wake)
+
+    def receive(self, content: bytes) -> None:
+        """As `take`, for a receiver: what cannot be read is told here, too, where the sender has only a status."""
+        try:
+            self.take(content)
+        except BadInput as error:
+            self.tell_trouble(f"an image is refused: {str(error).removeprefix(f'{PLACE}: ')}")
+            raise
 
     def take(self, content: bytes) -> None:
         """Keep an image and the questions about it. When this returns, they are on the disk.
@@ -172,8 +185,10 @@ class Listening:
             raise StoreRefusal(StoreStatus.NOT_ASKED, "no rule asks about such an object; it is not kept")
         try:
             self.worklist.add_image(content, facts, questions)
-        except (WorklistFull, BadInput) as full:  # of the disk: the file itself was read before
-            raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, str(full)) from None
+        except (WorklistFull, WorklistUnwritable) as full:
+            self.tell_trouble(f"images are refused: {full}")
+            why = str(full).removeprefix(f"{self.worklist.folder}: ")  # a path is nothing for the network
+            raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, why) from None
         self.counts["images"] += 1
 
     def _leave_out(self, modality: str) -> None:
@@ -217,11 +232,23 @@ class Listening:
             version = self._version
             try:
                 seconds = step()
+            except WorklistUnwritable as error:
+                self.tell_trouble(str(error))
+                self._pause(_RETRY_SECONDS)  # changes of others would end another wait at once
+                continue
             except Exception as error:  # its words may be a patient's
-                _tell(f"a fault of the program ({type(error).__name__})")
-                seconds = _RETRY_SECONDS
+                self.tell_trouble(f"a fault of the program ({type(error).__name__})")
+                self._pause(_RETRY_SECONDS)
+                continue
             if isinstance(seconds, float):
                 self._wait_for_change(version, seconds)
+
+    def tell_trouble(self, line: str) -> None:
+        """Tell a line that may come again and again, once in a while."""
+        now = time.monotonic()
+        if self._told.get(line, -math.inf) + _TELL_SECONDS <= now:
+            self._told = {old: told for old, told in self._told.items() if told + _TELL_SECONDS > now} | {line: now}
+            _tell(line)
 
     def _wait_for_change(self, version: int, seconds: float) -> None:
         with self._change:
@@ -242,6 +269,8 @@ class Listening:
                 self.counts["answers"] += 1
         except ModelBusy as busy:
             self._pause(busy.seconds)
+        except WorklistUnwritable:  # no fault of the image: it waits
+            raise
         except BadInput as error:
             self.worklist.fail(entry.id, str(error))
         except Exception as error:
@@ -262,7 +291,9 @@ class Listening:
         if entry is None:
             return _RETRY_SECONDS
         try:
-            self.archive.store(self._desk.write_report(entry, self.worklist.image(entry.id)))
+            if entry.id not in self._stored:
+                self.archive.store(self._desk.write_report(entry, self.worklist.image(entry.id)))
+                self._stored.add(entry.id)
         except ModelBusy as busy:
             self._pause(busy.seconds)
             return None
@@ -272,6 +303,7 @@ class Listening:
             self.worklist.put_off(entry.id, str(error), seconds)
             return None
         self.worklist.set_sent(entry.id)
+        self._stored.discard(entry.id)
         self._put_off.pop(entry.id, None)
         self.counts["sent"] += 1
         return None

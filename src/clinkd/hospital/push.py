@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +104,15 @@ class _PushJournal:
         self.plan, self.lines = plan, JsonLines(plan.journal)
 
     def __enter__(self) -> _PushJournal:
+        self._lock = self.plan.answers.open("rb")
+        if self.plan.destination:
+            with contextlib.suppress(OSError):  # not where there are no locks
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._lock.close()
+                    told = "another process sends these answers; wait for it, or end it"
+                    raise BadInput(f"{self.plan.answers}: {told}") from None
         records = list(self.lines.read())
         self.stored = {record["uid"] for record in records if record.get("to") == self.plan.destination}
         digest = sha256_file(self.plan.answers)
@@ -114,6 +125,7 @@ class _PushJournal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._lock.close()
         self.lines.close()
 
     def store_once(self, content: bytes, archive: Storing, result: PushResult) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Record, is_uid
-from clinkd.storage import make_folder, naming_full_disk, write_atomic
+from clinkd.storage import make_folder, write_atomic
 from clinkd.workflows.review import DecisionConflict
 
 EntryState = Literal["waiting", "answered", "failed", "accepted", "rejected", "sent", "unsent"]
@@ -166,6 +167,10 @@ class MissingEntry(BadInput):
     """There is no such entry, or its image is gone."""
 
 
+class WorklistUnwritable(BadInput):
+    """A change could not be written, and is not done: the disk is full, or the folder is gone."""
+
+
 class WorklistFull(Exception):
     """The worklist takes no more images. `why` in one line."""
 
@@ -196,10 +201,13 @@ class Worklist:
         self.left_out = Counter[str]()
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], object]] = []
-        make_folder(self.folder / IMAGES)
         file = self.folder / FILE
-        with naming_full_disk(file):
+        try:
+            make_folder(self.folder / IMAGES)
             file.touch(0o600)
+        except OSError as error:
+            told = f"cannot be made or written ({error.strerror}); give another --folder"
+            raise BadInput(f"{self.folder}: {told}") from None
         try:
             self._base = sqlite3.connect(file, timeout=0.2, isolation_level=None, check_same_thread=False)
             for pragma in ("locking_mode=exclusive", "journal_mode=wal", "synchronous=full"):
@@ -209,10 +217,9 @@ class Worklist:
             self._take_over_waiting()
             self._base.execute("commit")
             self._finish_drafts()
-        except sqlite3.OperationalError as error:
-            raise BadInput(f"{self.folder}: cannot be opened ({error}); another process may listen with it") from None
-        except sqlite3.DatabaseError:
-            raise BadInput(f"{file}: not a worklist, or damaged; move it away, or bring back a good copy") from None
+        except sqlite3.DatabaseError as error:
+            raise BadInput(_explain_closed(file, error)) from None
+        self._place = file.stat()
         self._bytes = sum(path.stat().st_size for path in (self.folder / IMAGES).iterdir())
 
     def _finish_drafts(self) -> None:
@@ -246,8 +253,8 @@ class Worklist:
     def add_image(self, content: bytes, facts: ArrivedImage, questions: Sequence[RuledQuestion]) -> _Names:
         """Keep an image and its questions; when this returns, both are on the disk. Returns the ids of new entries.
 
-        A question that is known is not asked again. Raises WorklistFull beyond a limit, and BadInput on a full disk
-        and for a UID that is not valid.
+        A question that is known is not asked again. Raises WorklistFull beyond a limit, WorklistUnwritable on a full
+        disk, and BadInput for a UID that is not valid.
         """
         path = self._image_path(facts.instance)
         draft = path.with_suffix(_DRAFT)
@@ -260,7 +267,6 @@ class Worklist:
             self._demand_room(len(fresh), 0 if path.exists() else len(content))
             if not path.exists():
                 write_atomic(draft, content)
-                self._bytes += len(content)
             marks = ", ".join("?" * len(fresh[0]))
             names = "id, arrived, study, series, instance, frame, modality, body_part, rule, question, model, state"
             base.executemany(f"insert or ignore into entries ({names}) values ({marks})", fresh)
@@ -465,20 +471,47 @@ class Worklist:
         """A change that is on the disk, or not done at all, when the block ends. `draft`: an image that the block may
         write, which gets its own name when its questions are on the disk."""
         with self._lock:
-            self._base.execute("begin immediate")
+            self._demand_place()
             try:
-                with naming_full_disk(self.folder):
-                    yield self._base
+                self._base.execute("begin immediate")
+                yield self._base
                 self._base.execute("commit")
             except BaseException as error:
-                self._base.execute("rollback")
-                if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-                    raise BadInput(f"{self.folder}: no room left to write; free some space") from None
+                if self._base.in_transaction:  # not after a write that failed
+                    self._base.execute("rollback")
+                if draft:
+                    draft.unlink(missing_ok=True)
+                reason = error.__cause__ if isinstance(error, BadInput) else error
+                if isinstance(reason, OSError | sqlite3.OperationalError):
+                    why = getattr(reason, "strerror", None) or reason
+                    raise WorklistUnwritable(f"{self.folder}: no room left to write, or no right to ({why})") from None
                 raise
             if draft and draft.exists():
+                self._bytes += draft.stat().st_size
                 draft.replace(draft.with_suffix(_IMAGE))
         for listener in self._listeners:
             listener()
+
+    def _demand_place(self) -> None:
+        """Raises WorklistUnwritable where the file is not at its place any more: what is written would be lost."""
+        try:
+            if os.path.samestat((self.folder / FILE).stat(), self._place):
+                return
+        except OSError:
+            pass
+        raise WorklistUnwritable(f"{self.folder}: moved or removed while it is listened with; end, and start again")
+
+
+def _explain_closed(file: Path, error: sqlite3.DatabaseError) -> str:
+    """Why a worklist cannot be opened."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return f"{file.parent}: another process listens with it; end that one, or give another --folder"
+    if name == "SQLITE_ERROR":  # a table, or a column of it, is not as it should be
+        return f"{file}: of another version of ClinKD; move it away, or give another --folder"
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_FULL", "SQLITE_PERM")):
+        return f"{file.parent}: cannot be written ({error}); see to its disk and its rights, or give another --folder"
+    return f"{file}: not a worklist, or damaged; move it away, or bring back a good copy"
 
 
 def _dump(record: Record) -> str:

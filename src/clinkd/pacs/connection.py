@@ -9,11 +9,12 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from io import BytesIO
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 
+from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.fsm import StateMachine
@@ -24,7 +25,6 @@ from clinkd.pacs.addresses import plain_address
 from clinkd.pacs.instance import StoreRefusal, StoreStatus
 
 if TYPE_CHECKING:
-    from pynetdicom.ae import ApplicationEntity as AE
     from pynetdicom.association import Association
 
     from clinkd.pacs.limits import ReceiverLimits
@@ -35,22 +35,43 @@ _COMMANDS = (C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ)
 _INVALID = "Evt19"  # of PS3.8, 9.2: what came is not valid; the connection is aborted
 
 
+class OwnEntity(ApplicationEntity):
+    """Connects by threads that do not keep the program from its end, as pynetdicom's do while an archive is silent."""
+
+    def _create_socket(self, assoc: Association, *given: Any) -> AssociationSocket:
+        assoc.dul.daemon = True
+        return super()._create_socket(assoc, *given)
+
+
 class BoundedServer(ThreadedAssociationServer):
     """Connections of the addresses in `allowed`, or of all if it is empty, each within `limits`."""
 
     daemon_threads = True
 
-    def __init__(self, *args: Any, limits: ReceiverLimits, allowed: Container[str] = (), **kwargs: Any) -> None:
-        self.limits, self.allowed, self._served = limits, allowed, False
+    def __init__(
+        self,
+        *args: Any,
+        limits: ReceiverLimits,
+        allowed: Container[str] = (),
+        tell_away: Callable[[str, str], object] = lambda address, why: None,
+        **kwargs: Any,
+    ) -> None:
+        """`tell_away` gets the address of each peer that is turned away, and why."""
+        self.limits, self.allowed, self.tell_away, self._served = limits, allowed, tell_away, False
         kwargs["request_handler"] = BoundedHandler
         super().__init__(*args, **kwargs)
 
     @classmethod
     def open(
-        cls, entity: AE, address: tuple[str, int], limits: ReceiverLimits, allowed: Container[str] = (), **options: Any
+        cls,
+        entity: ApplicationEntity,
+        address: tuple[str, int],
+        limits: ReceiverLimits,
+        allowed: Container[str] = (),
+        **options: Any,
     ) -> BoundedServer:
         """Take the port, so that peers can connect; they are answered from `serve` on. Raises OSError where it is
-        taken. `options`: those of `AE.make_server`."""
+        taken. `options`: those of `AE.make_server`, and `tell_away`."""
         entity.maximum_pdu_size = limits.pdu_bytes >> 1
         entity.maximum_associations = limits.connections
         server = entity.make_server(address, server_class=cls, limits=limits, allowed=allowed, **options)
@@ -97,12 +118,18 @@ class BoundedHandler(RequestHandler):
         limits, client = self.server.limits, self.request
         unknown = self.server.allowed and plain_address(self.client_address[0]) not in self.server.allowed
         if unknown or len(self.server.active_associations) > limits.connections:
+            why = "its address is not one of --allow" if unknown else f"{limits.connections} connections are open"
+            self.server.tell_away(self.client_address[0], why)
             self.server.shutdown_request(client)
             return
         client.settimeout(limits.stall_seconds)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it a reply of two parts takes 40 ms
         if self.server.ssl_context:
-            client.do_handshake()
+            try:
+                client.do_handshake()
+            except OSError:
+                self.server.tell_away(self.client_address[0], "not by TLS, or without a certificate that is trusted")
+                raise
         super().handle()
 
     def _create_association(self) -> Association:

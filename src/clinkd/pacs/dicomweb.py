@@ -193,16 +193,19 @@ class DicomWebArchive:
         except AnswerTooLong as error:
             kind = ImageUnusable if lost is _ImageLost else BadInput
             raise kind(f"{self._host} sends more than {error.most / 1e6:,.0f} MB, which is not read") from None
-        except requests.exceptions.SSLError:
-            raise ArchiveUnreachable(f"{self._host}: no encrypted connection; {_WITH_TLS}") from None
+        except requests.exceptions.SSLError as error:
+            raise ArchiveUnreachable(
+                f"{self._host}: no encrypted connection{_read_doubt(error)}; {_WITH_TLS}"
+            ) from None
         except requests.ConnectTimeout:
             raise ArchiveUnreachable(
                 f"{self._host}: no answer within {self._timeout_seconds:g} s; check host and port"
             ) from None
         except requests.Timeout:
             raise lost(f"{self._host}: no more came for {self._timeout_seconds:g} s, or too slowly; {GO_ON}") from None
-        except requests.TooManyRedirects:
-            raise BadInput(f"{self._host} sends us to another address; give that one, if you trust it") from None
+        except requests.TooManyRedirects as error:
+            place = _read_place(error.response)
+            raise BadInput(f"{self._host} sends us to another address{place}; give that one, if you trust it") from None
         except (requests.RequestException, HTTPError) as error:
             if isinstance(error, requests.JSONDecodeError):
                 raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
@@ -211,6 +214,27 @@ class DicomWebArchive:
             raise lost(f"{self._host}: the connection was lost; {GO_ON}") from None
         except (ValueError, RecursionError):  # JSON of too many digits or brackets
             raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
+
+
+def _read_doubt(error: BaseException) -> str:
+    """Why a certificate is not trusted, as OpenSSL says it; "" where that is not the reason."""
+    while reason := getattr(error, "reason", None) or next((a for a in error.args if isinstance(a, Exception)), None):
+        if isinstance(reason, str):
+            break
+        error = reason
+    told = str(getattr(error, "verify_message", ""))
+    return f" ({told.rstrip('.')})" if told else ""
+
+
+def _read_place(response: Any) -> str:
+    """Scheme and host to which an answer leads, without its path and query: they may hold the ID of a patient."""
+    try:
+        parts = urlsplit(response.headers.get("Location", ""))
+        host, port = parts.hostname, parts.port
+    except (AttributeError, ValueError):
+        return ""
+    place = f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+    return f" ({place})" if host and place.isascii() and place.isprintable() else ""
 
 
 def _explain(status: int) -> str:

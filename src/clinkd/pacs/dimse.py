@@ -8,6 +8,7 @@ import queue
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ _LOST = -1  # in the place of a status, where the connection ended
 _REFUSED = 0x0124
 _MOST_CONTEXTS = 126  # an association has 128, two of them for the commands
 _INSTANCES = 100  # that one command names
+_FAILED = 5  # instances one after the other, each asked for alone, from which on no more are asked for
 _QUEUED = 4  # instances in memory
 _MOVED = ReceiverLimits(image_bytes=2 << 30, held_bytes=4 << 30)  # images that were asked for
 _CLOSED_SECONDS = 0.2
@@ -81,12 +83,11 @@ class DimseArchive:
 
     def find_series(self, query: StudyQuery) -> list[SeriesReference]:
         with self._associate([(_FIND, _SYNTAXES[0])]) as association:
-            studies = [
-                study["StudyInstanceUID"]
-                for study in self._find(association, "STUDY", query.study_keys(), query.limit)
-                if query.matches_study(study)
-            ]
-            return [series for study in studies for series in self._list_series(association, study, query.modality)]
+            named = self._find(association, "STUDY", query.study_keys(), query.limit)
+            # each once: after a patient's ID was mended, an archive may name a study under both
+            studies = dict.fromkeys(study["StudyInstanceUID"] for study in named if query.matches_study(study))
+            found = (series for study in studies for series in self._list_series(association, study, query.modality))
+            return list({series.series: series for series in found}.values())
 
     def _list_series(self, association: Association, study: str, modality: str | None) -> Iterator[SeriesReference]:
         keys = {"StudyInstanceUID": study, "SeriesInstanceUID": "", "Modality": modality or ""}
@@ -102,12 +103,14 @@ class DimseArchive:
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
         whole = bool(wanted) and len(wanted) == len(named)  # asked for by the series alone: some take no list
-        step = len(wanted) if whole else _INSTANCES
-        reasons, unusable, any_came = dict[str, str](), set[str](), False
-        for start in range(0, len(wanted), step):
-            inbox = _Inbox(series, dict(list(wanted.items())[start : start + step]))
+        step, uids = len(wanted) if whole else _INSTANCES, list(wanted)
+        batches = deque(uids[start : start + step] for start in range(0, len(uids), step))
+        reasons, unusable, any_came, failed = dict[str, str](), set[str](), False, 0
+        while batches:
+            inbox = _Inbox(series, {uid: wanted[uid] for uid in batches.popleft()})
             names = {} if whole else {"SOPInstanceUID": "\\".join(inbox.wanted)}
             code = yield from self._fetch(_make_identifier("SERIES" if whole else "IMAGE", {**keys, **names}), inbox)
+            whole = False
             any_came |= bool(inbox.received)
             missing = [uid for uid in inbox.wanted if uid not in inbox.received]
             if missing and (code == _LOST or not any_came):
@@ -116,9 +119,16 @@ class DimseArchive:
                     raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
                 entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
                 raise BadInput(f"{told}: {explain_status(code)}; {entered}")
-            reasons |= dict.fromkeys(missing, f"{self.node} did not send it: {explain_status(code)}; {GO_ON}")
             reasons |= inbox.unusable
             unusable |= inbox.unusable.keys()
+            if missing and len(inbox.wanted) > 1:  # some archives end at the first that they cannot send
+                batches.extend([uid] for uid in missing)
+                continue
+            failed = failed + 1 if missing else 0
+            if failed == _FAILED:
+                missing += [uid for batch in batches for uid in batch]
+                batches.clear()
+            reasons |= dict.fromkeys(missing, f"{self.node} did not send it: {explain_status(code)}; {GO_ON}")
         if reasons:
             raise SeriesIncomplete(reasons, unusable)
 
@@ -167,11 +177,13 @@ class DimseArchive:
             association.release()
 
     def _make_entity(self) -> Any:
-        from pynetdicom import AE, _config
+        from pynetdicom import _config
+
+        from clinkd.pacs.connection import OwnEntity
 
         # it would spell out each answer for a log that nobody reads, which takes longer than the answer itself
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
-        entity = AE(self.own_title)
+        entity = OwnEntity(self.own_title)
         entity.connection_timeout = min(10.0, self.timeout_seconds)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.timeout_seconds
         return entity
@@ -225,7 +237,8 @@ class DimseArchive:
         """Yield what the inbox wants, on our own connection or else over one of the archive; the last status."""
         code = _NOT_OFFERED
         for operation in (_GET, _MOVE):
-            code = yield from self._retrieve(operation, identifier, inbox)
+            last = yield from self._retrieve(operation, identifier, inbox)
+            code = code if last == _NOT_OFFERED else last
             if inbox.received:
                 break
         return code

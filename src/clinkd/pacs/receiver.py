@@ -40,13 +40,21 @@ class Receiver:
     """
 
     def __init__(
-        self, address: ReceiverAddress, take: Callable[[bytes], object], limits: ReceiverLimits | None = None
+        self,
+        address: ReceiverAddress,
+        take: Callable[[bytes], object],
+        limits: ReceiverLimits | None = None,
+        tell: Callable[[str], object] = lambda line: None,
     ) -> None:
-        """Raises BadInput where the extra `pacs` is missing, and as `ReceiverAddress.demand_safe`."""
+        """`tell` gets a line for each peer that is turned away.
+
+        Raises BadInput where the extra `pacs` is missing, and as `ReceiverAddress.demand_safe`.
+        """
         address.demand_safe()
         check_title(address.title)
         self.address, self.limits, self.outcomes = address, limits or ReceiverLimits(), Counter[StoreStatus]()
         self._take, self._server, self._lock = take, cast(Any, None), threading.Lock()
+        self._tell = tell
         demand_extra()
 
     def bind(self) -> int:
@@ -68,14 +76,16 @@ class Receiver:
             (evt.EVT_C_ECHO, lambda event: StoreStatus.SUCCESS),
             (evt.EVT_REQUESTED, self._reject_strangers),
             (evt.EVT_REQUESTED, _offer_storage),
+            (evt.EVT_REJECTED, self._tell_other_title),
             (evt.EVT_SOP_COMMON, _declare_storage),
         ]
         context = make_tls_context(address.tls, serves=True) if address.tls else None
         allowed = {peer.address for peer in address.allowed}
         try:
             self._server = BoundedServer.open(
-                entity, (address.host, address.port), limits, allowed, ssl_context=context, evt_handlers=handlers
-            )
+                entity, (address.host, address.port), limits, allowed, tell_away=self._tell_away,
+                ssl_context=context, evt_handlers=handlers,
+            )  # fmt: skip
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             told = f"--host {address.host} --port {address.port}: cannot be taken ({why}); --port 0 takes a free one"
@@ -103,6 +113,14 @@ class Receiver:
             if peer not in self.address.allowed:
                 event.assoc.acse.send_reject(0x01, 0x01, 0x03)  # permanent: calling title not recognised
                 event.assoc.kill()
+                self._tell_away(requestor.address, "its own title is not the one of --allow")
+
+    def _tell_other_title(self, event: Any) -> None:
+        self._tell_away(event.assoc.requestor.address, f"it calls another title than {self.address.title}")
+
+    def _tell_away(self, address: str, why: str) -> None:
+        """Tell that a peer was turned away, by its address alone: in a title it may write what it likes."""
+        self._tell(f"turned away {plain_address(address)}: {why}")
 
     def _store(self, event: Any) -> Dataset:
         from clinkd.pacs.connection import held_object

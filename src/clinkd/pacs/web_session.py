@@ -65,7 +65,7 @@ class _BoundedAdapter(HTTPAdapter):
                 lost = True
                 continue
             if response.is_redirect:  # to whom a query with the ID of a patient would go
-                raise requests.TooManyRedirects
+                raise requests.TooManyRedirects(response=response)
             seconds = next(waits, None)
             if response.status_code not in BUSY or seconds is None:
                 return response

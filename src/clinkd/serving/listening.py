@@ -57,7 +57,10 @@ def listening(plan: ListenPlan, say: Callable[[str], object], engine: Engine) ->
     with ExitStack() as ends:
         receiver, port = None, 0
         if plan.receiver:
-            receiver = Receiver(plan.receiver, lambda content: running.take(content), plan.receiver_limits)
+            receiver = Receiver(
+                plan.receiver, lambda content: running.receive(content), plan.receiver_limits,
+                lambda line: running.tell_trouble(line),
+            )  # fmt: skip
             ends.callback(receiver.stop)
             port = receiver.bind()  # before all else: where it is taken, nothing is left behind
         worklist = Worklist(plan.folder, plan.model[1], plan.limits)

@@ -71,6 +71,7 @@ INFLATE = "inflate it first (gdcmconv --raw)"
 CONVERT = "decompress it first (gdcmconv --raw, dcmdjpeg)"
 _SHOWN = (*GREY, *COLOUR, "PALETTE COLOR")
 _UNDEFINED = 0xFFFFFFFF
+_PACKAGE = re.compile(r"(pylibjpeg[\w-]*)>=")  # as pydicom names those that would read a syntax
 
 
 @cache
@@ -380,5 +381,7 @@ def find_decoder(header: Header) -> Any:
     except NotImplementedError:
         decoder = None
     if decoder is None or not decoder.is_available:
-        raise Refusal(f"compressed as {header.syntax_name}, which is not read; {CONVERT}")
+        missing = _PACKAGE.findall(" ".join(decoder.missing_dependencies)) if decoder else []
+        way_out = f"pip install {' '.join(missing)} reads it" if missing else CONVERT
+        raise Refusal(f"compressed as {header.syntax_name}, which is not read; {way_out}")
     return decoder
