@@ -21,10 +21,11 @@ _AIDS = {
 }
 _NOT_TOLD = "It is not told with a question for an unknown name, an unseen modality or a training image."
 _CONFIDENCE = (
-    "Confidence: the probability that an answer is right, as clinkd ask, the page and reports tell it, fitted to "
+    "Confidence: the probability that an answer is right, as clinkd ask, its page and DICOM reports tell it, fitted to "
     f"validation answers and judged here on test answers. {_NOT_TOLD}",
     "An answer is right, as for the fit, with a box of IoU 0.5 at least, the same structures without a contradiction, "
-    "or else the same words. The kind of question is what is known of the task of a free one.",
+    "or else the same words. Kinds of question: answered by a box (VG), about a box (ROC or RC), and others (MIA or "
+    "QA), which is all that is known of the task of a free question.",
 )
 _TOKENS = (
     "Token probability: the geometric mean of the probabilities of the answer's tokens, exp(mean log-probability). It "
@@ -32,17 +33,16 @@ _TOKENS = (
 )
 _MAIN_SCORE = "An answer is right if its main score is 100: in VG every box found and none to spare."
 _FIGURES = (
-    "Skill: by how much of it the Brier score is better than that of the best constant, the share of right ones of "
-    "these same answers. That constant has an ECE of 0 and a skill of 0, and tells no answer from another: a low ECE "
-    "alone says nothing of worth. Its interval is by bootstrap over patients or images.",
+    "Skill: how much smaller the Brier score is than that of the best constant, the share of right ones of these same "
+    "answers. That constant has an ECE of 0 and a skill of 0, and tells no answer from another: a low ECE alone says "
+    "nothing of worth. The interval of the skill is by bootstrap over patients or images.",
     "ECE: the mean distance of probability and share of right answers, over 15 bins of equal width (Guo et al. 2017). "
-    "Few answers raise it even if every probability is true: the column `by chance` says how far. Brier: mean squared "
+    "Few answers raise it even if every probability is true: how far, says the column by chance. Brier: mean squared "
     "distance, 0 is best. AURC: mean share of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: "
     "above the best possible order.",
 )
 _COLUMNS = (
     "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "by chance", "AURC", "Excess AURC",
-    "ECE, equal mass, %",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _tabulate(name: str, answers: int, values: Mapping[str, Any]) -> tuple[str, 
     skill = spell_percent("brier_skill"), spell_interval((100 * ends[0], 100 * ends[1]) if ends else None)
     ece = spell_percent("ece"), spell_percent("ece_if_calibrated")
     risks = f"{values['aurc']:.3f}", f"{values['excess_aurc']:.3f}"
-    return (name, f"{answers:,}", *shares, *skill, *ece, *risks, spell_percent("ece_equal_mass"))
+    return (name, f"{answers:,}", *shares, *skill, *ece, *risks)
 
 
 def _draw_charts(
