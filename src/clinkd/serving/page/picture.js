@@ -1,4 +1,4 @@
-/** Pictures: a file opened by the server, frame by frame, and its grey values through a window. */
+/** Pictures: frames that the server opened or this page made, and their grey values through a window. */
 
 import { call, fetched, Failure } from "./ask.js";
 import { decimal } from "./dom.js";
