@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -60,9 +61,11 @@ class Browser:
             os.dup2(high, 4)
 
         words = [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(
-            words, preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words, preexec_fn=place, pass_fds=(3, 4), stdout=quiet, stderr=quiet, start_new_session=True
         )
+        self.profile = profile
         os.close(ours[0])
         os.close(theirs[1])
         self.writes, self.reads = ours[1], theirs[0]
@@ -91,10 +94,14 @@ class Browser:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)  # its helpers, too, which write into the profile
         self.process.wait()
         os.close(self.writes)
         os.close(self.reads)
+        end = Deadline(SECONDS)
+        while self.profile.exists():  # a helper may be dying still
+            assert not end.passed(), f"{self.profile} is still written to"
+            shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self.numbers)

@@ -19,7 +19,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Table, Task, Turn
 from clinkd.reporting.figures import draw_figures, rename_classes
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.scoring.plotted import NO_CONFIDENCE, NONE, OTHER, SEVERAL, describe_confidence, describe_figures
+from clinkd.scoring.plotted import NO_CONFIDENCES, NONE, OTHER, SEVERAL, describe_confidence, describe_figures
 
 CLASSES = tuple(f"organ{letter}" for letter in "abcdefghijklmn")  # 14 of them
 
@@ -78,10 +78,10 @@ def test_a_page_of_foreign_answers_holds_all_of_them_under_its_own_title(tmp_pat
     figures = json.loads((tmp_path / "out" / "table.json").read_text())["figures"]
     assert figures["boxes"]["why"] == "6 truth boxes are too few, 20 are wanted" and figures["boxes"]["why"] in shown
     assert figures["token_probability"] == {"VG": {"why": "the answers bring no probabilities"}}
-    assert figures["confidence"]["VG"] == {"answers": 0, "of": 4, "why": NO_CONFIDENCE}
+    assert figures["confidence"]["VG"] == {"answers": 0, "of": 4, "why": NO_CONFIDENCES}
     assert "Token probability of VG is not drawn: the answers bring no probabilities" in shown
     assert (
-        f"Confidence of VG, MIA or QA is not drawn: {NO_CONFIDENCE}" in shown and "how well boxes overlap" not in shown
+        f"Confidence of VG, MIA or QA is not drawn: {NO_CONFIDENCES}" in shown and "how well boxes overlap" not in shown
     )
 
 

@@ -84,7 +84,7 @@ def test_set(root: Path, images: int, side: int = 48, seed: int = 0) -> list[Ans
             said = [BoxedText("Here: [box]", (a_box(dice),)) for _ in range(3)]
             candidates = tuple(Candidate("<box>raw", s, -1.5, {"clip": 0.25}) for s in said)
             worth, right = round(dice.random(), 3), dice.choice([True, False, None])
-            prediction = Prediction(key, candidates, dice.randrange(3))
+            prediction = Prediction(key, candidates, dice.randrange(3), confidence=0.734 if task is Task.VG else None)
             found.append(AnsweredSample(len(found) + 1, item, prediction, right, {HEAD[task]: worth}))
     return found
 
@@ -199,6 +199,16 @@ def test_a_click_and_a_key_open_a_cell_and_go_there(browser, report):
     browser.ask("document.querySelector('table.grid a[href*=\"task=VG\"]').focus()")
     browser.press("Enter")
     assert "task=VG" in browser.ask("location.hash") and told(browser).startswith("7 questions of 84")
+
+
+def test_a_card_tells_the_confidence_of_its_answer_where_there_is_one(browser, report):
+    for without_script in (False, True):
+        browser.call("Emulation.setScriptExecutionDisabled", value=without_script)
+        browser.open(report)
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+        texts = browser.ask("[...document.querySelectorAll('#cards article')].map((card) => card.innerText)")
+        told_of_vg = {(text.startswith("VG"), bool(re.search(r"Confidence\s+73 %", text))) for text in texts}
+        assert told_of_vg == {(True, True), (False, False)}, (without_script, texts)
 
 
 def test_more_cards_come_on_demand_and_take_the_focus(browser, report):

@@ -22,7 +22,7 @@ from clinkd.scoring.calibration import (
     simulate_calibrated_ece,
     trace_risk,
 )
-from clinkd.scoring.plotted import NO_CONFIDENCE, describe_confidence, describe_figures
+from clinkd.scoring.plotted import NO_CONFIDENCES, describe_confidence, describe_figures
 
 EDGES = np.linspace(0, 1, BINS + 1)
 
@@ -208,7 +208,7 @@ def test_the_confidence_that_is_told_is_judged_by_kind_beside_the_token_probabil
     tokens = vg["token_probability"]
     assert tokens["mean_probability"] == pytest.approx(math.exp(-0.5)) and tokens["right"] == 30
     assert roc["brier_skill"] == pytest.approx(0) and roc["ece"] == pytest.approx(0)  # told is but the share
-    assert "token_probability" not in roc and mia == {"answers": 0, "of": 40, "why": NO_CONFIDENCE}
+    assert "token_probability" not in roc and mia == {"answers": 0, "of": 40, "why": NO_CONFIDENCES}
 
 
 def test_why_answers_have_no_confidence_is_said() -> None:

@@ -219,6 +219,14 @@ def test_a_nifti_is_unpacked_and_cut_by_the_page(page, tmp_path, ending):
     page.pick("#frame", "5")
     at_slice(page, f"coronal slice 5 of {SHAPE[1]}")
     assert np.abs(shown(page)[::2] - through(VOLUME[::-1, SHAPE[1] - 1 - 4], 50, 500)).max() <= 1
+    page.click("[data-task=overall]")
+    answered(page)
+    Image.new("L", (9, 9)).save(tmp_path / "other.png")
+    open_files(page, tmp_path / "other.png")
+    page.ask("document.querySelector('#history button').click()")  # the volume is read anew
+    page.pick("#frame", "6")
+    at_slice(page, f"coronal slice 6 of {SHAPE[1]}")
+    assert np.abs(shown(page)[::2] - through(VOLUME[::-1, SHAPE[1] - 1 - 5], 50, 500)).max() <= 1
 
 
 def test_a_packed_file_that_cannot_be_opened_is_told_in_a_line(page, tmp_path):

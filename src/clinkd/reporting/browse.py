@@ -186,6 +186,8 @@ def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, A
         "c": [_describe_candidate(c, shown) for c in prediction.candidates],
         "k": prediction.chosen,
     }
+    if prediction.confidence is not None:
+        value["sure"] = prediction.confidence
     if shown is not None:
         value |= {"q": shown(sample.question.text), "a": shown(sample.answer.text)}
         if len(sample.turns) > 1:

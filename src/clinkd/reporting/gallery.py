@@ -97,6 +97,8 @@ def answer_card(
         CardText("Truth", shown(truth.text), "truth"),
         CardText("Answer", shown(answer.text), "answer"),
     ]
+    if prediction.confidence is not None:
+        card_texts.append(CardText("Confidence", f"{100 * prediction.confidence:.0f} %"))
     if prediction.answer.unread:
         card_texts.append(CardText("Boxes that could not be read", ", ".join(map(shown, prediction.answer.unread))))
     if prediction.answer.truncated:

@@ -21,10 +21,11 @@ _AIDS = {
 }
 _NOT_TOLD = "It is not told with a question for an unknown name, an unseen modality or a training image."
 _CONFIDENCE = (
-    "Confidence: the probability that an answer is right, as clinkd ask, the page and reports tell it, fitted to "
+    "Confidence: the probability that an answer is right, as clinkd ask, its page and DICOM reports tell it, fitted to "
     f"validation answers and judged here on test answers. {_NOT_TOLD}",
     "An answer is right, as for the fit, with a box of IoU 0.5 at least, the same structures without a contradiction, "
-    "or else the same words. The kind of question is what is known of the task of a free one.",
+    "or else the same words. Kinds of question: answered by a box (VG), about a box (ROC or RC), and others (MIA or "
+    "QA), which is all that is known of the task of a free question.",
 )
 _TOKENS = (
     "Token probability: the geometric mean of the probabilities of the answer's tokens, exp(mean log-probability). It "
@@ -32,64 +33,52 @@ _TOKENS = (
 )
 _MAIN_SCORE = "An answer is right if its main score is 100: in VG every box found and none to spare."
 _FIGURES = (
-    "Skill: by how much of it the Brier score is better than that of the best constant, the share of right ones of "
-    "these same answers. That constant has an ECE of 0 and a skill of 0, and tells no answer from another: a low ECE "
-    "alone says nothing of worth. Its interval is by bootstrap over patients or images.",
+    "Skill: how much smaller the Brier score is than that of the best constant, the share of right ones of these same "
+    "answers. That constant has an ECE of 0 and a skill of 0, and tells no answer from another: a low ECE alone says "
+    "nothing of worth. The interval of the skill is by bootstrap over patients or images.",
     "ECE: the mean distance of probability and share of right answers, over 15 bins of equal width (Guo et al. 2017). "
-    "Few answers raise it even if every probability is true: the column `by chance` says how far. Brier: mean squared "
+    "Few answers raise it even if every probability is true: how far, says the column by chance. Brier: mean squared "
     "distance, 0 is best. AURC: mean share of wrong answers over the coverages (Geifman and El-Yaniv 2017); excess: "
     "above the best possible order.",
 )
 _COLUMNS = (
     "Answers", "% right", "Mean, %", "Brier", "Skill, %", "95 %", "ECE, %", "by chance", "AURC", "Excess AURC",
-    "ECE, equal mass, %",
 )  # fmt: skip
 
 
 def draw_reliability(described: Mapping[str, Any]) -> list[Html]:
     """Of the numbers of `scoring.plotted`: the confidence by kind of question, beside the token probability of the same
     answers, then the token probability by task; where they have a reason, the reason."""
-    tokens = _draw_token_probability(described.get("token_probability", {}))
-    if "confidence" not in described:
+    by_task, by_kind = described.get("token_probability", {}), described.get("confidence")
+    tokens = _draw("Token probability", "Task", TOKENS, by_task, (*_TOKENS, _MAIN_SCORE))
+    if by_kind is None:
         older = "The answers were scored by an older version, which did not look at their confidence."
         return [*([page.note([older])] if tokens else []), *tokens]
-    drawn = _draw_confidence(described["confidence"])
-    told = any("why" not in values for values in described["confidence"].values())
+    notes = (*_CONFIDENCE, *_TOKENS)
+    drawn = _draw("Confidence on test answers", "Kind of question", "confidence", by_kind, notes)
+    told = any("why" not in values for values in by_kind.values())
     return [*drawn, page.folded("Token probability by task", tokens)] if told and tokens else [*drawn, *tokens]
 
 
-def _draw_confidence(by_kind: Mapping[str, Mapping[str, Any]]) -> list[Html]:
-    computed = {kind: values for kind, values in by_kind.items() if "why" not in values}
-    reasons = [f"Confidence of {kind} is not drawn: {why}." for kind, why in _join_reasons(by_kind)]
-    reasons += [
-        f"Confidence of {kind}: {v['of'] - v['answers']:,} of {v['of']:,} answers have none: {v['absence']}."
-        for kind, v in computed.items() if "absence" in v
-    ]  # fmt: skip
+def _draw(title: str, head: str, said: str, by_name: Mapping[str, Any], notes: Sequence[str]) -> list[Html]:
+    """Table and charts of one probability, by task or by kind of question, or the reasons why there are none."""
+    computed = {name: values for name, values in by_name.items() if "why" not in values}
+    reasons = [f"{said.capitalize()} of {names} is not drawn: {why}." for names, why in _join_reasons(by_name)]
+    for name, values in computed.items():
+        if missing := values["of"] - values["answers"]:
+            why = f": {values['absence']}" if "absence" in values else ""
+            reasons.append(f"{said.capitalize()} of {name}: {missing:,} of {values['of']:,} answers have none{why}.")
     if not computed:
         return [page.note(reasons)] if reasons else []
     rows, charts = [], []
-    for kind, values in computed.items():
-        beside = values.get("token_probability")
-        rows.append(_tabulate(kind, values["answers"], values))
-        rows += [_tabulate(f" {TOKENS}", values["answers"], beside)] if beside else []
-        charts += _draw_charts(kind, "confidence", values, {TOKENS: beside} if beside else {})
-    heads, notes = ("Kind of question", *_COLUMNS), (*_CONFIDENCE, *_TOKENS, *_FIGURES, *reasons)
-    return _show("Confidence on test answers", heads, rows, notes, charts)
-
-
-def _draw_token_probability(by_task: Mapping[str, Mapping[str, Any]]) -> list[Html]:
-    computed = {task: values for task, values in by_task.items() if "why" not in values}
-    reasons = [f"Token probability of {task} is not drawn: {why}." for task, why in _join_reasons(by_task)]
-    reasons += [
-        f"{task}: {v['of'] - v['answers']:,} of {v['of']:,} answers bring no probability and are left out."
-        for task, v in computed.items() if v["answers"] < v["of"]
-    ]  # fmt: skip
-    if not computed:
-        return [page.note(reasons)] if reasons else []
-    rows = [_tabulate(task, values["answers"], values) for task, values in computed.items()]
-    charts = [chart for task, values in computed.items() for chart in _draw_charts(task, TOKENS, values, {})]
-    heads, notes = ("Task", *_COLUMNS), (*_TOKENS, _MAIN_SCORE, *_FIGURES, *reasons)
-    return _show("Token probability", heads, rows, notes, charts)
+    for name, values in computed.items():
+        beside = {TOKENS: values["token_probability"]} if "token_probability" in values else {}
+        rows.append(_tabulate(name, values["answers"], values))
+        rows += [_tabulate(f" {other}", values["answers"], of) for other, of in beside.items()]
+        charts += _draw_charts(name, said, values, beside)
+    heads = (head, *_COLUMNS)
+    table = Table(title, heads, tuple(rows), (*notes, *_FIGURES, *reasons))
+    return [page.table(table, explain_columns(heads)), page.charts(charts)]
 
 
 def _join_reasons(described: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
@@ -112,7 +101,7 @@ def _tabulate(name: str, answers: int, values: Mapping[str, Any]) -> tuple[str, 
     skill = spell_percent("brier_skill"), spell_interval((100 * ends[0], 100 * ends[1]) if ends else None)
     ece = spell_percent("ece"), spell_percent("ece_if_calibrated")
     risks = f"{values['aurc']:.3f}", f"{values['excess_aurc']:.3f}"
-    return (name, f"{answers:,}", *shares, *skill, *ece, *risks, spell_percent("ece_equal_mass"))
+    return (name, f"{answers:,}", *shares, *skill, *ece, *risks)
 
 
 def _draw_charts(
@@ -140,10 +129,3 @@ def _list_points(bins: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]
 
 def _list_risks(values: Mapping[str, Any]) -> list[tuple[float, float]]:
     return list(zip(values["risk_coverage"]["coverage"], values["risk_coverage"]["risk"], strict=True))
-
-
-def _show(
-    title: str, heads: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str], charts: Sequence[Html]
-) -> list[Html]:
-    table = Table(title, tuple(heads), tuple(rows), tuple(notes))
-    return [page.table(table, explain_columns(heads)), page.charts(charts)]

@@ -27,7 +27,7 @@ FEWEST = 20  # truth boxes or answers, below which a figure shows chance
 FEWEST_PROBABILITIES = 30
 NO_PROBABILITIES = "the answers bring no probabilities"
 NO_THRESHOLD = "a caption is more or less right: no threshold makes it right or wrong"
-NO_CONFIDENCE = "the answers bring none: only those of a run of this version do, by a fit to its validation answers"
+NO_CONFIDENCES = "the answers bring none: only those of a run of this version do, by a fit to its validation answers"
 MOST_CLASSES = 12  # of the confusion of names
 OTHER, NONE, SEVERAL = "another class", "no class", "several classes"
 _HISTOGRAM = np.arange(21) / 20
@@ -81,7 +81,7 @@ def describe_confidence(
     for kind, of_kind in sorted(by_kind.items(), key=lambda entry: -len(entry[1])):
         known = [p for p in of_kind if p.confidence is not None]
         counts = {"answers": len(known), "of": len(of_kind)}
-        absence = {"absence": absences.get(kind, NO_CONFIDENCE)} if len(known) < len(of_kind) else {}
+        absence = {"absence": absences.get(kind, NO_CONFIDENCES)} if len(known) < len(of_kind) else {}
         if len(known) < FEWEST_PROBABILITIES:
             why = _count_too_few(len(known)) if known else absence["absence"]
             described[kind] = {**counts, "why": why}

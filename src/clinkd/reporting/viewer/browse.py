@@ -6,8 +6,9 @@ Without the script the page shows the cards given here and no filters. The page'
 - `modalities`: code to title; `sources`: names; `first`: task to the metrics by which its answers are sorted.
 - `samples`: n its number, t task, m modality, s source (index), p picture (index), more (images beside it); q question,
   e earlier turns [[question, answer]], a truth, v right (null: not judged), f figures by metric 0..1; ask, tru: boxes
-  [x1, y1, x2, y2] in fractions; c candidates, k the chosen one. A candidate: a answer, r as written (where it differs),
-  b boxes, l log-probability a token, s scores by scorer, u unread boxes, x cut by the length limit.
+  [x1, y1, x2, y2] in fractions; c candidates, k the chosen one, sure its confidence 0..1 where one is told. A
+  candidate: a answer, r as written (where it differs), b boxes, l log-probability a token, s scores by scorer, u unread
+  boxes, x cut by the length limit.
 """
 
 from __future__ import annotations

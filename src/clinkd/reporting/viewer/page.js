@@ -91,6 +91,7 @@
     line("Question", sample.q, "asked");
     line("Truth", sample.a, "truth");
     line("Answer", answer.a, "answer");
+    if (sample.sure != null) line("Confidence", `${(100 * sample.sure).toFixed(0)} %`, "answer");
     if (answer.u) line("Boxes that could not be read", answer.u.join(", "), "answer");
     if (answer.x) line("Note", "cut by the length limit", "answer");
     if (sample.more) line("Images", `${sample.more + 1}, the first is shown`, "asked");

@@ -102,7 +102,7 @@ export class Panel extends EventTarget {
     const chosen = answer.candidates.find((c) => c.chosen);
     const sure = answer.confidence;
     const notes = [
-      ...(sure == null ? [] : [`Confidence ${percent(sure)}: so many validation answers like this one were right.`]),
+      ...(sure == null ? [] : [`Confidence ${percent(sure)}: the probability that it is right, fitted to validation answers.`]),
       ...(chosen?.truncated ? ["It was cut at its greatest length."] : []),
       ...(chosen?.unread.length ? [`Meant as a box, but not to be read: ${chosen.unread.join(", ")}`] : []),
       `${brief(answer.seconds)} s`,

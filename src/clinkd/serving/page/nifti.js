@@ -1,7 +1,8 @@
 /** NIfTI volumes, unpacked and cut into slices on this page; the server tells how the voxels lie in the file. */
 
 import { Failure } from "./ask.js";
-import { NONE } from "./planes.js";
+import { Picture, Source } from "./picture.js";
+import { NONE, rangeOf, Space } from "./planes.js";
 
 const SAMPLED = 1 << 20; // values of a volume for its percentiles, those that the server takes
 const SHARES = [0.005, 0.995];
@@ -42,6 +43,31 @@ export async function unpacked(file, most) {
     reader.cancel().catch(() => {});
   }
   return bytes.subarray(0, count);
+}
+
+/** The slices of a NIfTI, which is read whole, once, and stays on this page: `Frames` of reader.js. */
+export class NiftiFrames {
+  /** @param {import("./stack.js").Stack} stack @param {{limits: object, presets: object}} about the server */
+  constructor(stack, about) {
+    Object.assign(this, { stack, about, reading: null });
+  }
+
+  /** Throws Failure. */
+  async picture(at, window) {
+    const { file: { file, width, height, modality }, frame } = this.stack.slices[at];
+    const nifti = await this.#read(), number = (frame ?? 1) - 1, values = nifti.values(number);
+    const made = { values, width, height, ...rangeOf(values), inverted: false, modality, ...nifti.measure(number) };
+    const source = new Source(file.name, this.about.limits.body_bytes, () => sliceFile(values, width, height));
+    return Picture.of(made, window, source, this.about.presets);
+  }
+
+  /** Throws Failure. */
+  async volume() {
+    const { stored, slope, intercept, right, down, through } = await this.#read();
+    return { space: new Space(this.stack, [right, down, through]), stored, slope, intercept };
+  }
+
+  #read() { return (this.reading ??= NiftiVolume.read(this.stack.first)); }
 }
 
 /** Its slices are the frames of the file, as the server shows them. */
@@ -119,7 +145,7 @@ function quantile(sorted, share) {
 }
 
 /** One slice as a file of its own, which the server shows as it is seen here: what a question is asked about. */
-export function sliceFile(values, width, height) {
+function sliceFile(values, width, height) {
   const view = new DataView(new ArrayBuffer(HEADER + 4 * values.length));
   view.setInt32(0, 348, true);
   [3, width, height, 1, 1, 1, 1, 1].forEach((n, i) => view.setInt16(40 + 2 * i, n, true));

@@ -1,4 +1,4 @@
-/** Pictures: a file opened by the server, frame by frame, and its grey values through a window. */
+/** Pictures: frames that the server opened or this page made, and their grey values through a window. */
 
 import { call, fetched, Failure } from "./ask.js";
 import { decimal } from "./dom.js";
@@ -69,8 +69,25 @@ const decoded = ({ values, type }) =>
 const NUMBERS = { int16: Int16Array, uint16: Uint16Array, float32: Float32Array }; // as are all browsers, little-endian
 const numbers = (buffer, type) => new NUMBERS[type](buffer);
 
+/** Centre and width that a window says; null where it is another wish. */
+function levelOf(window, presets) {
+  const level = presets[window] ?? window?.split("/").map(Number);
+  return level?.length === 2 && level.every(Number.isFinite) ? level : null;
+}
+
 /** A frame with its pixels on `canvas`. */
 export class Picture {
+  /** Values that this page made, through a window that was wished for, or else by the centre and width of `level`. */
+  static of({ width, height, values, low, high, inverted, hounsfield, modality, level }, window, source, presets) {
+    const own = levelOf(window, presets);
+    const shown = own ?? (window === "full" ? [(low + high) / 2, Math.max(high - low, 1e-6)] : level);
+    const about = {
+      width, height, frames: 1, frame: 1, dicom: false, modality, burned_in: "", windows: [], hounsfield,
+      window: shown, grey: { values, inverted, low, high },
+    };
+    return new Picture(source, about, null, own || window === "full" ? window : null);
+  }
+
   /** @param {Source | {name: string}} source @param {HTMLImageElement | null} image by the server; null: made of grey values */
   constructor(source, about, image, window) {
     Object.assign(this, { source, about, image });
@@ -120,8 +137,8 @@ export class Picture {
     if (window === this.shown.window) return true;
     if (window === this.first.window) this.show(this.first);
     else {
-      const level = presets[window] ?? window?.split("/").map(Number) ?? [];
-      if (!this.about.grey || level.length !== 2 || !level.every(Number.isFinite)) return false;
+      const level = levelOf(window, presets);
+      if (!this.about.grey || !level) return false;
       this.level(...level, window in presets ? window : null);
     }
     return true;

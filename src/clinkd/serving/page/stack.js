@@ -3,7 +3,7 @@
 import { brief } from "./dom.js";
 import { Space } from "./planes.js";
 
-export const MOST_VOXELS = 1e8; // of a volume that this page holds, 4 bytes each
+export const MOST_VOXELS = 1e8; // of a volume that this page holds
 const EVEN = 0.02; // of the distance of slices: how far one may differ
 const ROUNDED = 0.02; // mm, to which some writers round places
 

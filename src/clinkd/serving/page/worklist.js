@@ -45,7 +45,7 @@ function told({ answer, decision, state, why, arrived, rule, study, series, inst
     make("dl", {},
       ...(answer ? row("The model answered", ...words(answer, "model", (i) => String(i + 1))) : []),
       ...(found ? row("Boxes", found) : []),
-      ...(answer ? row("Confidence", sure == null ? "none is known" : `${percent(sure)} of validation answers like this one were right`) : []),
+      ...(answer ? row("Confidence", sure == null ? "none is known" : `${percent(sure)}: the probability that it is right, fitted to validation answers`) : []),
       ...(decision ? row("Decision", kinds[decision.kind],
         ...(decision.kind !== "accepted" && decision.text ? words(decision, "rewrite", (i) => decision.boxes[i].name || "box") : []),
         ...(decision.note ? [` Note: ${decision.note}`] : [])) : []),
