@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -251,3 +252,31 @@ def test_a_film_larger_than_a_request_is_opened_and_asked_about(page, server, tm
     rows = np.clip((volume[::-1, side - 1 - side // 2] + 100) / 800, 0, 1) * 255
     assert np.abs(pixels(page)[::2, :, 0] - rows).max() <= 1
     assert page.ask("document.getElementById('facts').textContent").startswith("Coronal plane of film.dcm")
+
+
+def test_films_of_any_pixels_are_scrolled_and_switched_without_a_stale_picture(page, tmp_path):
+    made, paths = films(), []
+    for number, name in enumerate(("examples_ybr_color.dcm", "single bits", "RLE", "an extended table")):
+        paths.append(tmp_path / f"{number}.dcm")
+        paths[-1].write_bytes(made[name])
+    open_files(page, *paths)
+    order = page.ask("[...document.querySelectorAll('#stack option')].map((e) => e.textContent)")
+    assert len(order) == 4
+    page.ask(f"""for (const n of {[0, 1, 2, 3] * 5}) {{
+      Object.assign(document.getElementById('stack'), {{ value: n }}).dispatchEvent(new Event('change')); }}""")
+    for number, title in enumerate(order):
+        count = int(re.search(r"(\d+) (?:frame|slice)s", title)[1])  # type: ignore[index]
+        page.pick("#stack", str(number))
+        page.until(f"document.getElementById('frame').max === '{count}'")
+        page.pick("#frame", "1")
+        page.pick("#frame", str(count))
+        at_slice(page, f"{count} of {count}")
+        at = int(page.ask("document.getElementById('facts').textContent")[0])
+        content = paths[at].read_bytes()
+        assert np.abs(pixels(page) - np.asarray(decode_frame(content, shown_frame(content, count)).picture)).max() <= 1
+
+
+def shown_frame(content: bytes, at: int) -> int:
+    """The frame that stands at this place, from 1, by where the frames lie."""
+    positions = describe_head(content, len(content))[2].positions
+    return sorted(range(len(positions)), key=lambda n: positions[n][2])[at - 1] + 1 if positions else at
