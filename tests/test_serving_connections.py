@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import resource
@@ -10,13 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
-from benchmarks.patience import patience
+from benchmarks.patience import Deadline, patience
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clinkd.serving import connections
 from serving import TOKEN, Server, json_of, picture, serving_model, uri
+from slices import ct
 from test_serving_replies import ScriptedAnswerer, ScriptedReview
 
 HEAD = f"POST /v1/open HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
@@ -126,6 +129,44 @@ def test_a_slow_upload_that_moves_is_taken(server, sockets):
         one.sendall(body[start : start + 200_000])
         time.sleep(0.01)
     assert one.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def values_request() -> bytes:
+    """A request of 125 kB whose reply has 16 MB: the values of one frame, 64 times."""
+    stream = io.BytesIO()
+    ct(np.zeros((250, 250), np.int16), RescaleSlope=0.5, RescaleIntercept=0.25).save_as(stream)
+    path = "/v1/values?" + "&".join(["frame=1"] * 64)
+    return f"{HEAD.replace('/v1/open', path)}Content-Length: {stream.tell()}\r\n\r\n".encode() + stream.getvalue()
+
+
+def test_replies_that_nobody_reads_are_bounded_in_memory(sockets):
+    caps = {"pixels": 4_000_000, "held_bytes": 40 << 20}
+    with serving_model(ScriptedAnswerer, **caps) as server:
+        asked = []
+        for status in (b"200", b"200", b"503"):
+            one = sockets.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.settimeout(patience(20))
+            one.connect(("127.0.0.1", server.port))
+            one.sendall(values_request())
+            assert one.recv(12).endswith(status)
+            asked.append(one)
+        end = Deadline(20)
+        asked[0].close()
+        while not answer_to(server, values_request()).endswith(b"200 OK"):  # who left holds nothing any more
+            assert not end.passed()
+
+
+def test_a_long_reply_that_is_read_slowly_is_sent_to_its_end(sockets):
+    limits = {"pixels": 4_000_000, "stall_seconds": 0.5, "bytes_per_second": 10_000_000}
+    with pytest.MonkeyPatch.context() as patch, serving_model(ScriptedAnswerer, **limits) as server:
+        patch.setattr(connections, "_LOOK_SECONDS", 0.05)
+        one = connect(server, sockets, values_request().decode("latin-1"))
+        received = 0
+        while received < 64 * 250 * 250 * 4:
+            received += len(one.recv(1 << 19, socket.MSG_WAITALL))
+            time.sleep(0.04)
+        assert received < 64 * 250 * 250 * 4 + 2000
 
 
 def test_connections_stay_below_the_limit_of_open_files(monkeypatch):

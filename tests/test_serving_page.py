@@ -630,6 +630,7 @@ def test_a_report_is_saved_for_a_dicom(page, film, tmp_path):
     page.click("#save-sr")
     ds = dcmread(io.BytesIO(arrived(tmp_path, "dcm")))
     assert ds.Modality == "SR" and ds.VerificationFlag == "UNVERIFIED"
+    page.settle()  # what it sent meanwhile is read
     sent = next(s for s in page.sent if s.path == "/v1/sr").body
     assert sent["frame"] == 2 and sent["regions"][-1]["by"] == "person"
     assert {"warnings", "confidence"} < sent.keys()

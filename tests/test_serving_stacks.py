@@ -137,6 +137,51 @@ def test_of_many_files_one_is_shown_and_asked_about_while_the_others_are_looked_
     assert page.ask("document.querySelectorAll('#boxes li').length") == 0
 
 
+def test_a_file_that_goes_while_others_are_looked_at_is_left_out(page, tmp_path):
+    paths = [tmp_path / f"IM{number}" for number in range(40)]
+    for number, path in enumerate(paths):
+        ct(VOLUME[number % 9], ImagePositionPatient=place(number), InstanceNumber=number + 1).save_as(path)
+    page.ask(HELD)
+    open_files(page, *paths)
+    paths[-1].unlink()
+    page.ask("release()")
+    at_slice(page, "axial slice 21 of 39")
+    assert text(page, "#left-out li") == "IM39: it is empty, or gone"
+
+
+def told_error(page: Browser) -> str:
+    """The line about what went wrong, which is wiped then."""
+    return str(page.until("(() => { const e = document.getElementById('error'), said = e.textContent;"
+                          " e.textContent = ''; return said; })()"))  # fmt: skip
+
+
+def test_a_film_that_goes_or_breaks_off_is_told_in_a_line_and_what_is_shown_is_named(page, tmp_path):
+    path, empty = tmp_path / "film.dcm", tmp_path / "empty.dcm"
+    empty.touch()
+    page.choose("#file", empty)
+    assert told_error(page)
+    enhanced(range(45), np.tile(VOLUME, (5, 1, 1))).save_as(path)
+    open_files(page, path)
+    at_slice(page, "axial slice 23 of 45")
+    cut_off = "new Response(new ReadableStream({ pull: (c) => c.error(new TypeError('network error')) }))"
+    page.ask(f"globalThis.real = fetch; globalThis.fetch = async () => {cut_off}; 0")
+    page.pick("#frame", "2")
+    assert told_error(page) == "The server does not answer. Is clinkd serve still running?"
+    page.pick("#plane", "coronal")
+    assert told_error(page) == "The server does not answer. Is clinkd serve still running?"
+    page.ask("globalThis.fetch = real; 0")
+    path.unlink()
+    page.pick("#frame", "1")
+    assert told_error(page) == "The file could not be read."
+    page.until("document.getElementById('frame-said').textContent === '23 of 45'")
+    at_slice(page, "axial slice 23 of 45")
+    page.pick("#plane", "sagittal")
+    assert told_error(page) == "The file could not be read."
+    assert page.ask("document.getElementById('plane').value") == "axial"
+    said, page.told = page.told, []
+    assert all("Failed to load resource" in line for line in said), said  # of the empty file
+
+
 def test_other_planes_are_made_of_the_volume_and_asked_about_as_pictures(page, tmp_path):
     open_files(page, *write_series(tmp_path))
     at_slice(page, "axial slice 5 of 9")

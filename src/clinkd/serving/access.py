@@ -46,6 +46,7 @@ _LOGIN = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="vi
 <button>Open</button></form><p>Research use only, not for clinical decisions.</p></html>"""
 
 _FINISH_SECONDS = 5.0  # that a refused client has to end its upload
+_PIECE_BYTES = 1 << 20  # of a reply, which waits here, and is counted, until its client has read what went before
 
 
 class _AlreadyReplied(Exception):
@@ -59,6 +60,7 @@ class AuthMiddleware:
         self.app, self.limits, self.cookie = app, limits, cookie
         self._token = token.encode()
         self.held = 0  # bytes of all bodies in memory now
+        self.held_replies = 0  # bytes of all large replies that wait to be read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,6 +79,7 @@ class AuthMiddleware:
             await visit.refuse(500, "a fault of the program", "fault")
         finally:
             self.held -= visit.bytes_in
+            self.held_replies -= visit.reply_bytes
             visit.log()
 
     def _find_refusal(self, scope: Scope) -> Callable[[_Visit], Awaitable[None]] | None:
@@ -114,6 +117,7 @@ class _Visit:
         self.scope, self._receive, self._send, self.middleware = scope, receive, send, middleware
         self.start = time.monotonic()
         self.status, self.bytes_in, self.bytes_out = 0, 0, 0
+        self.reply_bytes = 0  # as its head says
         self.refused = False
         self.complete = False  # whether the body was read to its end
 
@@ -140,13 +144,29 @@ class _Visit:
         if self.refused:
             return
         if message["type"] == "http.response.start":
+            await self._hold_reply(Headers(raw=message["headers"]))
             self.status = message["status"]
             present = {k for k, _ in message["headers"]}
             added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in present]
             message = {**message, "headers": [*message["headers"], *added]}
         else:
-            self.bytes_out += len(message.get("body", b""))
+            body = message.get("body", b"")
+            self.bytes_out += len(body)
+            last = max(0, len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
+            for at in range(0, last, _PIECE_BYTES):
+                await self._send({**message, "body": body[at : at + _PIECE_BYTES], "more_body": True})
+            message = {**message, "body": body[last:]}
         await self._send(message)
+
+    async def _hold_reply(self, headers: Headers) -> None:
+        """Count a large reply until it is read, and refuse it where too many wait; one alone may be of any size."""
+        length, middleware = int(headers.get("content-length", 0)), self.middleware
+        if length <= _PIECE_BYTES:
+            return
+        if 0 < middleware.held_replies > middleware.limits.held_bytes - length:
+            await self._reject(503, "too many large replies wait to be read; come again in 1 s", "crowded")
+        middleware.held_replies += length
+        self.reply_bytes = length
 
     async def refuse(self, status: int, why: str, code: str) -> None:
         extra = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(status)

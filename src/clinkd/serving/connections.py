@@ -84,12 +84,25 @@ class BoundedConnection(H11Protocol):
                     oldest.transport.abort()
                 return
 
-    def _disconnect_slow(self) -> None:
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._count_read()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._count_read()  # before the next piece of the reply hides how much it was
+
+    def _count_read(self) -> None:
+        """Give a client more time for what it has read of a reply."""
         now, unread = self.loop.time(), self.transport.get_write_buffer_size()
         if not self._unread:
             self._written_until = now + self.limits.stall_seconds
         self._written_until += max(0, self._unread - unread) / self.limits.bytes_per_second
         self._unread = unread
+
+    def _disconnect_slow(self) -> None:
+        self._count_read()
+        now, unread = self.loop.time(), self._unread
         if (unread and now > self._written_until) or (self._reads_until is not None and now > self._reads_until):
             self.transport.abort()
         else:

@@ -120,7 +120,8 @@ class Dicom:
             if header.photometric not in GREY:
                 raise Refusal("its frames are in colour and have no grey values; open it as a picture")
             indices = [choose_frame(frame, header.frames, file, place) - 1 for frame in frames]
-            return np.stack([make_grey_frame(_decode_values(header, n), header, n).to_values() for n in indices])
+            values = np.stack([make_grey_frame(_decode_values(header, n), header, n).to_values() for n in indices])
+            return values.astype(np.float32) if values.dtype == np.int32 else values  # of signed frames and unsigned
 
     def geometry(self, file: File, place: str, limits: FileLimits = ON_DISK) -> Geometry:
         with open_header(file, place, limits, also=GEOMETRY_FIELDS) as header:

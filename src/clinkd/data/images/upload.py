@@ -17,6 +17,7 @@ from clinkd.records import BadInput
 
 PLACE = "the file"  # how errors name it
 _EXCERPT = b"ClinKD excerpt\n"
+_LONGEST_LINE = 4 << 20  # bytes of JSON: the heads of all pieces that a compressed film may have need a third of it
 _LONGEST_WINDOW = 40  # characters: names of presets and pairs of numbers are shorter
 
 
@@ -60,12 +61,13 @@ def open_upload(content: bytes) -> BinaryIO:
     """
     if not content.startswith(_EXCERPT):
         return io.BytesIO(content)
-    line, _, held = content[len(_EXCERPT) :].partition(b"\n")
+    end = content.find(b"\n", len(_EXCERPT), len(_EXCERPT) + _LONGEST_LINE)
+    held = memoryview(content)[end + 1 :]
     try:
-        about = json.loads(line)
+        about = json.loads(content[len(_EXCERPT) : max(end, 0)])
         ranges = [(int(place), int(length)) for place, length in about["ranges"]]
         size = int(about["size"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise BadInput(f"{PLACE}: an excerpt that begins with no size and ranges; send the whole file") from None
     ends = [0, *(place + length for place, length in ranges)]
     ordered = all(end <= place and length >= 0 for end, (place, length) in zip(ends, ranges, strict=False))
@@ -80,7 +82,7 @@ def open_upload(content: bytes) -> BinaryIO:
 class _PartialFile(io.RawIOBase):
     """Ranges of the bytes of a file, which ends where the whole file does. The others read as if it ended there."""
 
-    def __init__(self, size: int, ranges: Sequence[tuple[int, int]], held: bytes) -> None:
+    def __init__(self, size: int, ranges: Sequence[tuple[int, int]], held: bytes | memoryview) -> None:
         self._size, self._held, self._position = size, memoryview(held), 0
         self._places, self._ends, self._starts = list[int](), list[int](), list[int]()
         start = 0

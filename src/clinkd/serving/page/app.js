@@ -269,6 +269,7 @@ async function toSlice(at) {
     await reload(next, picture.shown.window).catch(() => {}); // told already
   }
   going = false;
+  slices(); // also where that slice could not be opened
 }
 
 function step(count) {

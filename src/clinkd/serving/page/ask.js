@@ -21,19 +21,22 @@ const SILENT = "The server does not answer. Is clinkd serve still running?";
 export async function call(path, { method = "GET", body, signal } = {}) {
   const json = () => ({ headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   const more = !body ? {} : body instanceof Blob ? { body } : json();
-  let reply;
-  try {
-    reply = await fetch(path, { method, signal, ...more });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Failure(SILENT);
-  }
+  const reply = await received(fetch(path, { method, signal, ...more }));
   if (!reply.ok) throw new Failure(await why(reply), reply.status);
   return reply;
 }
 
-/** The same, for JSON. */
-export const fetched = async (path, how) => (await call(path, how)).json();
+/** A reply or its body, which may break off. Throws Failure and AbortError. */
+export async function received(reading) {
+  try {
+    return await reading;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Failure(SILENT);
+  }
+}
+
+/** A call for JSON. Throws as `call`. */
+export const fetched = async (path, how) => received((await call(path, how)).json());
 
 async function why(reply) {
   if (reply.status === 401) return UNKNOWN;
@@ -49,7 +52,7 @@ async function* events(reply) {
   let kept = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await received(reader.read());
       if (done) return;
       const parts = (kept + value).split("\n\n");
       kept = parts.pop();

@@ -1,6 +1,6 @@
 /** Files as people give them, and what the server tells of them by their first bytes. */
 
-import { fetched } from "./ask.js";
+import { Failure, fetched } from "./ask.js";
 import { isPacked, unpacked } from "./nifti.js";
 import { encode, fits } from "./picture.js";
 
@@ -76,12 +76,13 @@ async function recordsOf(given, bytes, signal) {
 
 /** What the server is told of a file: where it is packed, the first bytes of what is in it. */
 async function headOf(file, bytes) {
-  const packed = await isPacked(file);
+  let packed = false;
   try {
+    if (!file.size) throw new Failure("the file: it is empty, or gone");
+    packed = await isPacked(file);
     const head = packed ? new Blob([await unpacked(file, HEADS[1])]) : file.slice(0, bytes);
     return { head: await encode(head), size: Math.max(1, packed ? head.size : file.size), packed };
   } catch (error) {
-    if (!packed) throw error;
-    return { why: error.message, packed };
+    return { why: error instanceof Failure ? error.message : "the file: it could not be read", packed };
   }
 }

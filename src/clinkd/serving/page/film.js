@@ -59,8 +59,8 @@ export class Film {
       at += 8 + length;
     }
     const [table, ...pieces] = items.filter(({ length }, n) => n === 0 || length);
-    const places = table ? new DataView(await file.slice(table.at + 8, table.at + 8 + table.length).arrayBuffer()) : null;
     if (table?.length === 4 * frames) {
+      const places = new DataView(await file.slice(table.at + 8, table.at + 8 + table.length).arrayBuffer());
       let frame = 0;
       for (const piece of pieces) {
         while (frame + 1 < frames && piece.at - pieces[0].at >= places.getUint32(4 * (frame + 1), true)) frame++;

@@ -1,6 +1,6 @@
 /** Pictures: frames that the server opened or this page made, and their grey values through a window. */
 
-import { call, fetched, Failure } from "./ask.js";
+import { call, Failure, fetched, received } from "./ask.js";
 import { decimal } from "./dom.js";
 
 /** What the server is sent for a picture. It is made when it is wanted: no copy of it stays on this page. */
@@ -60,7 +60,7 @@ export async function open(source, frame, window, signal) {
 export async function valuesOf(source, frames, signal) {
   const body = await source.bytes();
   const reply = await call(`/v1/values?${frames.map((n) => `frame=${n}`).join("&")}`, { method: "POST", body, signal });
-  return numbers(await reply.arrayBuffer(), reply.headers.get("X-Value-Type"));
+  return numbers(await received(reply.arrayBuffer()), reply.headers.get("X-Value-Type"));
 }
 
 const decoded = ({ values, type }) =>
