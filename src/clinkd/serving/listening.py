@@ -32,7 +32,7 @@ from clinkd.serving.engine import AnswerRequest, Engine, ModelUnavailable
 from clinkd.serving.limits import NOTICE, DeadlineExceeded, QueueFull, TimeLimit
 
 T = TypeVar("T")
-ANSWER_SECONDS = 600.0  # nobody waits at a page for these answers
+ANSWER_SECONDS = 600.0  # by a model that is ready; nobody waits at a page for these answers
 _BUSY_SECONDS = 2.0
 
 
@@ -135,6 +135,7 @@ class ServedDesk:
             raise BadInput(str(late)) from None
 
     async def _answer(self, entry: WorklistEntry, image: bytes) -> ModelAnswer:
+        await self.handler.engine.wait_until_loaded()
         picture = await self.handler.open_picture(image, entry.frame)
         request = AnswerRequest(partial(read_question, picture, entry.question, ()))
         reply = (await self.handler.answer(picture, request, TimeLimit(ANSWER_SECONDS))).reply
