@@ -467,6 +467,8 @@ def test_peers_with_certificates_talk_over_tls(tmp_path: Path) -> None:
         assert len(list(archive.fetch_series(SERIES))) == 1
         expect("or not by TLS", address, ArchiveUnreachable)
         expect("ended the connection|cannot be reached", peer.address, ArchiveUnreachable)
+        in_clear = f"http://127.0.0.1:{peer.port}/dicom-web"
+        expect("the connection was lost; .*, or the address should begin with https://$", in_clear, ArchiveUnreachable)
         by_web = f"https://localhost:{peer.port}/dicom-web"  # its certificate comes before any word of HTTP
         expect(r"no encrypted connection \(self-signed certificate\); --ca names", by_web, ArchiveUnreachable)
         expect(r"\(Hostname mismatch, .*'localhost'\); --ca", by_web, ArchiveUnreachable, tls=TlsFiles(theirs[0]))
