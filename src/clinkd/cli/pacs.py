@@ -268,7 +268,7 @@ def _listen(args: argparse.Namespace) -> int:
     end_in_order()
     rules = read_rules(args.rules)
     from clinkd.cli.choice import choose_run
-    from clinkd.hospital.listen import Polling
+    from clinkd.hospital.polling import Polling
     from clinkd.hospital.worklist import WorklistLimits
     from clinkd.pacs import AllowedPeer, ReceiverAddress, connect
     from clinkd.serving.limits import ServerLimits

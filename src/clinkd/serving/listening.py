@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clinkd.data.dicom_objects import WARNINGS
-from clinkd.hospital.listen import Listening, ModelBusy, Polling, Send
+from clinkd.hospital.listen import Listening, ModelBusy, Send
+from clinkd.hospital.polling import Polling
 from clinkd.hospital.rules import Rules
 from clinkd.hospital.worklist import (
     AnswerCaution,
@@ -59,7 +60,7 @@ def listening(plan: ListenPlan, say: Callable[[str], object], engine: Engine) ->
         if plan.receiver:
             receiver = Receiver(
                 plan.receiver, lambda content: running.receive(content), plan.receiver_limits,
-                lambda line: running.tell_trouble(line),
+                lambda line: running.troubles.tell(line),
             )  # fmt: skip
             ends.callback(receiver.stop)
             port = receiver.bind()  # before all else: where it is taken, nothing is left behind
