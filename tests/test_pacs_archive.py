@@ -319,8 +319,7 @@ def test_an_image_that_came_broken_off_does_not_count() -> None:
                 list(archive.fetch_series(SERIES))
 
 
-@pytest.mark.parametrize("moves", [True, False])
-@pytest.mark.parametrize("unsendable", [1, 2])
+@pytest.mark.parametrize(("unsendable", "moves"), [(1, True), (2, False)])
 def test_what_follows_an_image_that_an_archive_cannot_send_comes_too(unsendable: int, moves: bool) -> None:
     """Also where nothing comes before it."""
     images, port = [make_image(1, number) for number in (1, 2, 3, 4)], free_port()
