@@ -1,18 +1,23 @@
-"""`clinkd pacs listen` in a process of its own, and the HTTP routes of its worklist."""
+"""`clinkd pacs listen` in a process of its own, the HTTP routes of its worklist, and an archive that gets reports."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 from benchmarks.patience import Deadline, patience
+from pydicom import Dataset, dcmread
 
 from arrivals import RULES
 from orthanc import PASSWORD, USER, free_port
@@ -64,8 +69,10 @@ class ListenCommand:
 
     def accept(self, entry: dict[str, Any] | None = None) -> None:
         """Accept the answer of an entry, of the first that has one by default."""
-        entry = entry or self.entries("answered")[0]
-        body = {"kind": "accepted", "revision": entry["revision"]}
+        self.decide(entry or self.entries("answered")[0], "accepted")
+
+    def decide(self, entry: dict[str, Any], kind: str) -> None:
+        body = {"kind": kind, "revision": entry["revision"]}
         assert self.client.post(f"/v1/worklist/{entry['id']}/decision", json=body).status_code == 200
 
     def __enter__(self) -> Self:
@@ -87,3 +94,30 @@ class ListenCommand:
 def _is_open(port: int) -> bool:
     with socket.socket() as own:
         return own.connect_ex(("127.0.0.1", port)) == 0
+
+
+class ReportArchive:
+    """Takes reports, and answers only from `go_on` on."""
+
+    def __init__(self) -> None:
+        self.stored, self.begun, self.go_on = list[Dataset](), threading.Event(), threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        from pynetdicom import AE, evt
+        from pynetdicom.sop_class import ComprehensiveSRStorage
+
+        entity = AE("ORTHANC")
+        entity.add_supported_context(ComprehensiveSRStorage)
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)])
+        try:
+            yield server.server_address[1]
+        finally:
+            self.go_on.set()
+            server.shutdown()
+
+    def _store(self, event: Any) -> int:
+        self.stored.append(dcmread(io.BytesIO(event.encoded_dataset())))
+        self.begun.set()
+        self.go_on.wait()
+        return 0

@@ -5,18 +5,13 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
 import random
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom import Dataset, dcmread
@@ -28,6 +23,7 @@ from clinkd.hospital.listen import Listening
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import Worklist, WorklistDecision
 from clinkd.pacs import Receiver, ReceiverAddress
+from listen_command import ListenCommand, ReportArchive
 from orthanc import free_port
 
 DOCS = Path(__file__).parents[1] / "docs" / "PACS.md"
@@ -59,6 +55,7 @@ def send(port: int, numbers: list[int], seconds: float) -> list[int]:
     """Those of the images that were answered with success within a time."""
     kept, end = [], time.monotonic() + seconds
     with associated(port) as association:
+        association.dimse_timeout = seconds  # it waits so long for the reply of a receiver that was killed
         for number in numbers:
             if time.monotonic() > end or not association.is_established:
                 break
@@ -201,76 +198,22 @@ def test_no_name_leaves_the_images(tmp_path, capfd):
 @pytest.mark.slow
 def test_the_command_answers_with_a_real_model_and_sends_what_a_person_accepts(small_run, tmp_path):
     """`clinkd pacs listen` in a process of its own, another receiver in the place of an archive, and the page's API."""
-    (tmp_path / "rules.yaml").write_text(RULES)
-    stored: list[bytes] = []
-
-    class AnyReceiver:
-        """Takes structured reports, as an archive does."""
-
-        def __init__(self) -> None:
-            from pynetdicom import AE, evt
-            from pynetdicom.sop_class import ComprehensiveSRStorage
-
-            entity = AE("ORTHANC")
-            entity.add_supported_context(ComprehensiveSRStorage)
-            handlers = [(evt.EVT_C_STORE, lambda event: stored.append(event.encoded_dataset()) or 0)]
-            self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-            self.port = self.server.server_address[1]
-
-    archive, port, page = AnyReceiver(), free_port(), free_port()
-    words = [
-        "pacs",
-        "listen",
-        str(small_run),
-        "--rules",
-        str(tmp_path / "rules.yaml"),
-        "--folder",
-        "work",
-        "--undo",
-        "0",
-    ]
-    words += ["--port", str(port), "--page-port", str(page), "--to", f"dicom://ORTHANC@127.0.0.1:{archive.port}"]
-    environment = {**os.environ, "CLINKD_TOKEN": "a-token-for-these-tests"}
-    listener = subprocess.Popen(
-        [sys.executable, "-m", "clinkd", *words], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        headers = {"authorization": "Bearer a-token-for-these-tests"}
-        with httpx2.Client(base_url=f"http://127.0.0.1:{page}", headers=headers, timeout=patience(60)) as client:
-            end = Deadline(patience(60))
-            while not _is_listening(port):
-                assert listener.poll() is None and not end.passed()
-                time.sleep(0.1)
+    archive, port = ReportArchive(), free_port()
+    archive.go_on.set()
+    with archive.running() as sends_to:
+        words = ("--port", str(port), "--to", f"dicom://ORTHANC@127.0.0.1:{sends_to}")
+        with ListenCommand(small_run, tmp_path, *words) as listener:
+            listener.until_open(port)
             with associated(port) as association:
                 assert [association.send_c_store(make_image(n, 64)).Status for n in (1, 2)] == [0, 0]
-            while (counts := client.get("/v1/worklist").json()["counts"])["waiting"]:
-                assert not end.passed()
-                time.sleep(0.2)
-            assert counts["answered"] == 2
-            first, second = client.get("/v1/worklist").json()["entries"]
-            for entry, kind in ((first, "accepted"), (second, "rejected")):
-                body = {"kind": kind, "revision": entry["revision"]}
-                assert client.post(f"/v1/worklist/{entry['id']}/decision", json=body).status_code == 200
-            while not client.get("/v1/worklist").json()["counts"]["sent"]:
-                assert not end.passed()
-                time.sleep(0.2)
-    finally:
-        listener.terminate()
-        out, _ = listener.communicate(timeout=patience(60))
-        archive.server.shutdown()
-    [report] = [dcmread(io.BytesIO(content)) for content in stored]
+            listener.until(answered=2)
+            first, second = listener.entries("answered")
+            listener.decide(first, "accepted")
+            listener.decide(second, "rejected")
+            listener.until(sent=1)
+    [report] = archive.stored
     assert report.Modality == "SR" and report.StudyInstanceUID == "1.2.1"
-    assert (
-        report.CurrentRequestedProcedureEvidenceSequence[0]
-        .ReferencedSeriesSequence[0]
-        .ReferencedSOPSequence[0]
-        .ReferencedSOPInstanceUID
-        == first["instance"]
-    )
-    assert "Research use only" in out and "only answers that a person accepted" in out and "Traceback" not in out
-
-
-def _is_listening(port: int) -> bool:
-    with socket.socket() as own:
-        return own.connect_ex(("127.0.0.1", port)) == 0
+    [series] = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert [image.ReferencedSOPInstanceUID for image in series.ReferencedSOPSequence] == [first["instance"]]
+    assert "Research use only" in listener.out and "only answers that a person accepted" in listener.out
+    assert "Traceback" not in listener.out

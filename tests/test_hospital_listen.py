@@ -22,7 +22,10 @@ from tests.dicom_images import make_image as encode_image
 
 from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
 from clinkd.cli import main
-from clinkd.hospital.listen import CORRECTIONS, Listening, Polling, read_arrival, read_kind
+from clinkd.hospital.corrections import CORRECTIONS
+from clinkd.hospital.listen import Listening
+from clinkd.hospital.object_kinds import read_arrival, read_kind
+from clinkd.hospital.polling import PolledArchive, Polling
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import (
     FILE,
@@ -34,7 +37,7 @@ from clinkd.hospital.worklist import (
     WorklistEntry,
     WorklistLimits,
 )
-from clinkd.pacs import SeriesIncomplete, SeriesReference, StoreRefusal, StoreStatus
+from clinkd.pacs import SeriesIncomplete, StoreRefusal, StoreStatus
 from clinkd.records import BadInput, Box
 from clinkd.serving.limits import ServerLimits
 from clinkd.serving.listening import ServedDesk
@@ -253,8 +256,9 @@ class DamagedSeries(MemoryArchive):
 def test_a_damaged_image_is_polled_and_told_once(tmp_path, capfd):
     archive = DamagedSeries({"1.2.3.1": encode(make_image(1))})
     with listening(tmp_path) as running:
+        polled = PolledArchive(archive, running)
         for _ in range(2):
-            running._poll_series(archive, SeriesReference("1.2.1", "1.2.2", "CT"))
+            polled.poll()
     told = [line for line in capfd.readouterr().err.splitlines() if line.endswith("why")]
     assert told == [
         "clinkd: instance 1.2.3.4: why",
@@ -292,7 +296,7 @@ def test_what_was_sent_is_not_sent_again_where_the_disk_is_full_meanwhile(tmp_pa
         with filling_disk(running.worklist) as fill:
             monkeypatch.setattr(archive, "store", lambda content: (archive.stored.append(content), fill()))
             running.take(encode(make_image()))
-            until(lambda: archive.stored and running._told)
+            until(lambda: archive.stored and running.troubles.told)
             time.sleep(0.2)  # ten tries
             with pytest.raises(StoreRefusal, match="^no room left to write"):
                 running.take(encode(make_image(2)))

@@ -125,12 +125,13 @@ def test_both_forms_of_answers_give_the_same_objects(plan: PushPlan, images: Pat
     assert csv.contents == jsonl.contents
 
 
-def test_a_journal_that_is_cut_in_its_last_line_goes_on(plan: PushPlan) -> None:
+@pytest.mark.parametrize("step", [70, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_journal_that_is_cut_in_its_last_line_goes_on(plan: PushPlan, step: int) -> None:
     whole = Kept()
     push(plan, whole)
     journal = plan.journal.read_bytes()
     begin = journal.rindex(b"\n", 0, -1) + 1
-    for end in range(begin, len(journal), 9):
+    for end in range(begin, len(journal), step):
         plan.journal.write_bytes(journal[:end])
         rest = Kept()
         assert counted(push(plan, rest)) == (3, 1, 4, 0) and rest.contents == whole.contents[-1:]

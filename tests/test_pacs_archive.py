@@ -319,24 +319,50 @@ def test_an_image_that_came_broken_off_does_not_count() -> None:
                 list(archive.fetch_series(SERIES))
 
 
-def test_what_follows_an_image_that_an_archive_cannot_send_comes_too() -> None:
-    images = [make_image(1, number) for number in (1, 2, 3, 4)]
-    with Peer(images=images, unsendable=(f"{STUDY}.1.2",)).listening() as peer:
+@pytest.mark.parametrize(("unsendable", "moves"), [(1, True), (2, False)])
+def test_what_follows_an_image_that_an_archive_cannot_send_comes_too(unsendable: int, moves: bool) -> None:
+    """Also where nothing comes before it."""
+    images, port = [make_image(1, number) for number in (1, 2, 3, 4)], free_port()
+    with Peer(
+        images=images, unsendable=(f"{STUDY}.1.{unsendable}",), moves_to=port if moves else None
+    ).listening() as peer:
         came = list[bytes]()
-        with pytest.raises(SeriesIncomplete, match=rf"1 images .*instance {STUDY}.1.2: .*status C000"):
-            came.extend(connect(peer.address).fetch_series(SERIES))
+        with pytest.raises(SeriesIncomplete, match=rf"1 images .*instance {STUDY}.1.{unsendable}: .*status C000"):
+            came.extend(connect(peer.address, receive_port=port).fetch_series(SERIES))
             pytest.fail("the end was not told")
         assert sorted(read_instance_header(content).instance for content in came) == [
-            f"{STUDY}.1.{n}" for n in (1, 3, 4)
+            f"{STUDY}.1.{n}" for n in (1, 2, 3, 4) if n != unsendable
         ]
+        assert [one for one in peer.requests if "move" in one] == ["move IMAGE"] * moves
 
 
 def test_an_archive_that_can_send_next_to_nothing_is_not_asked_for_each_image() -> None:
     images = [make_image(1, number) for number in range(1, 31)]
-    with Peer(images=images, unsendable=tuple(f"{STUDY}.1.{n}" for n in range(2, 31))).listening() as peer:
+    unsendable = tuple(f"{STUDY}.1.{n}" for n in range(2, 31))
+    with Peer(images=images, unsendable=unsendable).listening() as peer:
         with pytest.raises(SeriesIncomplete, match="29 images of a series did not come"):
             list(connect(peer.address).fetch_series(SERIES))
         assert len([one for one in peer.requests if one.startswith("get")]) == 1 + 5
+    port = free_port()
+    with Peer(images=images[1:], unsendable=unsendable, moves_to=port).listening() as peer:
+        with pytest.raises(BadInput, match=r"29 of 29 images .* \(status C000\); have CLINKD entered there"):
+            list(connect(peer.address, receive_port=port).fetch_series(SERIES))
+        assert [one.partition(" ")[0] for one in peer.requests] == ["find", *["get"] * (1 + 5), "move"]
+
+
+def test_an_archive_whose_every_get_fails_moves_the_series_whole() -> None:
+    images, port = [make_image(1, number) for number in (1, 2, 3)], free_port()
+
+    class Mover(Peer):
+        """Ends each C-GET at once."""
+
+        def _get(self, event: Any) -> Iterator[Any]:
+            yield 1
+            yield 0xC000, None
+
+    with Mover(images=images, moves_to=port).listening() as peer:
+        assert len(list(connect(peer.address, receive_port=port).fetch_series(SERIES))) == 3
+        assert peer.requests[-1] == "move SERIES"
 
 
 def test_a_study_that_is_named_twice_is_one() -> None:
@@ -440,6 +466,8 @@ def test_peers_with_certificates_talk_over_tls(tmp_path: Path) -> None:
         assert len(list(archive.fetch_series(SERIES))) == 1
         expect("or not by TLS", address, ArchiveUnreachable)
         expect("ended the connection|cannot be reached", peer.address, ArchiveUnreachable)
+        in_clear = f"http://127.0.0.1:{peer.port}/dicom-web"
+        expect("the connection was lost; .*, or the address should begin with https://$", in_clear, ArchiveUnreachable)
         by_web = f"https://localhost:{peer.port}/dicom-web"  # its certificate comes before any word of HTTP
         expect(r"no encrypted connection \(self-signed certificate\); --ca names", by_web, ArchiveUnreachable)
         expect(r"\(Hostname mismatch, .*'localhost'\); --ca", by_web, ArchiveUnreachable, tls=TlsFiles(theirs[0]))

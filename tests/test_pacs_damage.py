@@ -21,7 +21,8 @@ from tests.pacs_peers import make_image as make_ct
 
 from arrivals import RULES, ScriptedDesk, damage
 from clinkd.cli import main
-from clinkd.hospital.listen import Listening, Polling
+from clinkd.hospital.listen import Listening
+from clinkd.hospital.polling import Polling
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import Worklist
 from clinkd.pacs import ArchiveUnreachable, SeriesIncomplete, SeriesReference, StudyQuery, connect

@@ -101,6 +101,16 @@ def test_images_are_filed_once_with_a_sheet_that_is_imported(peer: Peer, capfd: 
     assert "mydata: 3 samples of 1 images" in capfd.readouterr().out
 
 
+def test_a_key_that_every_user_can_read_is_told(peer: Peer, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "key.pem").write_text("of no meaning: the connection is in the clear")
+    note = "note     --key key.pem: every user of this machine can read it; chmod 600 key.pem\n"
+    for mode, told in ((0o644, note), (0o640, "")):
+        (here / "key.pem").chmod(mode)
+        words = ("--accession", "A100", "--dry-run", "--certificate", "key.pem", "--key", "key.pem")
+        status, out, _ = give(capfd, peer.address, *words)
+        assert status == 0 and out.partition("note     left out")[0] == told
+
+
 def test_a_dry_run_tells_what_would_come_and_writes_nothing(peer: Peer, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, _ = give(capfd, peer.address, "--accession", "A100", "--dry-run")
     assert status == 0 and not Path("scans").exists()

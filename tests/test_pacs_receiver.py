@@ -345,6 +345,8 @@ def test_a_peer_waits_from_the_port_on_and_a_port_is_taken_once():
     port = receiver.bind()
     with pytest.raises(BadInput, match=rf"--port {port}: cannot be taken \(Address already in use\); --port 0"):
         Receiver(ReceiverAddress(port=port), kept.append).bind()
+    with pytest.raises(BadInput, match=r"--host 192.0.2.1 .*; give an address of this machine"):
+        Receiver(ReceiverAddress("192.0.2.1", allowed=(AllowedPeer("10.0.0.5", "ORTHANC"),)), kept.append).bind()
     threading.Timer(0.1, receiver.start).start()
     with associated(port) as association:
         assert association.send_c_store(make_image()).Status == SUCCESS

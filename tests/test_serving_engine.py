@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +20,23 @@ import pytest
 from benchmarks.patience import Deadline, patience
 from PIL import Image
 
+from arrivals import encode, make_image
 from clinkd.config import AnswerConfig
 from clinkd.data.worker import WorkerLost
+from clinkd.hospital.listen import ModelBusy
+from clinkd.hospital.worklist import WorklistEntry
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
 from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine, ModelUnavailable
 from clinkd.serving.fair import CLIENT, FairShare
 from clinkd.serving.limits import DeadlineExceeded, QueueFull, TimeLimit
+from clinkd.serving.listening import ServedDesk
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from clinkd.workflows.ask import Answerer, Question
 from serving import LIMITS, Server, json_of, picture, serving, uri
+
+ARRIVED = WorklistEntry("id", "", "1.2.1", "1.2.2", "1.2.3.1", 1, "CT", "", "ct", "Where is the heart?", "waiting")
 
 
 class Held(Answerer):
@@ -321,6 +328,46 @@ def test_a_stop_is_told_to_those_who_are_answered_too_long(engine, opened, monke
         return await asyncio.gather(*tasks)
 
     assert all(told == "ModelUnavailable: the server stops" for told in asyncio.run(ask()))
+
+
+def test_what_an_archive_sent_waits_for_the_model_however_long_it_loads(opened, monkeypatch):
+    monkeypatch.setattr("clinkd.serving.listening.ANSWER_SECONDS", 0.01)
+    loaded, opens = threading.Event(), threading.Event()
+
+    def load() -> Answerer:
+        opens.set()
+        assert loaded.wait(patience(30))
+        return opened
+
+    engine = Engine(load, LIMITS)
+    desk, image = ServedDesk(engine, ("run", "v1")), encode(make_image(1, 64))
+    desk._wait(desk.handler.open_picture(image, 1))  # the next time is short
+    opened.hold()
+    opened.gate.set()
+    engine.start()
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            answer = threads.submit(desk.answer, ARRIVED, image)
+            assert opens.wait(patience(20)) and not wait([answer], 0.3).done
+            monkeypatch.undo()
+            loaded.set()
+            assert answer.result(patience(30)).model == "run"
+    finally:
+        engine.stop()
+        desk.close()
+
+
+def test_a_stop_is_told_to_an_archive_while_the_model_loads():
+    loaded = threading.Event()
+    engine = Engine(lambda: loaded.wait(patience(30)), LIMITS)  # type: ignore[arg-type,return-value]
+    desk, image = ServedDesk(engine, ("run", "v1")), encode(make_image(1, 64))
+    desk._wait(desk.handler.open_picture(image, 1))  # the next time is short
+    engine.start()
+    threading.Timer(0.5, engine.stop).start()
+    with pytest.raises(ModelBusy):
+        desk.answer(ARRIVED, image)
+    loaded.set()
+    desk.close()
 
 
 def test_errors_have_their_own_names():

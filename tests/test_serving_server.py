@@ -21,8 +21,9 @@ from benchmarks.patience import Deadline, patience
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+from clinkd.own_address import is_loopback
 from clinkd.records import BOX_MARK, BadInput
-from clinkd.serving.server import TOKEN_VARIABLE, is_local, open_browser, read_user_token
+from clinkd.serving.server import TOKEN_VARIABLE, open_browser, read_user_token
 from serving import Server, json_of, serving, uri
 from structured_reports import read_report
 
@@ -149,10 +150,10 @@ def test_tokens_are_long_and_fit_a_header(tmp_path, monkeypatch):
     ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.org", False), ("", False),
     ("localhost.example.org", False)])  # fmt: skip
 def test_which_addresses_only_this_machine_reaches(host, local):
-    assert is_local(host) is local
+    assert is_loopback(host) is local
 
 
-def test_a_port_that_is_taken_is_told(small_run, capsys):
+def test_a_port_that_is_taken_is_told(small_run, capsys, monkeypatch, tmp_path):
     from clinkd.cli import main
 
     with socket.socket() as other:
@@ -160,7 +161,16 @@ def test_a_port_that_is_taken_is_told(small_run, capsys):
         other.listen()
         port = str(other.getsockname()[1])
         assert main(["serve", "small", "--runs", str(small_run.parent), "--port", port]) == 2
-    assert f"--port {port}: cannot be taken (Address already in use)" in capsys.readouterr().err
+    assert f"--port {port}: cannot be taken (Address already in use); --port 0 takes a" in capsys.readouterr().err
+    (tmp_path / "token").write_text(TOKEN)
+    for host, mode in (("192.0.2.1", 0o644), ("nobody.invalid", 0o640)):
+        (tmp_path / "token").chmod(mode)
+        words = ["--host", host, "--port", "0", "--token-file", str(tmp_path / "token")]
+        assert main(["serve", "small", "--runs", str(small_run.parent), *words]) == 2
+        out, err = capsys.readouterr()
+        assert "give an address of this machine: 127.0.0.1" in err and "--port 0 takes" not in err
+        told = f"note     --token-file {tmp_path / 'token'}: every user of this machine can read it; chmod 600 "
+        assert (told in out) == (mode == 0o644)
 
 
 # ---- a box through the API, and back as a report ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
@@ -71,6 +72,13 @@ def make_folder(folder: Path) -> None:
 def open_private(path: str, flags: int) -> int:
     """An opener for `open`: what it makes only its owner may read."""
     return os.open(path, flags, 0o600)
+
+
+def find_readers(secret: Path) -> str | None:
+    """A caution where every user of this machine can read a file with a secret; None where only some can."""
+    if secret.stat().st_mode & stat.S_IROTH:
+        return f"{secret}: every user of this machine can read it; chmod 600 {shlex.quote(str(secret))}"
+    return None
 
 
 def _read_error_number(error: Exception) -> int | None:

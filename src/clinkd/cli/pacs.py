@@ -13,12 +13,12 @@ from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import show, tell
 from clinkd.cli.words import WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
-from clinkd.storage import spell_bytes
+from clinkd.storage import find_readers, spell_bytes
 from clinkd.version import spell_program
 
 if TYPE_CHECKING:
     from clinkd.hospital.pull import PullPlan, PullResult
-    from clinkd.pacs import Archive, ReceiverAddress, StudyQuery
+    from clinkd.pacs import Archive, ReceiverAddress, StudyQuery, TlsFiles
 
 SHOWN = 20  # problems on the screen
 _ADDRESS = "https://HOST/dicom-web, or dicom://TITLE@HOST:PORT (dicoms:// with TLS)"
@@ -59,12 +59,20 @@ def _build_archive_flags(optional: bool = False) -> Parser:
 
 
 def _connect(args: argparse.Namespace) -> Archive:
-    from clinkd.pacs import TlsFiles, connect
+    from clinkd.pacs import connect
 
     if not 0 < args.timeout < 10**5:
         raise BadInput(f"--timeout {args.timeout:g}: a number above 0 and below 100,000 is wanted")
+    return connect(args.address, args.aet, args.port, _read_tls(args), args.timeout)
+
+
+def _read_tls(args: argparse.Namespace) -> TlsFiles:
+    from clinkd.pacs import TlsFiles
+
     tls = TlsFiles(args.ca, args.certificate, args.key)
-    return connect(args.address, args.aet, args.port, tls, args.timeout)
+    if tls.key and (caution := find_readers(tls.key)):
+        print(f"note     --key {caution}")
+    return tls
 
 
 # ---- pull -----------------------------------------------------------------------------------------------------------
@@ -260,14 +268,14 @@ def _listen(args: argparse.Namespace) -> int:
     end_in_order()
     rules = read_rules(args.rules)
     from clinkd.cli.choice import choose_run
-    from clinkd.hospital.listen import Polling
+    from clinkd.hospital.polling import Polling
     from clinkd.hospital.worklist import WorklistLimits
-    from clinkd.pacs import AllowedPeer, ReceiverAddress, TlsFiles, connect
+    from clinkd.pacs import AllowedPeer, ReceiverAddress, connect
     from clinkd.serving.limits import ServerLimits
     from clinkd.serving.listening import ListenPlan, listening
     from clinkd.serving.server import ListenAddress, ModelSource, serve
 
-    tls = TlsFiles(args.ca, args.certificate, args.key)
+    tls = _read_tls(args)
     receiver, polling, archive = None, None, None
     allowed = tuple(map(AllowedPeer.parse, args.allow))
     own = ReceiverAddress(args.host, args.port, args.aet, allowed, tls if tls.certificate else None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from clinkd.own_address import is_loopback
 from clinkd.pacs.archive import TlsFiles
 from clinkd.records import BadInput
 
@@ -93,14 +94,6 @@ def plain_address(address: str) -> str:
     """An IP address in its shortest form, IPv4 where it is mapped into IPv6."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, as nobody else can reach or hear it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_title(title: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from clinkd.pacs.addresses import OWN_TITLE, RECEIVE_PORT, check_title, is_loopback
+from clinkd.own_address import is_loopback
+from clinkd.pacs.addresses import OWN_TITLE, RECEIVE_PORT, check_title
 from clinkd.pacs.archive import Archive, TlsFiles
 from clinkd.pacs.instance import demand_extra
 from clinkd.records import BadInput

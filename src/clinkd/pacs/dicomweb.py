@@ -51,6 +51,7 @@ class DicomWebArchive:
         self._address, self._tls, self._timeout_seconds = address, tls, timeout_seconds
         self._credentials = credentials
         self._host = urlsplit(address).netloc
+        self._answered = False  # whether it has answered anything
 
     @cached_property
     def _session(self) -> Any:
@@ -172,6 +173,11 @@ class DicomWebArchive:
             if not new or len(known) >= (most or len(known) + 1):
                 return
 
+    def _doubt_scheme(self) -> str:
+        """What to try beside, where nothing was ever answered: one side may speak TLS and the other not."""
+        other = "http" if self._address.startswith("https:") else "https"
+        return "" if self._answered else f", or the address should begin with {other}://"
+
     @contextlib.contextmanager
     def _naming_failures(self, lost: type[ArchiveUnreachable] = ArchiveUnreachable) -> Iterator[None]:
         """Turn what goes wrong on the way into one line. The texts of library and archive are not repeated: they hold
@@ -183,6 +189,7 @@ class DicomWebArchive:
 
         try:
             yield
+            self._answered = True
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             kind = ArchiveUnreachable if status in (401, 403, *BUSY) else BadInput  # nothing else would come, either
@@ -211,7 +218,7 @@ class DicomWebArchive:
                 raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
             if "NewConnectionError" in repr(error) or "NameResolution" in repr(error):
                 raise ArchiveUnreachable(f"{self._host}: cannot be reached; check host and port") from None
-            raise lost(f"{self._host}: the connection was lost; {GO_ON}") from None
+            raise lost(f"{self._host}: the connection was lost; {GO_ON}{self._doubt_scheme()}") from None
         except (ValueError, RecursionError):  # JSON of too many digits or brackets
             raise BadInput(f"{self._host} answers, but not as DICOMweb; {_NO_ROOT}") from None
 

@@ -102,35 +102,19 @@ class DimseArchive:
             asked = {**keys, "SOPInstanceUID": "", "SOPClassUID": ""}
             named = list(self._find(association, "IMAGE", asked))
         wanted = {n["SOPInstanceUID"]: n["SOPClassUID"] for n in named if n["SOPInstanceUID"] not in skip}
-        whole = bool(wanted) and len(wanted) == len(named)  # asked for by the series alone: some take no list
-        step, uids = len(wanted) if whole else _INSTANCES, list(wanted)
-        batches = deque(uids[start : start + step] for start in range(0, len(uids), step))
-        reasons, unusable, any_came, failed = dict[str, str](), set[str](), False, 0
-        while batches:
-            inbox = _Inbox(series, {uid: wanted[uid] for uid in batches.popleft()})
-            names = {} if whole else {"SOPInstanceUID": "\\".join(inbox.wanted)}
-            code = yield from self._fetch(_make_identifier("SERIES" if whole else "IMAGE", {**keys, **names}), inbox)
-            whole = False
-            any_came |= bool(inbox.received)
-            missing = [uid for uid in inbox.wanted if uid not in inbox.received]
-            if missing and (code == _LOST or not any_came):
-                told = f"{self.node}: {len(missing)} of {len(inbox.wanted)} images of a series did not come"
-                if code == _LOST:
-                    raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
-                entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
-                raise BadInput(f"{told}: {explain_status(code)}; {entered}")
-            reasons |= inbox.unusable
-            unusable |= inbox.unusable.keys()
-            if missing and len(inbox.wanted) > 1:  # some archives end at the first that they cannot send
-                batches.extend([uid] for uid in missing)
-                continue
-            failed = failed + 1 if missing else 0
-            if failed == _FAILED:
-                missing += [uid for batch in batches for uid in batch]
-                batches.clear()
-            reasons |= dict.fromkeys(missing, f"{self.node} did not send it: {explain_status(code)}; {GO_ON}")
-        if reasons:
-            raise SeriesIncomplete(reasons, unusable)
+        order = _SeriesOrder(series, wanted, whole=bool(wanted) and len(wanted) == len(named))
+        for operation in (_GET, _MOVE):
+            if order.missing and not (order.received and order.last == _LOST):
+                yield from self._fetch_missing(operation, order)
+        if (missing := order.missing) and (order.last == _LOST or not order.received):
+            told = f"{self.node}: {len(missing)} of {len(wanted)} images of a series did not come"
+            if order.last == _LOST:
+                raise ArchiveUnreachable(f"{told}: the connection was lost; {GO_ON}")
+            entered = f"have {self.own_title} entered there, with this machine and port {self.receive_port}"
+            raise BadInput(f"{told}: {explain_status(order.last)}; {entered}")
+        reasons = {uid: f"{self.node} did not send it: {explain_status(order.codes[uid])}; {GO_ON}" for uid in missing}
+        if reasons or order.unusable:
+            raise SeriesIncomplete(order.unusable | reasons, set(order.unusable))
 
     def store(self, content: bytes) -> None:
         from pydicom import dcmread
@@ -233,15 +217,29 @@ class DimseArchive:
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
-    def _fetch(self, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
-        """Yield what the inbox wants, on our own connection or else over one of the archive; the last status."""
-        code = _NOT_OFFERED
-        for operation in (_GET, _MOVE):
-            last = yield from self._retrieve(operation, identifier, inbox)
-            code = code if last == _NOT_OFFERED else last
-            if inbox.received:
-                break
-        return code
+    def _fetch_missing(self, operation: str, order: _SeriesOrder) -> Iterator[bytes]:
+        """Yield what an operation brings of what is missing, and note its statuses. Some archives end at the first
+        image that they cannot send: then the others are asked for one by one."""
+        uids, whole, failed = list(order.missing), order.whole and not order.received, 0
+        step = len(uids) if whole else _INSTANCES
+        batches = deque(uids[start : start + step] for start in range(0, len(uids), step))
+        keys = {"StudyInstanceUID": order.series.study, "SeriesInstanceUID": order.series.series}
+        while batches and failed < _FAILED:
+            inbox = _Inbox(order.series, {uid: order.wanted[uid] for uid in batches.popleft()})
+            names = {} if whole else {"SOPInstanceUID": "\\".join(inbox.wanted)}
+            identifier = _make_identifier("SERIES" if whole else "IMAGE", {**keys, **names})
+            code = yield from self._retrieve(operation, identifier, inbox)
+            if code == _NOT_OFFERED:
+                return
+            whole = False
+            order.take(inbox, code)
+            missing = [uid for uid in inbox.wanted if uid not in inbox.received]
+            if missing and (code == _LOST or (operation == _MOVE and not order.received)):
+                return
+            if len(inbox.wanted) > 1:
+                batches.extend([uid] for uid in missing)
+            else:
+                failed = failed + 1 if missing else 0
 
     def _retrieve(self, operation: str, identifier: Dataset, inbox: _Inbox) -> Generator[bytes, None, int]:
         """Yield what an operation brings, and return its last status."""
@@ -317,6 +315,30 @@ class DimseArchive:
             yield
         finally:
             server.shutdown()
+
+
+@dataclass
+class _SeriesOrder:
+    """What is wanted of a series, as in an inbox, and what came of it. `whole`: nothing is skipped, so it is asked for
+    by the series alone: some take no list; `codes`: the last status by SOP Instance UID; `last`: that of all."""
+
+    series: SeriesReference
+    wanted: Mapping[str, str]
+    whole: bool
+    received: set[str] = field(default_factory=set)
+    unusable: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    last: int = _NOT_OFFERED
+
+    @property
+    def missing(self) -> list[str]:
+        return [uid for uid in self.wanted if uid not in self.received]
+
+    def take(self, inbox: _Inbox, code: int) -> None:
+        self.received |= inbox.received
+        self.unusable |= inbox.unusable
+        self.codes |= dict.fromkeys(inbox.wanted, code)
+        self.last = code
 
 
 @dataclass

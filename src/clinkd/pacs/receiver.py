@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from clinkd.own_address import explain_bind
 from clinkd.pacs.addresses import ReceiverAddress, check_title, plain_address
 from clinkd.pacs.instance import StoreRefusal, StoreStatus, demand_extra
 from clinkd.pacs.limits import ReceiverLimits
@@ -87,9 +88,7 @@ class Receiver:
                 ssl_context=context, evt_handlers=handlers,
             )  # fmt: skip
         except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            told = f"--host {address.host} --port {address.port}: cannot be taken ({why}); --port 0 takes a free one"
-            raise BadInput(told) from None
+            raise BadInput(explain_bind(error, address.host, address.port)) from None
         return int(self._server.server_address[1])
 
     def start(self) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DRAFT_SECONDS = 0.05  # between two drafts of an answer, at least
 FINISH_SECONDS = 3.0  # that a batch has to end when the server stops
 LONG_TURN = 4.0  # times the mean seconds of a batch, after which a batch gives way to another client that waits
+_LOOK_SECONDS = 0.1  # between two looks whether the model is ready
 _LEAST_TURN = 1.0  # seconds that a batch has in any case
 _NEWEST_WEIGHT = 0.2  # weight of the newest batch in the mean seconds of a batch
 
@@ -119,6 +120,11 @@ class Engine:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    async def wait_until_loaded(self) -> None:
+        """Return when the model is ready, or none will be: for those whose time does not begin before."""
+        while self.state == "loading" and not self._stopped:
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def ask(self, request: AnswerRequest, limit: TimeLimit) -> AsyncIterator[BoxedText | AnswerResult]:
         """Drafts if they are wanted, then the answer. A caller that stops listening leaves the queue.

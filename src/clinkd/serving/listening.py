@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clinkd.data.dicom_objects import WARNINGS
-from clinkd.hospital.listen import Listening, ModelBusy, Polling, Send
+from clinkd.hospital.listen import Listening, ModelBusy, Send
+from clinkd.hospital.polling import Polling
 from clinkd.hospital.rules import Rules
 from clinkd.hospital.worklist import (
     AnswerCaution,
@@ -32,7 +33,7 @@ from clinkd.serving.engine import AnswerRequest, Engine, ModelUnavailable
 from clinkd.serving.limits import NOTICE, DeadlineExceeded, QueueFull, TimeLimit
 
 T = TypeVar("T")
-ANSWER_SECONDS = 600.0  # nobody waits at a page for these answers
+ANSWER_SECONDS = 600.0  # by a model that is ready; nobody waits at a page for these answers
 _BUSY_SECONDS = 2.0
 
 
@@ -59,7 +60,7 @@ def listening(plan: ListenPlan, say: Callable[[str], object], engine: Engine) ->
         if plan.receiver:
             receiver = Receiver(
                 plan.receiver, lambda content: running.receive(content), plan.receiver_limits,
-                lambda line: running.tell_trouble(line),
+                lambda line: running.troubles.tell(line),
             )  # fmt: skip
             ends.callback(receiver.stop)
             port = receiver.bind()  # before all else: where it is taken, nothing is left behind
@@ -135,6 +136,7 @@ class ServedDesk:
             raise BadInput(str(late)) from None
 
     async def _answer(self, entry: WorklistEntry, image: bytes) -> ModelAnswer:
+        await self.handler.engine.wait_until_loaded()
         picture = await self.handler.open_picture(image, entry.frame)
         request = AnswerRequest(partial(read_question, picture, entry.question, ()))
         reply = (await self.handler.answer(picture, request, TimeLimit(ANSWER_SECONDS))).reply

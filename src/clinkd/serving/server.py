@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import os
 import re
 import secrets
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import uvicorn
 
+from clinkd.own_address import explain_bind, is_loopback
 from clinkd.pipeline.runs import RUN_RECORD, Run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.connections import BACKLOG, BoundedConnection
 from clinkd.serving.limits import ServerLimits
-from clinkd.storage import sha256_file
+from clinkd.storage import find_readers, sha256_file
 from clinkd.workflows.review import Review
 
 if TYPE_CHECKING:
@@ -100,11 +100,13 @@ def serve(
     the port is taken.
     """
     host, user_token = address.host, read_user_token(address.token_file)
-    if not is_local(host) and user_token is None:
+    if not is_loopback(host) and user_token is None:
         raise BadInput(
             f"{address.options}host {host}: other machines could ask; give a token first, in the variable "
             f"{TOKEN_VARIABLE} or by --token-file"
         )
+    if address.token_file and (caution := find_readers(address.token_file)):
+        say(f"note     --token-file {caution}")
     source = find()
     token = user_token or secrets.token_urlsafe(24)
     with _open_socket(address) as listener:
@@ -143,15 +145,6 @@ def read_user_token(file: Path | None) -> str | None:
     return token
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def _is_model(wanted: str | None, runs: Path) -> bool:
     """Whether what is to be served is a folder with a model, and no run."""
     folder = Path(wanted or "").expanduser()
@@ -160,7 +153,7 @@ def _is_model(wanted: str | None, runs: Path) -> bool:
 
 
 def _open_socket(address: ListenAddress) -> socket.socket:
-    host, port, options = address.host, address.port, address.options
+    host, port = address.host, address.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,9 +161,7 @@ def _open_socket(address: ListenAddress) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        why = getattr(error, "strerror", None) or error
-        told = f"{options}host {host} {options}port {port}: cannot be taken ({why}); {options}port 0 takes a free one"
-        raise BadInput(told) from None
+        raise BadInput(explain_bind(error, host, port, address.options)) from None
     listener.listen(BACKLOG)
     return listener
 
