@@ -170,6 +170,7 @@ def test_folds_pool_its_answers_and_the_best_baseline_is_chosen_without_it(tmp_p
         said = [Prediction(s.id, (Candidate("", s.answer),), by=PROBE).to_json() for s in splits[2]]
         for folder in answered:
             write_lines(folder / PREDICTIONS, said)
+        write_json(answered[0] / "stage.json", {"recorded": {}})
     pooled = tmp_path / "pooled"
     pooled.mkdir()
     pool_answers(StageContext(pooled, {}, 0, lambda *_: None), folds)
