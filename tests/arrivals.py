@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import resource
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +21,7 @@ from pynetdicom import AE
 
 from clinkd.hospital.listen import Listening, ModelBusy
 from clinkd.hospital.rules import read_rules
-from clinkd.hospital.worklist import FoundRegion, ModelAnswer, Worklist, WorklistEntry
+from clinkd.hospital.worklist import FILE, FoundRegion, ModelAnswer, Worklist, WorklistEntry
 from clinkd.pacs import ArchiveUnreachable, Receiver, ReceiverAddress, SeriesReference, StudyQuery
 from clinkd.records import BadInput, Box
 
@@ -122,6 +123,16 @@ class MemoryArchive:
             self.lost -= 1
             raise ArchiveUnreachable("no connection")
         self.stored.append(content)
+
+
+@contextmanager
+def filling_disk(worklist: Worklist) -> Iterator[Callable[[], None]]:
+    """From the call on, the file of a worklist takes no more, until the block ends."""
+    before, wal = resource.getrlimit(resource.RLIMIT_FSIZE), worklist.folder / f"{FILE}-wal"
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class FolderArchive:

@@ -9,12 +9,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from browser import Browser, program
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.storage import cache_folder
+
+if TYPE_CHECKING:
+    from serving import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,3 +149,12 @@ def chromium(started_browser: Browser) -> Iterator[Browser]:
     yield started_browser
     started_browser.leave()
     started_browser.told.clear()
+
+
+@pytest.fixture
+def page(chromium: Browser, server: Server) -> Iterator[Browser]:
+    """The page of the `server` that a file of tests has, opened anew."""
+    from serving import opened_page
+
+    with opened_page(chromium, server) as opened:
+        yield opened

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +19,14 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from tests.dicom_images import make_image as encode_image
 
-from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, make_image
+from arrivals import RULES, MemoryArchive, ScriptedDesk, encode, filling_disk, make_image
 from clinkd.cli import main
-from clinkd.hospital.corrections import CORRECTIONS
+from clinkd.hospital.correction_rows import CORRECTIONS
 from clinkd.hospital.listen import Listening
 from clinkd.hospital.object_kinds import read_arrival, read_kind
 from clinkd.hospital.polling import PolledArchive, Polling
 from clinkd.hospital.rules import read_rules
 from clinkd.hospital.worklist import (
-    FILE,
     ArrivedImage,
     FoundRegion,
     ModelAnswer,
@@ -277,16 +275,6 @@ def test_a_full_disk_is_out_of_resources(tmp_path, monkeypatch):
         with pytest.raises(StoreRefusal, match="no room left") as told:
             running.take(encode(make_image(1)))
         assert told.value.status == StoreStatus.OUT_OF_RESOURCES
-
-
-@contextmanager
-def filling_disk(worklist: Worklist) -> Iterator[Callable[[], None]]:
-    """From the call on, the file of a worklist takes no more, until the block ends."""
-    before, wal = resource.getrlimit(resource.RLIMIT_FSIZE), worklist.folder / f"{FILE}-wal"
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_was_sent_is_not_sent_again_where_the_disk_is_full_meanwhile(tmp_path, monkeypatch, capfd):

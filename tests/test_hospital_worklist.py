@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sqlite3
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from arrivals import filling_disk
 from clinkd.hospital.worklist import (
     FILE,
     STATES,
@@ -251,14 +251,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
 
 
 def test_a_change_that_the_disk_refuses_is_not_done_at_all(worklist):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = (worklist.folder / f"{FILE}-wal").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
+    with filling_disk(worklist) as fill:
+        fill()
         with pytest.raises(WorklistUnwritable, match="no room left to write"):
             worklist.add_image(b"image", FACTS, ASKED)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert worklist.list() == [] and not list((worklist.folder / "images").iterdir())
     assert len(worklist.add_image(b"image", FACTS, ASKED)) == 2
 

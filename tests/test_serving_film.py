@@ -23,12 +23,12 @@ from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
-from browser import Browser, arrived
+from browser import arrived
 from clinkd.data.dicom_objects import Model, Region, ReportedAnswer, write_report
 from clinkd.data.images.limits import UPLOADS
 from clinkd.data.images.upload import decode_frame, decode_values, describe_head
 from clinkd.records import BadInput, Box
-from serving import Server, opened_page, serving_model
+from serving import Server, serving_model
 from slices import VOLUME, ct, enhanced
 from test_serving_page import answered, pixels
 from test_serving_replies import ScriptedAnswerer
@@ -41,12 +41,6 @@ FRAMES = 5
 def server() -> Iterator[Server]:
     with serving_model(ScriptedAnswerer) as made:
         yield made
-
-
-@pytest.fixture
-def page(chromium: Browser, server: Server) -> Iterator[Browser]:
-    with opened_page(chromium, server) as opened:
-        yield opened
 
 
 def written(ds: Dataset) -> bytes:

@@ -24,7 +24,7 @@ from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from clinkd.version import spell_program
-from serving import Server, json_of, opened_page, picture, serving, uri
+from serving import Server, json_of, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests
 
@@ -35,12 +35,6 @@ def server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(small_run.parent, runs, symlinks=True, dirs_exist_ok=True)
     with serving(runs / small_run.name) as made:
         yield made
-
-
-@pytest.fixture
-def page(chromium: Browser, server: Server) -> Iterator[Browser]:
-    with opened_page(chromium, server) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

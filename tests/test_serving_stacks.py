@@ -26,7 +26,7 @@ from clinkd.cli import main
 from clinkd.data.images.upload import decode_frame, describe_head
 from clinkd.data.readers.forms import read_rows
 from clinkd.data.readers.source import Source
-from serving import TOKEN, Server, opened_page, picture, serving_model
+from serving import TOKEN, Server, picture, serving_model
 from slices import GAP, SHAPE, VOLUME, ct, enhanced, place, write_series
 from test_serving_page import FAINT, HIGH, NAMES, SMALL, WIDE, answered, draw, pixels, places, text
 from test_serving_replies import ScriptedAnswerer
@@ -36,12 +36,6 @@ from test_serving_replies import ScriptedAnswerer
 def server() -> Iterator[Server]:
     with serving_model(ScriptedAnswerer) as made:
         yield made
-
-
-@pytest.fixture
-def page(chromium: Browser, server: Server) -> Iterator[Browser]:
-    with opened_page(chromium, server) as opened:
-        yield opened
 
 
 @pytest.fixture

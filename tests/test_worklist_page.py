@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from browser import Browser
-from clinkd.hospital.corrections import make_corrections
+from clinkd.hospital.correction_rows import make_corrections
 from clinkd.hospital.worklist import (
     AnswerCaution,
     ArrivedImage,

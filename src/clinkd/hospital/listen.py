@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from clinkd.hospital.corrections import CORRECTIONS, make_corrections
+from clinkd.hospital.correction_rows import CORRECTIONS, make_corrections
 from clinkd.hospital.object_kinds import PLACE, read_arrival, read_kind
 from clinkd.hospital.polling import PolledArchive, Polling
 from clinkd.hospital.pull import NO_IMAGES
@@ -150,13 +150,10 @@ class Listening:
             version = self._version
             try:
                 seconds = step()
-            except WorklistUnwritable as error:
-                self.troubles.tell(str(error))
+            except Exception as error:
+                known = isinstance(error, WorklistUnwritable)  # words of another may be a patient's
+                self.troubles.tell(str(error) if known else f"a fault of the program ({type(error).__name__})")
                 self._pause(_RETRY_SECONDS)  # changes of others would end another wait at once
-                continue
-            except Exception as error:  # its words may be a patient's
-                self.troubles.tell(f"a fault of the program ({type(error).__name__})")
-                self._pause(_RETRY_SECONDS)
                 continue
             if isinstance(seconds, float):
                 self._wait_for_change(version, seconds)

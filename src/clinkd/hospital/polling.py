@@ -64,7 +64,7 @@ class PolledArchive:
         """Fetch the images of the archive that are not known yet. A refusal or a lost connection is told, and the next
         round tries again."""
         try:
-            for series in find_recent_series(self.archive, self.taker.rules):
+            for series in _find_recent_series(self.archive, self.taker.rules):
                 self._poll_series(series)
                 if self.taker.stopped:
                     return
@@ -106,7 +106,7 @@ class PolledArchive:
             tell(told)
 
 
-def find_recent_series(archive: Archive, rules: Rules) -> list[SeriesReference]:
+def _find_recent_series(archive: Archive, rules: Rules) -> list[SeriesReference]:
     """The series of studies of today and the day before of which a rule may ask, each once."""
     days = f"{date.today() - timedelta(days=1)}..{date.today()}"
     words = [rule.modality for rule in rules.values()]

@@ -25,8 +25,8 @@ from clinkd.scoring.metrics import PRIMARY_METRIC
 
 FEWEST = 20  # truth boxes or answers, below which a figure shows chance
 FEWEST_PROBABILITIES = 30
-NO_PROBABILITIES = "the answers bring no probabilities"
-NO_THRESHOLD = "a caption is more or less right: no threshold makes it right or wrong"
+_NO_PROBABILITIES = "the answers bring no probabilities"
+_NO_THRESHOLD = "a caption is more or less right: no threshold makes it right or wrong"
 NO_CONFIDENCES = "the answers bring none: only those of a run of this version do, by a fit to its validation answers"
 MOST_CLASSES = 12  # of the confusion of names
 OTHER, NONE, SEVERAL = "another class", "no class", "several classes"
@@ -127,9 +127,9 @@ def _describe_token_probability(
 
 def _find_reason(task: Task, answers: int, logprobs: Sequence[float]) -> str:
     if task in (Task.RC, Task.MIA):
-        return NO_THRESHOLD
+        return _NO_THRESHOLD
     if not answers:
-        return NO_PROBABILITIES
+        return _NO_PROBABILITIES
     if any(not value <= 1e-6 for value in logprobs):
         return "a value given as log-probability is above 0 or no number, so it is none"
     return _count_too_few(answers) if answers < FEWEST_PROBABILITIES else ""
