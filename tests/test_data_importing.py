@@ -26,6 +26,7 @@ from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, Modality, Sample, Task
+from clinkd.version import spell_program
 
 CHECKS = Checks(workers=1)
 
@@ -470,7 +471,7 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     words = ["data", "import", str(root), "--out", str(out), "--page", str(tmp_path / "page.html"), "--workers", "1"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "36 samples of 12 images" in told and "next     clinkd data boxes " in told
+    assert "36 samples of 12 images" in told and f"next     {spell_program()} data boxes " in told
     assert "data:image/" in (tmp_path / "page.html").read_text()
     assert main(["data", "split", str(out), "--test", "0.4"]) == 0
     told = capsys.readouterr().out

@@ -127,6 +127,21 @@ def test_what_no_rule_asks_about_is_not_kept_but_counted(tmp_path, capfd):
     assert [line.split(":")[1] for line in told] == [" SR", " SEG", " other"] and "CANARY" not in str(told)
 
 
+@pytest.mark.parametrize(
+    ("modality", "body_part", "why"),
+    [
+        ("CT", "CANARY", "CT: its rules ask about none of this body part (BodyPartExamined)"),
+        ("CT", "", "CT: its rules ask about none without a body part (BodyPartExamined)"),
+        ("US", "CHEST", "US: no rule asks about it"),
+    ],
+)
+def test_an_image_that_only_its_body_part_keeps_from_a_rule_is_told_so(tmp_path, capfd, modality, body_part, why):
+    rules = "ct:\n  modality: CT\n  body_part: CHEST\n  questions: What is this?\n"
+    with listening(tmp_path, rules=rules) as running, pytest.raises(StoreRefusal):
+        running.take(encode(make_image(Modality=modality, BodyPartExamined=body_part)))
+    assert capfd.readouterr().err == f"clinkd: {why}, so it is not kept; told once, counted on the page\n"
+
+
 def test_a_film_that_is_not_read_is_refused_where_a_rule_asks_about_it(tmp_path):
     film = make_image(1)
     film.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4

@@ -36,7 +36,7 @@ def test_the_command_and_the_docs_show_rules_that_are_read(tmp_path, capsys):
     assert capsys.readouterr().out == EXAMPLE
     docs = (Path(__file__).parents[1] / "docs" / "PACS.md").read_text()
     [shown] = [block for block in re.findall(r"^```yaml\n(.*?)^```", docs, re.M | re.S) if "questions:" in block]
-    assert read(tmp_path, shown) == {n: r for n, r in read(tmp_path, EXAMPLE).items() if n != "x-ray"}
+    assert shown == EXAMPLE
     assert main(["pacs", "listen"]) == 2 and "--example-rules" in capsys.readouterr().err
 
 

@@ -118,7 +118,7 @@ def import_data(  # noqa: PLR0913
 def _require_samples(findings: Findings, sources: Sequence[Source]) -> None:
     if not findings.samples:
         below = next(filter(None, (forms.find_data_below(s.path) for s in sources)), "")
-        way_out = below or "clinkd data check says why"
+        way_out = below or "a row wants a question with its answer, or a name with its box; clinkd data check says more"
         raise BadInput(f"no question and no box is left of {findings.rows} rows; {way_out}")
 
 

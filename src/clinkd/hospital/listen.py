@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from clinkd.hospital.correction_rows import CORRECTIONS, make_corrections
-from clinkd.hospital.object_kinds import PLACE, read_arrival, read_kind
+from clinkd.hospital.object_kinds import PLACE, ObjectKind, read_arrival, read_kind
 from clinkd.hospital.polling import PolledArchive, Polling
 from clinkd.hospital.pull import NO_IMAGES
 from clinkd.hospital.rules import MODALITIES, Rules, ask_by_rules
@@ -98,7 +98,7 @@ class Listening:
             facts = read_arrival(content, kind)
             questions = ask_by_rules(self.rules, facts)
         if not questions:
-            self._leave_out(kind.modality)
+            self._leave_out(kind)
             raise StoreRefusal(StoreStatus.NOT_ASKED, "no rule asks about such an object; it is not kept")
         try:
             self.worklist.add_image(content, facts, questions)
@@ -108,11 +108,14 @@ class Listening:
             raise StoreRefusal(StoreStatus.OUT_OF_RESOURCES, why) from None
         self.counts["images"] += 1
 
-    def _leave_out(self, modality: str) -> None:
+    def _leave_out(self, kind: ObjectKind) -> None:
         """Count an object that no rule asks about, and tell of the first of each modality."""
-        word = modality if modality in (*MODALITIES, *NO_IMAGES) else "other"
+        word = kind.modality if kind.modality in (*MODALITIES, *NO_IMAGES) else "other"
         if self.worklist.leave_out(word) == 1:
-            tell(f"{word}: no rule asks about it, so it is not kept; told once, counted on the page")
+            elsewhere = kind.image and any(word in rule.modality and rule.body_part for rule in self.rules.values())
+            part = "of this body part" if kind.body_part else "without a body part"
+            asked = f"its rules ask about none {part} (BodyPartExamined)" if elsewhere else "no rule asks about it"
+            tell(f"{word}: {asked}, so it is not kept; told once, counted on the page")
 
     def start(self, desk: AnsweringDesk, answering: int = 4, polling: Polling | None = None) -> None:
         """Begin to answer, `answering` questions at a time, to send, to poll and to remove what is not kept."""
