@@ -185,9 +185,9 @@ def halve(rows: Rows) -> list[tuple[Rows, Rows]]:
     return pairs
 
 
-def judge(told: Sequence[float | None], shipped: Sequence[Any], rows: Rows) -> tuple[Row, str] | None:
+def judge(told: Sequence[float | None], told_shipped: Sequence[Any], rows: Rows) -> tuple[Row, str] | None:
     """The figures of what was told, and where it is told of all answers how far from those of what is shipped."""
-    known = [(p, q, r) for p, q, r in zip(told, shipped, rows, strict=True) if p is not None]
+    known = [(p, q, r) for p, q, r in zip(told, told_shipped, rows, strict=True) if p is not None]
     if not known:
         return None
     p_N, right_N = np.array([p for p, *_ in known]), np.array([r.right for *_, r in known])
@@ -199,7 +199,7 @@ def judge(told: Sequence[float | None], shipped: Sequence[Any], rows: Rows) -> t
     ece, chance = measure_ece(sum_by_bin(p_N, right_N, edges)), simulate_calibrated_ece(p_N, edges)
     more = f"skill {skill:.1f} % [{low:.1f}, {high:.1f}], ECE {ece:.3f}, by chance {chance:.3f}"
     row = Row(f"told {len(known)} of {len(rows)}", found["brier"], float(rate * (1 - rate)), "best constant", "Brier")
-    if len(known) == len(rows) and told != shipped:
+    if len(known) == len(rows) and told != told_shipped:
         more += compare(p_N, np.array([q for _, q, _ in known]), right_N, groups)
     return row, more
 

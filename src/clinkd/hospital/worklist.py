@@ -172,7 +172,7 @@ class WorklistUnwritable(BadInput):
 
 
 class WorklistFull(Exception):
-    """The worklist takes no more images. `why` in one line."""
+    """The worklist takes no more images: its text says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
